@@ -1,0 +1,34 @@
+"""`outpace report RUN [RUN...]`: one run, or several compared, as one self-contained HTML page."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+
+@dataclass
+class Options:
+    """Write a run's report as one HTML file that needs nothing else. Several runs are compared."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders, such as runs/NAME. A run that is still training can be read too."""
+    output: Path | None = None
+    """The HTML file to write. Default: report.html in the first run folder."""
+
+
+def run(argv: list[str]) -> int:
+    """Parse `argv`, write the page, print its path."""
+    from outpace.config.load import parse_flags
+    from outpace.core.errors import UsageError
+    from outpace.core.log import say
+    from outpace.core.runfolder import RunFolder
+
+    options: Options = parse_flags(Options, argv, prog="outpace report")
+    if not options.runs:
+        raise UsageError("NO-RUN", "no run folder named", do="outpace report runs/NAME")
+
+    from outpace.report.page import write_report
+
+    output = options.output or RunFolder(options.runs[0]).report
+    say(str(write_report(list(options.runs), output)))
+    return 0

@@ -1,0 +1,19 @@
+"""`outpace train`: the main job."""
+
+from outpace.config.load import load
+
+
+def run(argv: list[str]) -> int:
+    """Parse, train, write the report; 0 when finished, 75 when stopped and resumable."""
+    config, set_by = load(argv)
+
+    from outpace.core.log import say
+    from outpace.runtime.distributed import from_environment
+    from outpace.train.run import run as train
+
+    code, folder = train(config, set_by, ["train", *argv])
+    if from_environment().is_main:
+        from outpace.report.page import write_report
+
+        say(f"report {write_report([folder], folder / 'report.html')}")
+    return code

@@ -1,0 +1,96 @@
+"""Files that are either whole or absent: atomic replacement, JSON lines, hashes."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from outpace.core.errors import StorageError
+
+JsonObject = dict[str, Any]
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names inside `folder` survive a power loss (a no-op on Windows)."""
+    if os.name == "nt":
+        return
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Write `content` beside `path`, fsync it, and rename it into place."""
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with open(temporary, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+        fsync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise storage_error(path, error) from error
+
+
+def replace_json(path: Path, value: Any) -> None:
+    """Atomically write `value` as indented JSON. NaN and infinities become null."""
+    replace_file(path, json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def append_json_line(path: Path, record: JsonObject) -> None:
+    """Append one record as one line, in a single write."""
+    line = json.dumps(_finite(record), ensure_ascii=False, separators=(",", ":")) + "\n"
+    with open(path, "ab") as f:
+        f.write(line.encode())
+
+
+def read_json_lines(path: Path) -> Iterator[JsonObject]:
+    """Yield the records of a JSON-lines file; a line cut short or damaged is left out."""
+    if not path.exists():
+        return
+    with open(path, encoding="utf-8", errors="replace") as f:
+        for line in f:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                yield record
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """SHA-256 of the canonical JSON of `value`, in hex."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def storage_error(path: Path, error: OSError) -> StorageError:
+    """Turn an OSError from a write into the one-line error with exit code 5."""
+    return StorageError(
+        "STORAGE",
+        f"cannot write {path}: {error.strerror or error}",
+        do="free space or choose another folder, then run the same command again",
+    )
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return value

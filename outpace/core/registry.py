@@ -1,0 +1,41 @@
+"""Plug-in tables: a name, and where its code is, loaded only when it is asked for."""
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from typing import Any
+
+from outpace.core.errors import UsageError
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean X?)` for the closest known name, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+class Registry:
+    """A table `name -> "module:attribute"`. Adding a row is all that a plug-in needs."""
+
+    def __init__(self, kind: str, table: dict[str, str]) -> None:
+        self.kind = kind
+        self._table = table
+
+    def names(self) -> list[str]:
+        return list(self._table)
+
+    def check(self, name: str) -> None:
+        """Raise UsageError, naming the nearest entry, when `name` is not in the table."""
+        if name not in self._table:
+            raise UsageError(
+                "UNKNOWN-" + self.kind.upper().replace(" ", "-"),
+                f"no {self.kind} {name!r}{nearest(name, self._table)}",
+                do=f"choose one of {', '.join(self._table)}",
+            )
+
+    def load(self, name: str) -> Any:
+        """Import and return the entry `name`."""
+        self.check(name)
+        module, _, attribute = self._table[name].partition(":")
+        loaded = importlib.import_module(module)
+        return getattr(loaded, attribute) if attribute else loaded

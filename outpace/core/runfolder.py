@@ -1,0 +1,139 @@
+"""Every path of a run, in one place. The on-disk contract that reports and tools read.
+
+config.toml      what was asked, with who set each value
+plan.json        what happens and why; the machine; versions
+STATUS.json      atomically replaced: state, exit code, last step, resumable
+metrics.jsonl    one record a logged step
+evals.jsonl      one record an evaluation
+samples.jsonl    generated text
+events.jsonl     starts, saves, fall-backs, stops
+checkpoints/     step-00001000/...
+report.html
+"""
+
+import datetime
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from outpace.core.errors import RunInUse, StorageError
+from outpace.core.files import append_json_line, read_json_lines, replace_file, replace_json
+
+RUN_FORMAT = 1
+"""Version of the layout above; written into plan.json and STATUS.json."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths below one run's root."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.toml"
+
+    @property
+    def plan(self) -> Path:
+        return self.root / "plan.json"
+
+    @property
+    def status(self) -> Path:
+        return self.root / "STATUS.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def evals(self) -> Path:
+        return self.root / "evals.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.root / "samples.jsonl"
+
+    @property
+    def events(self) -> Path:
+        return self.root / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    def create(self) -> None:
+        """Make the folder, or say in one line why it cannot be made."""
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                "RUN-DIR",
+                f"cannot make the run folder {self.root}: {error.strerror or error}",
+                do="choose a writable folder with --run_dir",
+            ) from error
+
+    def lock(self) -> FileLock:
+        """Take the run's lock, released when the process ends however it ends; RunInUse if held."""
+        lock = FileLock(self.root / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise RunInUse(
+                "RUN-IN-USE",
+                f"another process is training in {self.root}{_holder(self.status)}",
+                do="wait for it, stop it, or choose another --run_dir",
+            ) from error
+        return lock
+
+    def write_status(self, state: str, *, code: int | None = None, **fields: Any) -> None:
+        """Replace STATUS.json. `state` is running, finished, stopped or failed."""
+        record = {
+            "format": RUN_FORMAT,
+            "state": state,
+            "code": code,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "time": now(),
+            **fields,
+        }
+        replace_json(self.status, record)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Append one line to events.jsonl."""
+        append_json_line(self.events, {"time": now(), "event": kind, **fields})
+
+    def forget_after(self, step: int) -> None:
+        """Drop records of steps after `step`, and a line cut by a crash, before a resume repeats
+        them, so that every step stands once."""
+        for path in (self.metrics, self.evals, self.samples):
+            if not path.exists():
+                continue
+            lines = path.read_bytes().splitlines(keepends=True)
+            good = [r for r in read_json_lines(path) if r.get("step", 0) <= step]
+            if len(good) != len(lines):
+                replace_file(path, b"")
+                for record in good:
+                    append_json_line(path, record)
+
+
+def now() -> str:
+    """UTC time in ISO 8601, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _holder(status: Path) -> str:
+    import json
+
+    try:
+        record = json.loads(status.read_text())
+        return f" (pid {record['pid']} on {record['host']})"
+    except (OSError, ValueError, KeyError):
+        return ""

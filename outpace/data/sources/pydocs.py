@@ -1,0 +1,122 @@
+"""The English documentation inside any Python installation: the language reference
+(`pydoc_data.topics`) and the docstrings of the standard library and of installed packages. Real
+text, offline, in seconds; no module is imported, sources are only parsed.
+
+A module is a document. A docstring that was seen before is left out, and a top-level package gives
+at most `PACKAGE_LIMIT` characters, so that no single package makes up the corpus.
+"""
+
+import ast
+import hashlib
+import inspect
+import os
+import sys
+import sysconfig
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+PACKAGE_LIMIT = 3_000_000
+SHORTEST = 40
+"""Docstrings below this many characters say too little to keep."""
+SKIPPED_FOLDERS = {"test", "tests", "testing", "__pycache__", "site-packages", "lib2to3", "_vendor"}
+
+Docstring = tuple[str, str]
+"""Heading (`module.Class.method(arguments)`) and text."""
+
+
+class PydocsSource:
+    """Documentation of this Python, one document a module or language topic."""
+
+    name = "pydocs"
+
+    def documents(self) -> Iterator[str]:
+        yield from self._documents
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "python": sys.version.split()[0],
+            "packages": sorted({p for p, _ in self._files}),
+            "characters_a_package_at_most": PACKAGE_LIMIT,
+        }
+
+    @cached_property
+    def _files(self) -> list[tuple[str, Path]]:
+        """(top-level package, file), sorted by dotted name."""
+        paths = sysconfig.get_paths()
+        roots = dict.fromkeys(Path(paths[k]) for k in ("stdlib", "purelib", "platlib"))
+        return [(f.relative_to(r).parts[0], f) for r in roots for f in _python_files(r)]
+
+    @cached_property
+    def _documents(self) -> list[str]:
+        documents = list(_topics())
+        seen: set[bytes] = set()
+        used: dict[str, int] = {}
+        workers = min(8, os.cpu_count() or 1)
+        with ProcessPoolExecutor(workers) as pool:
+            parsed = pool.map(_docstrings, [f for _, f in self._files], chunksize=32)
+            for (package, file), docstrings in zip(self._files, parsed, strict=True):
+                parts = [_module_name(file)]
+                for heading, text in docstrings:
+                    digest = hashlib.blake2b(text.encode("utf-8", "replace")).digest()
+                    if digest not in seen and used.get(package, 0) < PACKAGE_LIMIT:
+                        seen.add(digest)
+                        used[package] = used.get(package, 0) + len(text)
+                        parts.append(f"{heading}\n\n{text}" if heading else text)
+                if len(parts) > 1:
+                    documents.append("\n\n".join(parts) + "\n")
+        return documents
+
+
+def _topics() -> Iterator[str]:
+    from pydoc_data.topics import topics
+
+    for name in sorted(topics):
+        yield topics[name]
+
+
+def _python_files(root: Path) -> Iterator[Path]:
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(f for f in folders if f not in SKIPPED_FOLDERS)
+        for file in sorted(files):
+            if file.endswith(".py"):
+                yield Path(folder, file)
+
+
+def _module_name(file: Path) -> str:
+    """Dotted name, found by walking up while there is an __init__.py."""
+    parts = [] if file.stem == "__init__" else [file.stem]
+    folder = file.parent
+    while (folder / "__init__.py").exists():
+        parts.insert(0, folder.name)
+        folder = folder.parent
+    return ".".join(parts) or file.stem
+
+
+def _docstrings(file: Path) -> list[Docstring]:
+    """Docstrings of a source file in its order; none from one that does not parse."""
+    try:
+        source = file.read_bytes()
+        if b'"""' not in source and b"'''" not in source:
+            return []
+        tree = ast.parse(source)
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+    found: list[Docstring] = []
+
+    def visit(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str):
+        text = ast.get_docstring(node, clean=False)
+        if text and len(text) >= SHORTEST:
+            found.append((name, inspect.cleandoc(text)))
+        for child in node.body:
+            if isinstance(child, ast.ClassDef):
+                visit(child, f"{name}.{child.name}" if name else f"class {child.name}")
+            elif isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                arguments = ", ".join(a.arg for a in child.args.args if a.arg != "self")
+                prefix = f"{name.removeprefix('class ')}." if name else ""
+                visit(child, f"{prefix}{child.name}({arguments})")
+
+    visit(tree, "")
+    return found

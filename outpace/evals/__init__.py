@@ -1,0 +1,27 @@
+"""Level 4: what a model is worth. Evaluation never touches the training's random numbers."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+from outpace.config.presets import GPT2Shape
+from outpace.core.registry import Registry
+
+TASKS = Registry("task", {"hellaswag": "outpace.evals.tasks.hellaswag"})
+KeepGoing = Callable[[], bool]
+"""Asked between batches; False ends an evaluation early, without a result."""
+
+
+class LanguageModel(Protocol):
+    """What evaluation needs of a model."""
+
+    shape: GPT2Shape
+
+    def hidden(self, idx: torch.Tensor) -> torch.Tensor: ...
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...
+
+
+def always() -> bool:
+    return True

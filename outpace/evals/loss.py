@@ -1,0 +1,77 @@
+"""Validation loss over a fixed range of tokens: the first ones of the split, in windows that do not
+overlap, the same for any batch and any number of processes; also in bits per byte, which does not
+depend on the tokenizer.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from outpace.evals import KeepGoing, always
+from outpace.runtime.distributed import Group
+from outpace.runtime.precision import autocast
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Mean loss over `tokens_scored` targets."""
+
+    loss: float
+    """Nats a token."""
+    perplexity: float
+    bits_per_byte: float
+    tokens_scored: int
+
+    def record(self) -> dict[str, Any]:
+        return {"task": "validation", **asdict(self)}
+
+
+@torch.inference_mode()
+def validation_loss(
+    loss_sum: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    read: Callable[[int, npt.NDArray[np.uint16]], None],
+    *,
+    tokens: int,
+    context: int,
+    token_bytes: list[int],
+    device: torch.device,
+    precision: str,
+    group: Group,
+    batch_size: int = 8,
+    keep_going: KeepGoing = always,
+) -> Loss | None:
+    """Score `tokens` targets. `loss_sum(idx, targets)` is the model's summed loss, `read(start,
+    out)` fills `out` from the split's stream. None if it was told to stop."""
+    width = min(context, tokens)
+    windows = tokens // width
+    bytes_of = np.asarray(token_bytes, np.int64)
+    ranks = group.ranks
+    total = torch.zeros(3, dtype=torch.float64, device=device)  # nats, bytes, interrupted
+    mine = range(ranks.rank, windows, ranks.world_size)
+    for first in range(0, len(mine), batch_size):
+        if not keep_going():
+            total[2] += 1
+            break
+        chosen = mine[first : first + batch_size]
+        rows = np.empty((len(chosen), width + 1), np.uint16)
+        for row, window in zip(rows, chosen, strict=True):
+            read(window * width, row)
+        idx = torch.from_numpy(rows.astype(np.int64)).to(device)  # (B, T + 1)
+        with autocast(device, precision):
+            total[0] += loss_sum(idx[:, :-1], idx[:, 1:]).double()
+        total[1] += int(bytes_of[rows[:, 1:]].sum())
+    nats, n_bytes, interrupted = group.sum(total).tolist()
+    if interrupted:
+        return None
+    mean = nats / (windows * width)
+    return Loss(
+        loss=mean,
+        perplexity=math.exp(min(mean, 700.0)),
+        bits_per_byte=nats / math.log(2) / max(1.0, n_bytes),
+        tokens_scored=windows * width,
+    )

@@ -1,0 +1,28 @@
+"""The truth: softmax(q k^T / sqrt(D)) v in fp32, with the T x S matrix stored. Slow on purpose."""
+
+import math
+
+import torch
+
+
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool, dropout_p: float = 0.0
+) -> torch.Tensor:
+    """q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D) in q's dtype."""
+    T, S = q.size(-2), k.size(-2)
+    with torch.autocast(q.device.type, enabled=False):
+        scores = q.float() @ k.float().transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, S)
+        if causal:
+            visible = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+            scores = scores.masked_fill(~visible, float("-inf"))
+        weights = torch.dropout(scores.softmax(-1), dropout_p, train=dropout_p > 0)
+        return (weights @ v.float()).to(q.dtype)  # (B, H, T, D)
+
+
+def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    return None
+
+
+def kernel(device: torch.device, dtype: torch.dtype, head_dim: int, dropout_p: float) -> str:
+    """Name of the kernel that runs."""
+    return "materialised"

@@ -1,0 +1,6 @@
+"""Level 3: parameter groups, optimisers and schedules."""
+
+from outpace.core.registry import Registry
+
+OPTIMIZERS = Registry("optimizer", {"adamw": "outpace.optim.adamw:build"})
+"""Entry: build(groups, lr, **options) -> torch.optim.Optimizer."""

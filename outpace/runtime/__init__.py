@@ -1,0 +1,1 @@
+"""Level 2: the machine, the process group, precision, compilation and seeds."""

@@ -1,0 +1,72 @@
+"""The process group: one process or many, started by torchrun. nccl on CUDA, gloo on CPU."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from outpace.core.errors import PeerLost
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Who we are among how many."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def from_environment() -> Ranks:
+    """What torchrun set, or a single process."""
+    if "RANK" not in os.environ:
+        return Ranks()
+    return Ranks(
+        int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+    )
+
+
+class Group:
+    """The few collective operations training needs; each is the identity with one process."""
+
+    def __init__(self, ranks: Ranks, device: torch.device, timeout_s: float = 600.0) -> None:
+        self.ranks, self.device = ranks, device
+        self._control: dist.ProcessGroup | None = None
+        if ranks.world_size > 1:
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+            # Stop flags travel over gloo, so that asking each step never waits for the GPU.
+            self._control = dist.new_group(backend="gloo")
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """Sum of a device tensor over all processes, on each."""
+        if self.ranks.world_size > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+        return value
+
+    def largest(self, value: int) -> int:
+        """Largest of one host integer over all processes, on each."""
+        if self._control is None:
+            return value
+        box = torch.tensor([value])
+        try:
+            dist.all_reduce(box, dist.ReduceOp.MAX, group=self._control)
+        except RuntimeError as error:
+            raise PeerLost(
+                "PEER-LOST",
+                "a rank of the process group is gone",
+                kept="the last verified checkpoint",
+                do="run the same command again",
+            ) from error
+        return int(box.item())
+
+    def close(self) -> None:
+        if self.ranks.world_size > 1 and dist.is_initialized():
+            dist.destroy_process_group()

@@ -1,0 +1,27 @@
+"""Mixed precision through torch.amp: matrix products in the compute type, weights, moments and
+reductions in fp32. fp16 adds loss scaling, whose state is part of a checkpoint.
+"""
+
+import contextlib
+
+import torch
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[None]:
+    """Autocast to the compute type, or nothing for `no`."""
+    if precision == "no":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+def grad_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
+    """A loss scaler that does something only for fp16."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+
+def fast_fp32_matmul() -> None:
+    """TF32 for the fp32 products that remain on CUDA (no effect on CPU tensors)."""
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True

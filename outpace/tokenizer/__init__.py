@@ -1,0 +1,37 @@
+"""Level 2: text to token ids and back. One table; every entry has the same few methods."""
+
+from typing import Protocol
+
+from outpace.core.registry import Registry
+
+TOKENIZERS = Registry(
+    "tokenizer",
+    {
+        "gpt2": "outpace.tokenizer.gpt2:Gpt2Tokenizer",
+        "bytes": "outpace.tokenizer.bytes_:BytesTokenizer",
+    },
+)
+
+
+class Tokenizer(Protocol):
+    """Text to ids. `encode` never yields `end_of_text`: a literal one in the text is text."""
+
+    name: str
+    version: str
+    vocab_size: int
+    vocab_sha256: str
+    end_of_text: int
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: list[int]) -> str: ...
+
+    def token_bytes(self) -> list[int]:
+        """Bytes of text that each id stands for; 0 for `end_of_text`."""
+        ...
+
+
+def get_tokenizer(name: str) -> Tokenizer:
+    """Return the tokenizer of that name; UsageError names the nearest one."""
+    tokenizer: Tokenizer = TOKENIZERS.load(name)()
+    return tokenizer

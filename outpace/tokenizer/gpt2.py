@@ -1,0 +1,89 @@
+"""GPT-2's byte-pair encoding, offline: OpenAI's two vocabulary files ship with the package, their
+hashes are checked on loading, and tiktoken does the encoding.
+"""
+
+import hashlib
+import json
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import tiktoken
+
+from outpace.core.errors import DataError
+
+VOCAB_FOLDER = Path(__file__).parent / "gpt2_vocab"
+ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+"""OpenAI's published hashes, the same as in tiktoken's own openai_public.py."""
+
+SPLIT_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+"""GPT-2's pre-tokeniser (openai/gpt-2, src/encoder.py, in tiktoken's spelling)."""
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+class Gpt2Tokenizer:
+    """50,257 ids: 50,256 byte-pair tokens and `<|endoftext|>` (50256)."""
+
+    name = "gpt2"
+    vocab_size = 50257
+    end_of_text = 50256
+    vocab_sha256 = ENCODER_SHA256
+
+    def __init__(self) -> None:
+        self.version = "tiktoken-" + metadata.version("tiktoken")
+        self._encoding = _encoding()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`; lone surrogates become U+FFFD. Releases the GIL while it works."""
+        return self._encoding.encode_ordinary(text)
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of `ids`; bytes that are not UTF-8 become U+FFFD."""
+        return self._encoding.decode(ids)
+
+    def token_bytes(self) -> list[int]:
+        ordinary = self._encoding.decode_tokens_bytes(list(range(self.end_of_text)))
+        return [len(token) for token in ordinary] + [0]
+
+
+@cache
+def _encoding() -> tiktoken.Encoding:
+    encoder = json.loads(_checked("encoder.json", ENCODER_SHA256))
+    _checked("vocab.bpe", MERGES_SHA256)
+    byte_of = _byte_of_character()
+    ranks = {
+        bytes(byte_of[c] for c in token): rank
+        for token, rank in encoder.items()
+        if token != END_OF_TEXT
+    }
+    return tiktoken.Encoding(
+        "gpt2",
+        pat_str=SPLIT_PATTERN,
+        mergeable_ranks=ranks,
+        special_tokens={END_OF_TEXT: Gpt2Tokenizer.end_of_text},
+        explicit_n_vocab=Gpt2Tokenizer.vocab_size,
+    )
+
+
+def _checked(file: str, sha256: str) -> bytes:
+    try:
+        data = (VOCAB_FOLDER / file).read_bytes()
+    except OSError as error:
+        raise DataError(
+            "VOCABULARY", f"the vocabulary file {file} is missing", do="reinstall outpace"
+        ) from error
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise DataError(
+            "VOCABULARY", f"the vocabulary file {file} is not OpenAI's", do="reinstall outpace"
+        )
+    return data
+
+
+def _byte_of_character() -> dict[str, int]:
+    """The printable stand-in characters of encoder.json, back to the bytes they stand for
+    (openai/gpt-2, src/encoder.py, bytes_to_unicode)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}

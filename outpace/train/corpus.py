@@ -1,0 +1,43 @@
+"""Which dataset a run reads: the one named, or a default that is said aloud."""
+
+from pathlib import Path
+
+from outpace.core.errors import DataError
+from outpace.core.log import note, warn
+from outpace.core.registry import nearest
+from outpace.data.prepare import PrepareOptions, prepare
+from outpace.data.shards import MANIFEST, Dataset, open_dataset
+from outpace.data.sources.pydocs import PydocsSource
+
+DATA = Path("data")
+"""Where prepared datasets live by name."""
+
+
+def find_dataset(name: str) -> Path:
+    """The folder of `--dataset`: a path, or a name below data/. Makes pydocs when nothing else is
+    there and nothing was asked for."""
+    if name == "auto":
+        if (DATA / "openwebtext" / MANIFEST).exists():
+            note("dataset: data/openwebtext")
+            return DATA / "openwebtext"
+        warn(
+            "no --dataset was given and data/openwebtext is not prepared: training on pydocs, the "
+            "documentation inside this Python installation"
+        )
+        if not (DATA / "pydocs" / MANIFEST).exists():
+            prepare(PydocsSource(), DATA / "pydocs", PrepareOptions())
+        return DATA / "pydocs"
+    for folder in (Path(name), DATA / name):
+        if (folder / MANIFEST).exists():
+            return folder
+    prepared = sorted(p.parent.name for p in DATA.glob(f"*/{MANIFEST}"))
+    raise DataError(
+        "NO-DATASET",
+        f"no prepared dataset at {name} or {DATA / name}{nearest(name, prepared)}",
+        do=f"outpace prepare files --input 'PATHS_OR_GLOBS' --output {name}",
+    )
+
+
+def open_named(name: str) -> Dataset:
+    """`find_dataset`, opened and checked."""
+    return open_dataset(find_dataset(name))

@@ -1,0 +1,508 @@
+"""The config says what was asked; the plan says what will happen, and why.
+
+`make_plan` is pure: it depends on the config, the machine, the dataset's size and what the caller
+found out about kernels and compilers, all plain values, so that any machine can be planned for.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from outpace.config.load import SetBy
+from outpace.config.presets import (
+    GPT2_CONTEXT,
+    REFERENCE_TOKENS_PER_STEP,
+    GPT2Shape,
+    size,
+)
+from outpace.config.schema import RunConfig
+from outpace.core.errors import OutOfMemory, UsageError
+from outpace.core.files import sha256_json
+from outpace.core.units import count, gib
+from outpace.model import cost
+from outpace.runtime.hardware import Machine
+
+MEMORY_SHARE = 0.85
+"""Share of a machine's memory that a plan may fill; the rest is for fragmentation and others."""
+CPU_MICRO_BATCH_TOKENS = 4096
+"""On a CPU more tokens at once are no faster, they only delay the step (docs/lab-log.md)."""
+CPU_FLOPS_PER_CORE = 100e9
+"""Rough rate of one core, to judge whether compiling pays."""
+DEFAULT_TOKENS = 10_000_000_000
+MOST_EPOCHS = 4
+"""Up to 4 passes repeated text is nearly as good as new (Muennighoff et al. 2023)."""
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What the plan needs to know of a dataset."""
+
+    name: str
+    vocab_size: int
+    train_tokens: int
+    val_tokens: int
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What was found out by trying, asked only when it matters."""
+
+    attention: Callable[[str, str, int, float], tuple[str | None, str]]
+    """(backend, precision, head_dim, dropout) -> why not, and the kernel that runs."""
+    compile_why_not: Callable[[], str | None]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A setting that was left to us, what we took, and why."""
+
+    setting: str
+    value: Any
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that will happen. Saved as plan.json and shown in the report."""
+
+    model_size: str
+    n_layer: int
+    n_head: int
+    n_embd: int
+    context: int
+    vocab_size: int
+    padded_vocab_size: int
+    dropout: float
+    parameters: int
+    flops_per_token: float
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+    world_size: int
+    tokens_per_step: int
+    max_steps: int
+    max_tokens: int
+    epochs: float
+    lr: float
+    schedule: str
+    warmup_steps: int
+    mixed_precision: str
+    attention_backend: str
+    attention_kernel: str
+    compile: bool
+    device: str
+    seed: int
+    predicted_memory_bytes: float
+    val_tokens: int
+    eval_every_steps: int
+    hellaswag_limit: int | None
+    save_every_steps: int
+    log_every_steps: int
+    choices: list[Choice] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def shape(self) -> GPT2Shape:
+        return GPT2Shape(
+            self.n_layer, self.n_head, self.n_embd, self.context, self.vocab_size, self.dropout
+        )
+
+    def arithmetic(self) -> str:
+        """The invariant, with its numbers."""
+        return (
+            f"{self.micro_batch_size} sequences x {self.context} tokens x "
+            f"{self.gradient_accumulation_steps} micro-steps x {self.world_size} "
+            f"process{'es' if self.world_size > 1 else ''} = {self.tokens_per_step:,} tokens a step"
+        )
+
+    def record(self) -> dict[str, Any]:
+        """As JSON: the settings, and apart from them the choices and warnings."""
+        settings = asdict(self)
+        choices, warnings = settings.pop("choices"), settings.pop("warnings")
+        return {"plan": settings, "choices": choices, "warnings": warnings}
+
+
+def model_shape(config: RunConfig, vocab_size: int) -> GPT2Shape:
+    """The shape that the flags ask for."""
+    preset, m = size(config.model.model_size), config.model
+    return GPT2Shape(
+        preset.n_layer if m.n_layer == "auto" else m.n_layer,
+        preset.n_head if m.n_head == "auto" else m.n_head,
+        preset.n_embd if m.n_embd == "auto" else m.n_embd,
+        m.context,
+        vocab_size,
+        m.dropout,
+    )
+
+
+def make_plan(
+    config: RunConfig,
+    set_by: SetBy,
+    machine: Machine,
+    dataset: DatasetFacts,
+    world_size: int,
+    can: Capabilities,
+) -> Plan:
+    """Decide everything that was left open. UsageError when what was asked contradicts itself,
+    OutOfMemory when it cannot fit."""
+    p = _Planner(config, set_by, machine, dataset, world_size, can)
+    return p.plan()
+
+
+class _Planner:
+    """One planning, with the reasons it gathers on the way."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        set_by: SetBy,
+        machine: Machine,
+        dataset: DatasetFacts,
+        world_size: int,
+        can: Capabilities,
+    ) -> None:
+        self.config, self.set_by, self.machine = config, set_by, machine
+        self.dataset, self.world_size, self.can = dataset, world_size, can
+        self.shape = model_shape(config, dataset.vocab_size)
+        self.choices: list[Choice] = []
+        self.warnings: list[str] = []
+
+    def choose(self, setting: str, value: Any, reason: str) -> Any:
+        self.choices.append(Choice(setting, value, reason))
+        return value
+
+    def plan(self) -> Plan:
+        c, shape = self.config, self.shape
+        precision = self._precision()
+        backend, kernel = self._attention(precision)
+        memory = lambda compiled: cost.training_memory(  # noqa: E731
+            shape,
+            precision,
+            flash=backend != "reference",
+            compiled=compiled,
+            ddp=self.world_size > 1,
+        )
+        # Whether to compile depends on the length, the length on the batch, and the batch on the
+        # memory, which is larger without compiling: so plan the batch for the larger need.
+        micro, accumulation = self._batch(memory(False))
+        tokens_per_step = micro * shape.context * accumulation * self.world_size
+        max_steps = self._length(tokens_per_step)
+        compiled = self._compile(max_steps * tokens_per_step)
+        lr, warmup = self._learning_rate(tokens_per_step), self._warmup(max_steps)
+        run = c.run
+        save_every = run.save_every_steps
+        if save_every == "auto":
+            save_every = self.choose(
+                "save_every_steps", min(1000, max(1, max_steps // 10)), "10 times a run"
+            )
+        log_every = run.log_every_steps
+        if log_every == "auto":
+            log_every = 10 if self.machine.device == "cuda" else 1
+        eval_every = c.evaluation.eval_every_steps
+        if eval_every == "auto":
+            eval_every = max_steps // 20
+        limit = c.evaluation.hellaswag_limit
+        if limit == "auto":
+            limit = None if self.machine.device == "cuda" else 500
+        return Plan(
+            model_size=self._size_name(),
+            n_layer=shape.n_layer,
+            n_head=shape.n_head,
+            n_embd=shape.n_embd,
+            context=shape.context,
+            vocab_size=shape.vocab_size,
+            padded_vocab_size=shape.padded_vocab_size,
+            dropout=shape.dropout,
+            parameters=cost.parameters(shape),
+            flops_per_token=cost.flops_per_token(shape),
+            micro_batch_size=micro,
+            gradient_accumulation_steps=accumulation,
+            world_size=self.world_size,
+            tokens_per_step=tokens_per_step,
+            max_steps=max_steps,
+            max_tokens=max_steps * tokens_per_step,
+            epochs=max_steps * tokens_per_step / max(1, self.dataset.train_tokens),
+            lr=lr,
+            schedule=c.schedule.schedule,
+            warmup_steps=warmup,
+            mixed_precision=precision,
+            attention_backend=backend,
+            attention_kernel=kernel,
+            compile=compiled,
+            device=self.machine.device,
+            seed=run.seed,
+            predicted_memory_bytes=memory(compiled).peak(micro * shape.context),
+            val_tokens=self._val_tokens(),
+            eval_every_steps=eval_every,
+            hellaswag_limit=limit,
+            save_every_steps=save_every,
+            log_every_steps=log_every,
+            choices=self.choices,
+            warnings=self.warnings,
+        )
+
+    def _size_name(self) -> str:
+        m = self.config.model
+        if all(v == "auto" for v in (m.n_layer, m.n_head, m.n_embd)):
+            return "355M" if m.model_size == "350M" else m.model_size
+        return count(cost.parameters(self.shape))
+
+    def _precision(self) -> cost.Precision:
+        asked, machine = self.config.compute.mixed_precision, self.machine
+        if asked != "auto":
+            if asked == "bf16" and not machine.bf16:
+                self.warnings.append(
+                    f"{machine.device_name} has no fast bf16: expect it to be slower than fp32"
+                )
+            return asked
+        if machine.bf16:
+            return self.choose("mixed_precision", "bf16", f"{machine.device_name} has fast bf16")
+        if machine.device == "cuda":
+            return self.choose("mixed_precision", "fp16", "this GPU has fp16 units but no bf16")
+        return self.choose("mixed_precision", "no", "this CPU has neither avx512_bf16 nor AMX")
+
+    def _attention(self, precision: str) -> tuple[str, str]:
+        compute, shape = self.config.compute, self.shape
+        backend = compute.attention_backend
+        if backend == "auto":
+            backend = "sdpa" if compute.use_flash_attention else "reference"
+        why_not, kernel = self.can.attention(backend, precision, shape.head_dim, shape.dropout)
+        materialised = backend == "reference" or kernel in ("MATH", "ERROR")
+        if compute.use_flash_attention and (why_not or materialised):
+            reason = why_not or (
+                f"with dropout {shape.dropout:g} PyTorch falls back to its {kernel} kernel here"
+            )
+            if self.set_by.get("use_flash_attention") == "flag":
+                raise UsageError(
+                    "NO-FLASH",
+                    f"no flash attention kernel can serve: {reason}",
+                    do="set --dropout 0" if shape.dropout else "add --no_use_flash_attention",
+                )
+            self.warnings.append(f"attention will store the T x T matrix: {reason}")
+        self.choose("attention_backend", f"{backend} ({kernel})", "asked of PyTorch for this shape")
+        return backend, kernel
+
+    def _batch(self, memory: cost.Memory) -> tuple[int, int]:
+        """Micro-batch and accumulation that keep the invariant with all that is hard."""
+        b, T, W = self.config.batch, self.shape.context, self.world_size
+        S, A, M = b.tokens_per_step, b.gradient_accumulation_steps, b.micro_batch_size
+        if S != "auto" and A != "auto" and M != "auto":
+            if M * T * A * W != S:
+                raise UsageError("BATCH", self._contradiction(M, A, S), do=self._remedy())
+            return self._checked(M, memory), A
+        if S != "auto" and S % (T * W * (1 if A == "auto" else A) * (1 if M == "auto" else M)):
+            raise self._indivisible(S, A, M)
+        # All memory, not what is free just now: the same command must plan the same run again.
+        room = self.machine.memory_bytes * MEMORY_SHARE - memory.static
+        fits = int(room // (memory.per_token * T))
+        if M != "auto":
+            if A == "auto":
+                target = REFERENCE_TOKENS_PER_STEP if S == "auto" else S
+                A = max(1, round(target / (T * W * M)))
+                self._accumulates(A, target)
+            return self._checked(M, memory), A
+        if A != "auto":
+            if S != "auto":
+                return self._checked(S // (T * W * A), memory), A
+            wanted = max(1, REFERENCE_TOKENS_PER_STEP // (T * W * A))
+            M = self._fitting(wanted, fits, memory)
+            if (tokens := M * T * A * W) != REFERENCE_TOKENS_PER_STEP:
+                self._warn_batch(tokens)
+            return M, A
+        target = REFERENCE_TOKENS_PER_STEP if S == "auto" else S
+        sequences = max(1, target // (T * W))
+        M = self._fitting(sequences, fits, memory, divisor_of=sequences)
+        A = sequences // M
+        self._accumulates(A, target)
+        return M, A
+
+    def _fitting(
+        self, wanted: int, fits: int, memory: cost.Memory, divisor_of: int | None = None
+    ) -> int:
+        """The largest micro-batch up to `wanted` that fits and is of use."""
+        T = self.shape.context
+        limit, reason = wanted, f"{wanted} x {T} tokens fit"
+        if fits < wanted:
+            limit, reason = max(1, fits), f"{max(1, fits)} x {T} tokens is what fits"
+        useful = max(1, CPU_MICRO_BATCH_TOKENS // T)
+        if self.machine.device == "cpu" and useful < limit:
+            limit = useful
+            reason = f"{useful} x {T} tokens keep a CPU busy, more are no faster; they fit"
+        if divisor_of:
+            limit = next(m for m in range(limit, 0, -1) if divisor_of % m == 0)
+        elif limit < wanted:
+            limit = 1 << (limit.bit_length() - 1)
+        self._checked(limit, memory)
+        need = memory.peak(limit * T)
+        return int(
+            self.choose(
+                "micro_batch_size",
+                limit,
+                f"{reason}: about {gib(need)} of {gib(self.machine.memory_bytes)}",
+            )
+        )
+
+    def _checked(self, micro: int, memory: cost.Memory) -> int:
+        """Refuse a micro-batch that cannot fit in the machine at all; warn when it is close."""
+        need = memory.peak(micro * self.shape.context)
+        if need > self.machine.memory_bytes:
+            raise OutOfMemory(
+                "MEMORY",
+                f"micro-batch {micro} x {self.shape.context} tokens of {self._size_name()} needs "
+                f"about {gib(need)}; {self.machine.device_name} has "
+                f"{gib(self.machine.memory_bytes)}",
+                do="choose a smaller --micro_batch_size or --context, a smaller --model_size, or "
+                "more --gradient_accumulation_steps for the same tokens a step",
+            )
+        if need > self.machine.available_bytes:
+            self.warnings.append(
+                f"about {gib(need)} are needed and {gib(self.machine.available_bytes)} are free"
+            )
+        return micro
+
+    def _contradiction(self, M: int, A: int, S: int) -> str:
+        T, W = self.shape.context, self.world_size
+        return (
+            f"micro_batch_size {M} ({self._who('micro_batch_size')}) x context {T} x "
+            f"gradient_accumulation_steps {A} ({self._who('gradient_accumulation_steps')}) x "
+            f"{W} process{'es' if W > 1 else ''} = {M * T * A * W:,} tokens a step, but "
+            f"tokens_per_step is {S:,} ({self._who('tokens_per_step')})"
+        )
+
+    def _who(self, name: str) -> str:
+        return self.set_by.get(name, "default")
+
+    def _remedy(self) -> str:
+        return "leave one of them out, or set it to auto"
+
+    def _indivisible(self, S: int, A: Any, M: Any) -> UsageError:
+        T, W = self.shape.context, self.world_size
+        unit = T * W * (1 if A == "auto" else A) * (1 if M == "auto" else M)
+        parts = [f"context {T}"]
+        parts += [f"{W} processes"] if W > 1 else []
+        parts += [f"gradient_accumulation_steps {A}"] if A != "auto" else []
+        parts += [f"micro_batch_size {M}"] if M != "auto" else []
+        below, above = S // unit * unit, -(-S // unit) * unit
+        near = f"{below:,} or {above:,}" if below else f"{above:,}"
+        return UsageError(
+            "BATCH",
+            f"tokens_per_step {S:,} ({self._who('tokens_per_step')}) is not a multiple of "
+            f"{' x '.join(parts)} = {unit:,}",
+            do=f"choose --tokens_per_step {near.replace(',', '')}, or leave one of them out",
+        )
+
+    def _accumulates(self, A: int, target: int) -> None:
+        self.choose("gradient_accumulation_steps", A, f"to reach {target:,} tokens a step")
+
+    def _warn_batch(self, tokens: int) -> None:
+        self.warnings.append(
+            f"{tokens:,} tokens a step, where the recipe has {REFERENCE_TOKENS_PER_STEP:,}: "
+            f"--gradient_accumulation_steps was given, so the batch is what a micro-batch allows; "
+            f"leave that flag out (or set --tokens_per_step) for the recipe's batch"
+        )
+
+    def _length(self, tokens_per_step: int) -> int:
+        s = self.config.schedule
+        if s.max_steps != "auto" and s.max_tokens != "auto":
+            return min(s.max_steps, max(1, s.max_tokens // tokens_per_step))
+        if s.max_steps != "auto":
+            return s.max_steps
+        if s.max_tokens != "auto":
+            return max(1, s.max_tokens // tokens_per_step)
+        most = MOST_EPOCHS * self.dataset.train_tokens
+        tokens = min(DEFAULT_TOKENS, most)
+        reason = (
+            f"{MOST_EPOCHS} passes over {count(self.dataset.train_tokens)} tokens"
+            if most < DEFAULT_TOKENS
+            else "10 billion tokens"
+        )
+        return int(self.choose("max_steps", max(1, tokens // tokens_per_step), reason))
+
+    def _compile(self, tokens: int) -> bool:
+        asked = self.config.compute.compile
+        if asked == "off":
+            return False
+        seconds = tokens * cost.flops_per_token(self.shape)
+        seconds /= CPU_FLOPS_PER_CORE * self.machine.cores
+        if asked == "auto" and self.machine.device == "cpu" and seconds < 120:
+            return bool(
+                self.choose("compile", False, "on a CPU so short a run does not repay compiling")
+            )
+        if why_not := self.can.compile_why_not():
+            self.warnings.append(f"torch.compile is off: {why_not}; expect half the speed")
+            return bool(self.choose("compile", False, why_not))
+        return bool(self.choose("compile", True, "a probe compiled and ran"))
+
+    def _learning_rate(self, tokens_per_step: int) -> float:
+        if self.config.schedule.lr != "auto":
+            return self.config.schedule.lr
+        peak = size(self.config.model.model_size).lr
+        ratio = tokens_per_step / REFERENCE_TOKENS_PER_STEP
+        if ratio >= 1:
+            return float(self.choose("lr", peak, "GPT-3's for this size (table 2.1)"))
+        lr = float(f"{peak * math.sqrt(ratio):.2g}")
+        return float(
+            self.choose(
+                "lr", lr, f"GPT-3's {peak:g} x sqrt({tokens_per_step:,} / 524,288 tokens a step)"
+            )
+        )
+
+    def _warmup(self, max_steps: int) -> int:
+        asked = self.config.schedule.warmup_steps
+        return min(700, round(0.04 * max_steps)) if asked == "auto" else asked
+
+    def _val_tokens(self) -> int:
+        asked, T = self.config.evaluation.val_tokens, self.shape.context
+        available = max(0, self.dataset.val_tokens - 1)
+        if asked != "auto":
+            return min(asked, available)
+        if self.machine.device == "cuda":
+            return min(10_485_760, available)
+        forward = cost.flops_per_token(self.shape) / 3
+        budget = max(4 * T, min(1_048_576, int(8e12 / forward)) // T * T)
+        tokens = min(budget, available)
+        return int(self.choose("val_tokens", tokens, "bounded so that a CPU scores it quickly"))
+
+
+def check_pretrained_context(context: int, positions: int, source: str) -> None:
+    """Refuse a context beyond the positions a pretrained model has learned."""
+    if context > positions:
+        raise UsageError(
+            "CONTEXT",
+            f"--context {context} is beyond the {positions} positions that {source} has learned",
+            do=f"choose --context {min(positions, GPT2_CONTEXT)} or less",
+        )
+
+
+def identity(config: RunConfig, plan: Plan, fingerprint: str) -> dict[str, Any]:
+    """What makes two runs the same run on any machine: model, data, batch, recipe."""
+    o, s = config.optimizer, config.schedule
+    return {
+        "n_layer": plan.n_layer,
+        "n_head": plan.n_head,
+        "n_embd": plan.n_embd,
+        "context": plan.context,
+        "vocab_size": plan.vocab_size,
+        "dropout": plan.dropout,
+        "init_from": config.model.init_from,
+        "dataset": fingerprint,
+        "tokens_per_step": plan.tokens_per_step,
+        "seed": plan.seed,
+        "lr": plan.lr,
+        "schedule": plan.schedule,
+        "warmup_steps": plan.warmup_steps,
+        "min_lr_ratio": s.min_lr_ratio,
+        "decay_fraction": s.decay_fraction,
+        "mixed_precision": plan.mixed_precision,
+        "optimizer": o.optimizer,
+        "weight_decay": o.weight_decay,
+        "beta1": o.beta1,
+        "beta2": o.beta2,
+        "eps": o.eps,
+        "grad_clip": o.grad_clip,
+    }
+
+
+def run_name(plan: Plan, dataset: str, identity: dict[str, Any]) -> str:
+    """`SIZE-DATASET-HASH`: the same settings find the same run again."""
+    return f"{plan.model_size}-{dataset}-{sha256_json([identity, plan.max_steps])[:8]}"

@@ -1,0 +1,477 @@
+"""The report of made-up runs: whole, cut, hostile and several at once."""
+
+import json
+import math
+import random
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outpace.core.errors import StorageError, UsageError
+from outpace.report.figures import charts, smooth, thin
+from outpace.report.load import load_run, load_runs
+from outpace.report.markup import plain, shown
+from outpace.report.page import page, write_report
+from outpace.report.summary import Score, published_hellaswag, summarise
+
+HOSTILE = "</script><img src=https://evil.test/x onerror=alert(1)>\x1b[31m\u202e\ud800&\"'`"
+TOKENS_PER_STEP = 524_288
+
+
+def make_run(
+    root: Path,
+    *,
+    steps: int = 2000,
+    every: int = 10,
+    lr: float = 6e-4,
+    state: str = "finished",
+    data_set: str = "openwebtext",
+    prompt: str = "The committee will meet on",
+    mfu: bool = True,
+    seed: int = 7,
+) -> Path:
+    """Write every record of a run whose curves look like GPT-2's."""
+    root.mkdir(parents=True)
+    rng = random.Random(seed)
+    metrics, evals, samples = [], [], []
+    events: list[dict[str, Any]] = [{"time": "2026-05-04T09:00:00+00:00", "event": "started"}]
+    for step in range(every, steps + 1, every):
+        tokens = step * TOKENS_PER_STEP
+        where = {"step": step, "tokens": tokens, "elapsed_s": round(step * 0.31, 3)}
+        loss = 2.9 + 8.1 * math.exp(-step / 25) + 9.5 / step**0.42 * (1 - math.exp(-step / 25))
+        loss += 60 * (6e-4 - lr)
+        speed = 1.69e6 * rng.gauss(1, 0.008) * (0.35 if step == every else 1)
+        metrics.append(
+            where
+            | {
+                "loss": loss + rng.gauss(0, 0.035),
+                "lr": lr * min(1, step / 100) * (0.55 + 0.45 * math.cos(math.pi * step / steps)),
+                "grad_norm": 0.3 + 3 / step**0.4 + abs(rng.gauss(0, 0.04)),
+                "tokens_per_second": speed,
+                "mfu": speed * 7.98e8 / 9.89e14 * 0.4 if mfu else None,
+                "memory_gib": 41.7,
+            }
+        )
+        if step % max(every, steps // 10) == 0:
+            evals.append(
+                where
+                | {"task": "validation", "loss": loss + 0.02, "perplexity": math.exp(loss + 0.02)}
+                | {"bits_per_byte": (loss + 0.02) / 4.4 / math.log(2), "tokens_scored": 10_485_760}
+            )
+            accuracy = 0.25 + 0.052 * (step / 2000) ** 0.6 + rng.gauss(0, 0.001)
+            evals.append(
+                where
+                | {"task": "hellaswag", "protocol": "completion", "questions": 10042}
+                | {"acc": accuracy - 0.008, "acc_stderr": 0.0045}
+                | {"acc_norm": accuracy, "acc_norm_stderr": 0.0046}
+            )
+            text = (
+                " Thursday to consider the proposal, which would let the city borrow against "
+                "future parking revenue.\n\n“We have heard from people on both sides,” said the "
+                "chairwoman, “and nobody is pretending that this is free.” The vote, she added, "
+                "was never in doubt; what is in doubt is the winter."
+            )
+            samples.append(
+                {"step": step, "prompt": prompt, "text": text, "seed": 1, "temperature": 0.8}
+                | {"top_k": 50}
+            )
+            samples.append(samples[-1] | {"prompt": "def median(values):", "seed": 2}
+                | {"text": "\n    ordered = sorted(values)\n    return ordered[len(ordered) // 2]"}
+            )  # fmt: skip
+            events.append(
+                {"time": f"2026-05-04T09:{step * 50 // steps:02d}:12+00:00", "event": "checkpoint"}
+                | {"step": step, "path": f"checkpoints/step-{step:08d}", "seconds": 1.42}
+            )
+    events.insert(4, {"time": "2026-05-04T09:16:40+00:00", "event": "resumed", "step": 600}
+        | {"checkpoint": "step-00000600"})  # fmt: skip
+    events.append({"time": "2026-05-04T09:51:00+00:00", "event": state, "step": steps})
+    for name, records in (
+        ("metrics", metrics), ("evals", evals), ("samples", samples), ("events", events)
+    ):  # fmt: skip
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    (root / "STATUS.json").write_text(
+        json.dumps(
+            {"format": 1, "state": state, "code": 0, "last_step": steps, "resumable": True}
+            | {"reason": "", "last_verified_checkpoint": f"step-{steps:08d}", "pid": 4242}
+            | {"host": "node7", "time": "2026-05-04T09:51:00+00:00"}
+        )
+    )
+    (root / "plan.json").write_text(json.dumps(_plan(steps, lr, data_set, mfu)))
+    (root / "config.toml").write_text(
+        'recipe = "gpt2_124M"\n\n[model]\nmodel_size = "124M"  # flag\ndropout = 0.0  # default\n\n'
+        f"[optim]\nlr = {lr}  # recipe gpt2_124M\nweight_decay = 0.1  # default\n"
+    )
+    return root
+
+
+def _plan(steps: int, lr: float, data_set: str, gpu: bool) -> dict[str, Any]:
+    plan = {
+        "model_size": "124M", "n_layer": 12, "n_head": 12, "n_embd": 768, "context": 1024,
+        "vocab_size": 50257, "padded_vocab_size": 50304, "parameters": 124_439_808,
+        "flops_per_token": 7.98e8, "micro_batch_size": 64, "gradient_accumulation_steps": 8,
+        "world_size": 1, "tokens_per_step": TOKENS_PER_STEP, "max_steps": steps,
+        "max_tokens": steps * TOKENS_PER_STEP, "lr": lr, "schedule": "cosine", "warmup_steps": 100,
+        "mixed_precision": "bf16", "attention_backend": "sdpa",
+        "attention_kernel": "FLASH_ATTENTION", "compile": True,
+        "device": "cuda" if gpu else "cpu", "seed": 1337,
+    }  # fmt: skip
+    choices = [
+        ("mixed_precision", "bf16", "asked for; the device has bf16 tensor cores"),
+        ("attention_backend", "sdpa", "--use_flash_attention; PyTorch's flash kernel takes D=64"),
+        ("micro_batch_size", 64, "the largest power of two whose activations fit 71.2 GiB"),
+        ("compile", True, "2,000 steps repay the 40 s that compiling costs"),
+    ]
+    return {
+        "format": 1,
+        "command": "train.py --model_size 124M --mixed_precision bf16 --use_flash_attention".split(),
+        "plan": plan,
+        "choices": [{"setting": s, "value": v, "reason": r} for s, v, r in choices],
+        "warnings": [] if gpu else ["no GPU found: this run measures nothing but correctness"],
+        "machine": {
+            "device_name": "NVIDIA H100 80GB HBM3" if gpu else "AMD EPYC",
+            "device": plan["device"], "cores": 16, "memory_bytes": 85_520_809_984,
+            "available_bytes": 84_106_502_144, "peak_flops": 9.89e14 if gpu else None,
+            "peak_source": "NVIDIA H100 data sheet, dense bf16" if gpu else None,
+        },
+        "versions": {"outpace": "0.1.0", "python": "3.11.7", "torch": "2.13.0"}
+        | {"git_commit": "5f1c0ffee1f1c0ffee1f1c0ffee1f1c0ffee1f1c"},
+        "dataset": {
+            "name": data_set, "path": f"data/{data_set}", "fingerprint": "ab12" * 16,
+            "train_tokens": 9_035_582_198, "val_tokens": 4_434_897, "documents": 8_013_769,
+            "unigram_entropy": 7.634, "tokenizer": "gpt2",
+        },
+    }  # fmt: skip
+
+
+class Elements(HTMLParser):
+    """What a browser would make of the page: its elements, their attributes, and all text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "gpt2-124M")
+
+
+@pytest.fixture(scope="module")
+def whole_page(whole_run: Path) -> str:
+    return page([load_run(whole_run)])
+
+
+def figures_of(html: str) -> dict[str, Any]:
+    found = re.search('id="figures">(.*?)</script>', html, re.DOTALL)
+    assert found
+    figures: dict[str, Any] = json.loads(found[1])
+    return figures
+
+
+def text_of(html: str) -> str:
+    return " ".join(" ".join(Elements(html).text).split())
+
+
+def test_the_page_says_what_happened(whole_page: str, whole_run: Path) -> None:
+    text = text_of(whole_page)
+    final = summarise(load_run(whole_run)).val_loss
+    assert final is not None
+    for said in (
+        "gpt2-124M", "finished", f"{final:.3f}", "the unigram entropy of 7.63", "1.05B",
+        "2,000 steps", "GPT-2 124M has 29.55%", "karpathy/build-nanogpt", "completion protocol",
+        "10m20s", "NVIDIA H100 80GB HBM3", "the largest power of two whose activations fit",
+        "train.py --model_size 124M", "124,439,808", "79.65 GiB", "Thursday to consider",
+        "resumed", "# recipe gpt2_124M", "2.13.0", "9,035,582,198", "989TFLOP/s",
+    ):  # fmt: skip
+        assert said in text, said
+
+
+def test_every_chart_has_its_place_and_its_points(whole_page: str) -> None:
+    figures = figures_of(whole_page)
+    places = [a["data-figure"] for _, a in Elements(whole_page).elements if "data-figure" in a]
+    assert places == list(figures)
+    assert {"loss-tokens", "loss-time", "hellaswag", "lr", "grad-norm", "mfu"} <= set(places)
+    hellaswag = figures["hellaswag"]["data"][0]
+    assert len(hellaswag["y"]) == 10
+    assert hellaswag["error_y"]["array"][0] == pytest.approx(1.96 * 0.0046)
+    labels = {a["text"] for a in figures["hellaswag"]["layout"]["annotations"]}
+    assert labels == {"GPT-2 124M 29.55%", "chance 25%"}
+    shapes = figures["loss-tokens"]["layout"]["shapes"]
+    assert {"dash", "dot"} == {s["line"]["dash"] for s in shapes}  # entropy, and the resume
+    resumed = next(s["x0"] for s in shapes if s["line"]["dash"] == "dot")
+    assert resumed == pytest.approx(600 * TOKENS_PER_STEP / 1e9)
+
+
+def test_the_page_loads_nothing(whole_page: str) -> None:
+    for tag, attributes in Elements(whole_page).elements:
+        assert not {"src", "href", "srcset", "action", "background"} & set(attributes), tag
+        assert tag not in ("link", "iframe", "object", "embed", "base", "img"), tag
+    css = re.search("<style>(.*?)</style>", whole_page, re.DOTALL)
+    assert css
+    assert "url(" not in css[1]
+    assert "@import" not in css[1]
+    policy = re.search('Content-Security-Policy" content="([^"]*)"', whole_page)
+    assert policy
+    assert policy[1].startswith("default-src 'none';")
+    assert "unsafe-inline' 'sha" not in policy[1]
+    assert "connect-src" not in policy[1]  # so default-src, none, holds
+
+
+def test_the_policy_allows_the_pages_own_scripts_and_no_other(whole_page: str) -> None:
+    import base64
+    import hashlib
+
+    scripts = re.findall("<script>(.*?)</script>", whole_page, re.DOTALL)
+    assert len(scripts) == 2
+    assert scripts[0].count("plotly.js v") == 1
+    for script in scripts:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in whole_page
+    allowed = re.search('script-src ([^"]*)"', whole_page)
+    assert allowed
+    assert len(allowed[1].split()) == 2
+    assert all(source.startswith("'sha256-") for source in allowed[1].split())
+
+
+def test_text_from_the_records_is_only_ever_text(tmp_path: Path, whole_page: str) -> None:
+    root = make_run(tmp_path / "<b onload=x>&amp;%{x}", steps=300, data_set=HOSTILE, prompt=HOSTILE)
+    plan = json.loads((root / "plan.json").read_text())
+    for key in ("model_size", "mixed_precision", HOSTILE):
+        plan["plan"][key] = HOSTILE
+    for key in ("plan", "machine", "versions"):
+        plan[key][f"x{HOSTILE}"] = HOSTILE
+    plan["choices"].append({"setting": HOSTILE, "value": HOSTILE, "reason": HOSTILE})
+    plan |= {"warnings": [HOSTILE], "command": [HOSTILE]}
+    (root / "plan.json").write_text(json.dumps(plan))
+    (root / "config.toml").write_bytes(b"[<script>]\nx = '<script>'  # <script>\xff\x00\n")
+    status = {"state": "failed", "reason": HOSTILE, "last_verified_checkpoint": HOSTILE}
+    (root / "STATUS.json").write_text(json.dumps(status))
+    for name, record in (
+        ("events", {"event": HOSTILE, "time": HOSTILE, "step": 1, HOSTILE: HOSTILE}),
+        ("evals", {"task": HOSTILE, "protocol": HOSTILE, "step": 5, HOSTILE: HOSTILE}),
+        ("evals", {"task": "hellaswag", "protocol": HOSTILE, "tokens": 9, "acc_norm": 0.3}),
+        ("samples", {"step": 300, "prompt": HOSTILE, "text": HOSTILE, "seed": HOSTILE}),
+    ):
+        with open(root / f"{name}.jsonl", "a") as f:
+            f.write(json.dumps(record) + "\n")
+    for html in (page([load_run(root)]), page(load_runs([root, make_run(tmp_path / "b")]))):
+        html.encode()  # a lone surrogate would refuse
+        parsed = Elements(html)
+        kinds = {tag for tag, _ in parsed.elements}
+        assert "img" not in kinds
+        assert kinds <= {tag for tag, _ in Elements(whole_page).elements} | {"ul", "li", "tr", "b"}
+        names = {name for _, attributes in parsed.elements for name in attributes}
+        assert not {name for name in names if name.startswith("on")}
+        assert html.count("<script") - html.count("<script>") == 2  # the two blocks of JSON
+        without_plotly = re.sub("<script>.*?</script>", "", html, flags=re.DOTALL)
+        assert not set("\x1b\x00\u202e\r") & set(without_plotly)
+        assert "https://evil.test/x onerror" in " ".join(parsed.text)  # shown, so not lost either
+        for figure in figures_of(html).values():
+            for trace in figure["data"]:
+                assert "<" not in trace.get("name", "")
+            for note in figure["layout"].get("annotations", []):
+                assert "<" not in note["text"]
+
+
+def test_a_line_cut_by_a_crash_is_left_out(tmp_path: Path) -> None:
+    root = make_run(tmp_path / "live", steps=100, state="running")
+    for name in ("metrics", "evals", "samples", "events"):
+        path = root / f"{name}.jsonl"
+        path.write_bytes(path.read_bytes()[:-9])
+    run = load_run(root)
+    assert len(run.metrics) == 9
+    assert run.problems == ()
+    text = text_of(page([run]))
+    assert "Validation loss so far" in text
+    assert "Still running when it last wrote" in text
+
+
+@pytest.mark.parametrize("kept", ["plan.json", "STATUS.json", "metrics.jsonl", "config.toml"])
+def test_any_one_file_is_enough(tmp_path: Path, kept: str) -> None:
+    root = make_run(tmp_path / "part", steps=50)
+    for path in root.iterdir():
+        if path.name != kept:
+            path.unlink()
+    html = page([load_run(root)])
+    assert "part" in text_of(html)
+    assert ("data-figure" in html.split("</style>")[1]) == (kept == "metrics.jsonl")
+
+
+def test_an_empty_start_and_damaged_json_are_told(tmp_path: Path) -> None:
+    root = make_run(tmp_path / "torn", steps=50)
+    (root / "plan.json").write_text('{"format": 1, "plan": {"model_')
+    (root / "STATUS.json").write_text("[]")
+    text = text_of(page([load_run(root)]))
+    assert "plan.json is cut or damaged" in text
+    assert "STATUS.json is cut or damaged" in text
+
+
+def test_values_of_the_wrong_kind_do_no_harm(tmp_path: Path) -> None:
+    root = tmp_path / "odd"
+    root.mkdir()
+    odd: list[Any] = [None, True, "7", [], {}, float("nan"), float("inf"), 10**400, -1, 1e300]
+    keys = (
+        "tokens",
+        "loss",
+        "lr",
+        "grad_norm",
+        "tokens_per_second",
+        "mfu",
+        "elapsed_s",
+        "acc_norm",
+    )
+    rows = [{"step": i, **dict.fromkeys(keys, v)} for i, v in enumerate(odd)]
+    rows += [{"step": v, "loss": 1} for v in odd]
+    for name, task in (("metrics", None), ("evals", "hellaswag"), ("samples", 3), ("events", [])):
+        lines = [json.dumps({**row, "task": task, "text": row["step"]}) for row in rows]
+        (root / f"{name}.jsonl").write_text("\n".join(lines) + "\n3\nnull\n")
+    for value in odd:
+        fields = ("plan", "choices", "warnings", "machine", "versions", "dataset", "command")
+        (root / "plan.json").write_text(json.dumps(dict.fromkeys(fields, value)))
+        inner = {"plan": dict.fromkeys(("model_size", "max_steps", "world_size", "x_bytes"), value)}
+        page([load_run(root)])
+        (root / "plan.json").write_text(
+            json.dumps(inner | {"choices": [value, {"setting": value}]})
+        )
+        (root / "STATUS.json").write_text(json.dumps({"state": value, "reason": value}))
+        figures_of(page([load_run(root)]))
+
+
+def test_a_repeated_step_stands_once(tmp_path: Path) -> None:
+    root = tmp_path / "again"
+    root.mkdir()
+    rows = [{"step": 1, "loss": 9.0}, {"step": 2, "loss": 8.0}, {"step": 1, "loss": 7.0}]
+    (root / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert [r["loss"] for r in load_run(root).metrics] == [7.0, 8.0]
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    for root in (tmp_path, tmp_path / "missing", tmp_path / "notes.txt"):
+        with pytest.raises(UsageError) as refused:
+            write_report([root], tmp_path / "report.html")
+        assert refused.value.name == "NOT-A-RUN"
+        assert refused.value.do
+    with pytest.raises(UsageError, match="no run folder"):
+        load_runs([])
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_several_runs_are_overlaid_and_only_what_differs_is_listed(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "slow", lr=3e-4), make_run(tmp_path / "quick", seed=3)]
+    html = page(load_runs([*runs, runs[0] / ".." / "slow"]))
+    figures = figures_of(html)
+    assert [t["name"] for t in figures["lr"]["data"]] == ["slow", "quick"]
+    assert len({t["line"]["color"] for t in figures["lr"]["data"]}) == 2
+    text = text_of(html)
+    assert "2 runs compared" in text
+    table = re.search("Settings that differ(.*?)</table>", html, re.DOTALL)
+    assert table
+    assert re.findall('<th scope="row">(.*?)</th>', table[1]) == ["lr"]
+    assert re.findall("<td>(.*?)</td>", table[1]) == ["0.0003", "0.0006"]
+    best = re.findall('class="best">(.*?)<', html)
+    assert best == [f"{summarise(load_run(runs[1])).val_loss:.3f}"]
+
+
+def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / side / "run", steps=20) for side in ("left", "right")]
+    assert [run.name for run in load_runs(runs)] == ["left/run", "right/run"]
+
+
+def test_a_run_of_three_points_shows_each(tmp_path: Path) -> None:
+    root = make_run(tmp_path / "tiny", steps=3, every=1, mfu=False)
+    html = page([load_run(root)])
+    figures = figures_of(html)
+    assert all("markers" in trace["mode"] for f in figures.values() for trace in f["data"])
+    assert "mfu" not in figures
+    assert "the device's peak is unknown" in text_of(html)
+
+
+def test_an_unknown_protocol_is_not_compared() -> None:
+    score = Score(0.3, 0.004, "own", 100, published_hellaswag("own"))
+    assert score.published is None
+    assert score.verdict == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "stderr", "said"),
+    [
+        (0.32, 0.005, "points above"),
+        (0.26, 0.005, "points below"),
+        (0.297, 0.005, "inside"),
+    ],
+)
+def test_the_verdict_knows_its_error_bar(value: float, stderr: float, said: str) -> None:
+    assert said in Score(value, stderr, "completion", 9, published_hellaswag("completion")).verdict
+
+
+def test_smoothing_is_unbiased_and_thinning_keeps_extremes() -> None:
+    assert smooth([3.0] * 5, 10) == pytest.approx([3.0] * 5)
+    assert smooth([10.0, 0.0], 3)[0] == 10.0
+    y = [math.sin(i / 50) for i in range(20_000)]
+    y[12_345] = 9.0
+    x, kept = thin(list(range(20_000)), y, 500)
+    assert len(x) <= 502
+    assert x == sorted(x)
+    assert (x[0], x[-1]) == (0, 19_999)
+    assert (12_345, 9.0) in zip(x, kept, strict=True)
+
+
+def test_plain_shows_what_it_does_not_obey() -> None:
+    assert plain("a\x1b[0m\u202e\ud800\r") == "a\\x1b[0m\\u202e\\ud800\\r"
+    assert plain("tab\tline\n\xa0café 👩\u200d🔬 日本") == "tab\tline\n\xa0café 👩\u200d🔬 日本"
+    assert shown("memory_bytes", 2**30) == "1.00 GiB"
+    assert shown("seed", 1337) == "1337"
+    assert shown("peak_flops", None) == "–"  # noqa: RUF001
+
+
+def test_the_page_is_written_whole_or_not_at_all(whole_run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.html"
+    assert write_report([whole_run], output) == output
+    assert output.read_text(encoding="utf-8").endswith("</html>\n")
+    assert [p.name for p in tmp_path.iterdir()] == ["out.html"]
+    with pytest.raises(StorageError):
+        write_report([whole_run], tmp_path / "missing" / "out.html")
+
+
+def test_the_command_writes_beside_the_first_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from outpace.cli.report import run
+
+    first, second = make_run(tmp_path / "a", steps=20), make_run(tmp_path / "b", steps=20)
+    assert run([str(first), str(second)]) == 0
+    assert capsys.readouterr().out.strip() == str(first / "report.html")
+    assert run([str(first), "--output", str(tmp_path / "x.html")]) == 0
+    assert (tmp_path / "x.html").is_file()
+    with pytest.raises(UsageError):
+        run([str(tmp_path / "none")])
+
+
+def test_the_command_starts_light_and_never_loads_torch(whole_run: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, outpace.cli.report as r; assert 'plotly' not in sys.modules\n"
+        f"r.run([{str(whole_run)!r}, '--output', {str(tmp_path / 'r.html')!r}])\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_long_run_still_makes_a_small_page(tmp_path: Path) -> None:
+    root = make_run(tmp_path / "long", steps=20_000, every=1)
+    made = charts([load_run(root)])
+    points = sum(len(trace.x) for chart in made for trace in chart.figure.data)
+    assert points < 16_000  # of 120,000 in the records
