@@ -72,7 +72,7 @@ def read_folder(path: Path) -> tuple[GPT2Shape, Tensors]:
 
 
 def from_huggingface(theirs: Tensors, shape: GPT2Shape) -> Tensors:
-    """Their tensors as ours: fp32, transposed where theirs are, the vocabulary padded with zeros."""
+    """Their tensors as ours: fp32, transposed where theirs are, the vocabulary zero-padded."""
     ours = {}
     for full_name, tensor in theirs.items():
         name = full_name.removeprefix(PREFIX)

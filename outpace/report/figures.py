@@ -105,6 +105,7 @@ def loss_chart(runs: Sequence[Run], axis: Axis, key: str, wide: bool = False) ->
             )  # fmt: skip
     if not values:
         return None
+    figure.update_layout(showlegend=solo)
     found = (number(run.dataset, "unigram_entropy") for run in runs)
     entropies = sorted({round(entropy, 3) for entropy in found if entropy is not None})[:3]
     above = _clip(figure, values, entropies if wide else [])
@@ -153,8 +154,8 @@ def hellaswag_chart(runs: Sequence[Run], axis: Axis) -> Chart | None:
             )  # fmt: skip
     if not protocols:
         return None
-    figure.update_layout(showlegend=len(figure.data) > 1)
-    _reference(figure, HELLASWAG_CHANCE, "chance 25%", below=True)
+    figure.update_layout(showlegend=solo and len(protocols) > 1)
+    _reference(figure, HELLASWAG_CHANCE, "chance 25%", left=True, below=True)
     sources = []
     for protocol in protocols:
         score = published_hellaswag(protocol)
@@ -168,6 +169,8 @@ def hellaswag_chart(runs: Sequence[Run], axis: Axis) -> Chart | None:
     figure.update_xaxes(title_text=axis.title, rangemode="tozero")
     figure.update_yaxes(tickformat=".0%" if highest > 0.29 else ".1%")
     note = "acc_norm, bars are 95% intervals"
+    if "harness" in protocols and len(protocols) > 1:
+        note += "; dotted: harness protocol"
     return Chart("hellaswag", "HellaSwag", "; ".join([note, *sources]), figure)
 
 
@@ -191,7 +194,7 @@ def curve_chart(
         _curve(figure, x, y, name, colour, f"run{i}", number_format, solo, smoothing=key != "lr")
     if not figure.data:
         return None
-    figure.update_layout(showlegend=not solo)
+    figure.update_layout(showlegend=False)
     figure.update_xaxes(title_text=axis.title, rangemode="tozero")
     if key == "lr":
         figure.update_yaxes(exponentformat="e")
@@ -327,7 +330,7 @@ def _mark_resumes(figure: go.Figure, run: Run, axis: Axis, logarithmic: bool) ->
 def _clip(figure: go.Figure, values: list[float], references: list[float]) -> int:
     """Give the y axis to where the run spent its time, not to its first steps; how many points
     that leaves above."""
-    usual = sorted(values)[int(0.96 * (len(values) - 1))]
+    usual = sorted(values)[int(0.96 * (len(values) - 1))] if len(values) > 40 else max(values)
     top = min(max([usual, *references]), max([*values, *references]))
     low = min([*values, *references])
     pad = 0.06 * (top - low) or 0.1

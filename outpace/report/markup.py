@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shlex
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
@@ -50,6 +51,8 @@ def shown(key: str, value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, (int, float)):
         return _number(key, value)
+    if key == "command" and isinstance(value, list):
+        return shlex.join(map(str, value))
     if isinstance(value, (list, tuple)):
         return ", ".join(shown("", v) for v in value) or NONE
     if isinstance(value, dict):
@@ -83,6 +86,11 @@ def whole(value: float | None) -> str:
 def decimals(value: float | None, places: int) -> str:
     """3.14159, 2 -> '3.14'."""
     return NONE if value is None else f"{value:.{places}f}"
+
+
+def clock(iso_time: object) -> str:
+    """'2026-05-04T09:51:00+00:00' -> '2026-05-04 09:51:00 UTC'."""
+    return str(iso_time).replace("T", " ", 1).replace("+00:00", " UTC")
 
 
 def percent(value: float | None, places: int = 1) -> str:

@@ -17,7 +17,7 @@ from outpace.core.runfolder import now
 from outpace.report import sections
 from outpace.report.figures import Chart, charts
 from outpace.report.load import Run, load_runs
-from outpace.report.markup import embed_json, escape, section
+from outpace.report.markup import clock, embed_json, escape, section
 from outpace.report.style import CSS, DARK, PALETTE, SCRIPT
 from outpace.report.summary import summarise
 
@@ -45,7 +45,7 @@ def page(runs: Sequence[Run]) -> str:
         f'<script type="application/json" id="dark">{embed_json(DARK)}</script>\n'
         f"<script>{plotly}</script>\n<script>{draw}</script>\n"
     )
-    made_at = escape(now().replace("T", " ").replace("+00:00", " UTC"))
+    made_at = escape(clock(now()))
     where = escape(", ".join(str(run.root) for run in runs))
     name = runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared"
     body = _one(runs[0], made) if len(runs) == 1 else _several(runs, made)
@@ -83,13 +83,13 @@ def _several(runs: Sequence[Run], made: Sequence[Chart]) -> str:
         for run in runs
     )
     table = section("Results", sections.comparison(runs))
-    return head + table + _charts(made) + section("Run by run", each)
+    return head + table + _charts(made, sections.legend(runs)) + section("Run by run", each)
 
 
-def _charts(made: Sequence[Chart]) -> str:
+def _charts(made: Sequence[Chart], legend: str = "") -> str:
     if not made:
         return ""
-    return '<div class="charts">' + "".join(map(_chart, made)) + "</div>\n"
+    return f'<div class="charts">{legend}' + "".join(map(_chart, made)) + "</div>\n"
 
 
 def _chart(chart: Chart) -> str:

@@ -1,7 +1,6 @@
 """A run's records as pieces of HTML. Every text from a record passes `markup.escape`."""
 
 import json
-import shlex
 from collections.abc import Sequence
 
 from outpace.core import units
@@ -9,6 +8,7 @@ from outpace.core.files import JsonObject
 from outpace.report.load import Run, items, number
 from outpace.report.markup import (
     NONE,
+    clock,
     decimals,
     escape,
     facts,
@@ -81,10 +81,7 @@ def tiles(summary: Summary) -> str:
 def comparison(runs: Sequence[Run]) -> str:
     """One table: a column a run, its results, then the plan's settings that differ."""
     summaries = [summarise(run) for run in runs]
-    head = [""] + [
-        f'<span class="dot" style="background:{_dot(i)}"></span>{escape(run.name)}'
-        for i, run in enumerate(runs)
-    ]
+    head = ["", *map(_named, range(len(runs)), runs)]
     rows = [
         ["state", *(escape(s.state) for s in summaries)],
         ["validation loss", *_best([s.val_loss for s in summaries], 3)],
@@ -97,13 +94,18 @@ def comparison(runs: Sequence[Run]) -> str:
         ["peak memory, GiB", *(decimals(s.memory_gib, 1) for s in summaries)],
     ]  # fmt: skip
     settings = differing([_settings(run) for run in runs])
-    results = table(head, rows, "runs")
-    if not settings:
-        return results + '<p class="lead">Their plans do not differ.</p>'
-    cells = [
+    split = "settings that differ" if settings else "same settings"
+    rows.append([f'<span class="split">{split}</span>', *[""] * len(runs)])
+    rows += [
         [escape(key), *(escape(shown(key, v)) for v in values)] for key, values in settings.items()
     ]
-    return results + "<h2>Settings that differ</h2>" + table(head, cells, "runs")
+    return table(head, rows, "runs")
+
+
+def legend(runs: Sequence[Run]) -> str:
+    """Which colour is which run, for every chart at once."""
+    names = "".join(f"<span>{_named(i, run)}</span>" for i, run in enumerate(runs))
+    return f'<p class="legend">{names}</p>'
 
 
 def differing(records: Sequence[JsonObject]) -> dict[str, list[object]]:
@@ -150,11 +152,11 @@ def _sentence(run: Run, s: Summary) -> str:
         words.append(f"with {many}<b>{escape(device)}</b>")
     if run.plan.get("mixed_precision"):
         words.append(f"in <b>{escape(run.plan['mixed_precision'])}</b>")
-    text = " ".join(words) + "."
+    text = " ".join(words) + "." if run.plan_file else ""
     if s.steps is None:
         text += " Nothing is logged yet."
     if s.state == "running" and run.status.get("time"):
-        text += f" Still running when it last wrote, {escape(run.status['time'])}."
+        text += f" Still running when it last wrote, {escape(clock(run.status['time']))}."
     return f'<p class="summary">{text}</p>'
 
 
@@ -178,7 +180,7 @@ def _against_unigram(s: Summary) -> str:
         )
     parts.append("nats per token")
     if s.val_perplexity is not None:
-        parts.append(f"perplexity {s.val_perplexity:.4g}")
+        parts.append(f"perplexity {s.val_perplexity:,.{1 if s.val_perplexity < 1000 else 0}f}")
     if s.val_bits_per_byte is not None:
         parts.append(f"{s.val_bits_per_byte:.3f} bits per byte")
     if s.best_val_loss is not None and s.best_val_loss < s.val_loss - 5e-4:
@@ -227,8 +229,9 @@ def _best(values: Sequence[float | None], places: int) -> list[str]:
     return [f'<span class="best">{t}</span>' if t == best != NONE else t for t in texts]
 
 
-def _dot(i: int) -> str:
-    return f"var(--run{i % len(PALETTE)})"
+def _named(i: int, run: Run) -> str:
+    colour = f"var(--run{i % len(PALETTE)})"
+    return f'<span class="dot" style="background:{colour}"></span>{escape(run.name)}'
 
 
 def _settings(run: Run) -> JsonObject:
@@ -309,7 +312,7 @@ def _plan(run: Run) -> str:
         body += f'<div class="grid" style="margin-top:22px">{rest}</div>'
     command = items(run.plan_file, "command")
     if command:
-        body += f'<pre class="command">{escape(shlex.join(map(str, command)))}</pre>'
+        body += f'<pre class="command">{escape(shown("command", command))}</pre>'
     return body
 
 
@@ -317,7 +320,7 @@ def _events(run: Run) -> str:
     kept = run.events[-MOST_EVENTS:]
     rows = [
         [
-            escape(str(e.get("time") or NONE).replace("T", " ").replace("+00:00", "")),
+            escape(clock(e.get("time") or NONE)),
             escape(e.get("event") or NONE),
             whole(number(e, "step")),
             escape(
@@ -330,9 +333,7 @@ def _events(run: Run) -> str:
         return ""
     left_out = len(run.events) - len(kept)
     note = f'<p class="lead">{left_out:,} older ones are in events.jsonl.</p>' if left_out else ""
-    return (
-        f'{note}<div class="tall">{table(["time, UTC", "event", "step", ""], rows, "events")}</div>'
-    )
+    return f'{note}<div class="tall">{table(["time", "event", "step", ""], rows, "events")}</div>'
 
 
 _EVENT_COLUMNS = ("time", "event", "step")

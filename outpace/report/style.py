@@ -101,6 +101,11 @@ h2 { margin: 0 0 4px; font-size: 21px; font-weight: 650; letter-spacing: -.012em
   overflow-wrap: anywhere;
 }
 .charts { display: grid; grid-template-columns: 1fr 1fr; gap: 34px 36px; margin-top: 46px; }
+.legend {
+  grid-column: 1 / -1; position: sticky; top: 0; z-index: 2; margin: 0 0 -14px; padding: 10px 0;
+  background: var(--page); display: flex; flex-wrap: wrap; gap: 2px 22px; font-size: 14px;
+  overflow-wrap: anywhere;
+}
 .chart { margin: 0; min-width: 0; overflow-wrap: anywhere; }
 .chart.wide { grid-column: 1 / -1; }
 .chart figcaption { margin-bottom: 6px; }
@@ -133,8 +138,11 @@ td.dim, .dim { color: var(--muted); }
 .runs tbody th {
   position: sticky; left: 0; background: var(--page); color: var(--muted); font-weight: 400;
 }
-.runs thead th { color: var(--ink); font-weight: 600; font-size: 14.5px; }
-.runs tr.split th, .runs tr.split td { padding-top: 20px; color: var(--muted); font-size: 13px; }
+.runs thead th {
+  white-space: normal; overflow-wrap: break-word; min-width: 7.5em; color: var(--ink);
+  font-weight: 600; font-size: 14.5px;
+}
+.runs .split { display: block; padding-top: 14px; font-weight: 600; color: var(--ink); }
 .runs .best { font-weight: 660; }
 .dot {
   display: inline-block; width: 9px; height: 9px; border-radius: 50%; margin-right: 7px;
@@ -150,7 +158,7 @@ td.dim, .dim { color: var(--muted); }
   display: flex; justify-content: space-between; gap: 14px; padding: 5px 0;
   border-bottom: 1px solid var(--line);
 }
-.facts dt { color: var(--muted); flex: none; max-width: 60%; overflow-wrap: anywhere; }
+.facts dt { color: var(--muted); flex: none; max-width: 72%; overflow-wrap: anywhere; }
 .facts dd { margin: 0; text-align: right; min-width: 0; overflow-wrap: anywhere; }
 .grid .facts { columns: 3 250px; column-gap: 36px; }
 .grid .facts div { break-inside: avoid; }

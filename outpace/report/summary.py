@@ -23,13 +23,13 @@ class Score:
 
     @property
     def verdict(self) -> str:
-        """Above, below or level with the published figure; '' if there is none."""
+        """How far above or below the published figure; '' if there is none."""
         if self.published is None:
             return ""
         points = (self.value - self.published.value) * 100
-        if self.stderr and abs(points) <= 100 * INTERVAL_95 * self.stderr:
-            return f"{points:+.1f} points, inside this run's 95% interval"
-        return f"{abs(points):.1f} points {'above' if points >= 0 else 'below'}"
+        side = f"this run is {abs(points):.1f} points {'above' if points >= 0 else 'below'}"
+        inside = self.stderr and abs(points) <= 100 * INTERVAL_95 * self.stderr
+        return side + (", inside its own 95% interval" if inside else "")
 
 
 @dataclass(frozen=True)

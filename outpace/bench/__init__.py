@@ -1,0 +1,1 @@
+"""Level 6: measurements. Each writes one JSON file with machine, versions and settings inside."""

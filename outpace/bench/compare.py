@@ -1,0 +1,292 @@
+"""outpace against nanoGPT's own train.py: the same tokens, the same model and hyper-parameters, the
+same machine, interleaved. Both train from start to end as they would alone, in processes of their
+own; while one computes the other is stopped (SIGSTOP), in short turns, so that a slow minute of
+the machine falls on both. Both final models are scored by the same evaluation.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from outpace.bench.result import spread, write_result
+from outpace.checkpoint.state import load_weights
+from outpace.core.errors import DataError, OutpaceError, UsageError
+from outpace.core.files import read_json_lines
+from outpace.core.log import note, say
+from outpace.core.runfolder import RunFolder
+from outpace.data.shards import Dataset
+from outpace.evals.loss import validation_loss
+from outpace.interop.nanogpt import read_checkpoint
+from outpace.model.gpt2 import GPT2
+from outpace.runtime.distributed import Group, Ranks
+from outpace.tokenizer import get_tokenizer
+from outpace.train.load_model import load_model
+
+NANOGPT_FILES = ("train.py", "model.py", "configurator.py")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What both train. Names are outpace's."""
+
+    n_layer: int = 6
+    n_head: int = 6
+    n_embd: int = 192
+    context: int = 256
+    micro_batch_size: int = 16
+    max_steps: int = 1400
+    lr: float = 1e-3
+    min_lr_ratio: float = 0.1
+    warmup_steps: int = 50
+    weight_decay: float = 0.1
+    seed: int = 1337
+    val_tokens: int = 262_144
+    turn_s: float = 45.0
+
+
+def compare_nanogpt(
+    checkout: Path, dataset: Dataset, settings: Settings, work: Path, output: Path | None
+) -> Path:
+    """Train both below `work` (which must be new), score both,
+    and write the result."""
+    if not all((checkout / f).is_file() for f in NANOGPT_FILES):
+        raise UsageError(
+            "NOT-NANOGPT",
+            f"{checkout} is not a nanoGPT checkout (it needs {', '.join(NANOGPT_FILES)})",
+            do="git clone the project and name its folder",
+        )
+    if work.exists():
+        raise UsageError("WORK-USED", f"{work} is already there", do="name a new folder")
+    work.mkdir(parents=True)
+    _stage_nanogpt(checkout, dataset, work / "nanogpt")
+    runs = {
+        "outpace": _Run("outpace", _outpace_command(dataset, settings, work), work),
+        "nanogpt": _Run("nanogpt", _nanogpt_command(settings), work, cwd=work / "nanogpt"),
+    }
+    started = time.perf_counter()
+    _interleave(list(runs.values()), settings.turn_s)
+    wall_s = time.perf_counter() - started
+
+    tokens_per_step = settings.micro_batch_size * settings.context
+    results: dict[str, Any] = {}
+    ours = list(read_json_lines(RunFolder(work / "run").metrics))
+    steps_ms = {
+        "outpace": [
+            1e3 * tokens_per_step / r["tokens_per_second"] for r in ours if r["tokens_per_second"]
+        ],
+        "nanogpt": [ms for _, _, ms in _nanogpt_log(runs["nanogpt"].log)[1:]],
+    }
+    models = {
+        "outpace": load_model(str(work / "run"), torch.device("cpu")).model,
+        "nanogpt": _nanogpt_model(work / "nanogpt" / "out" / "ckpt.pt", settings.max_steps),
+    }
+    for name, run in runs.items():
+        say(f"scoring {name}")
+        loss = _score(models[name], dataset, settings)
+        step_ms = spread(steps_ms[name])
+        results[name] = {
+            "command": run.command_text,
+            "step_ms": step_ms,
+            "tokens_per_second": tokens_per_step * 1e3 / step_ms["median"],
+            "seconds_running": run.ran_s,
+            "validation": asdict(loss),
+        }
+    results["outpace"]["training_loss"] = [(r["step"], r["loss"]) for r in ours][::10]
+    results["nanogpt"]["training_loss"] = [
+        (i + 1, loss) for i, loss, _ in _nanogpt_log(runs["nanogpt"].log)
+    ][::10]
+    ratio = results["nanogpt"]["step_ms"]["median"] / results["outpace"]["step_ms"]["median"]
+    body = {
+        "settings": asdict(settings),
+        "tokens": settings.max_steps * tokens_per_step,
+        "dataset": {
+            "fingerprint": dataset.fingerprint,
+            "train_tokens": dataset.tokens("train"),
+            "val_tokens": dataset.tokens("val"),
+            "unigram_entropy": dataset.unigram_entropy,
+        },
+        "nanogpt_commit": _commit(checkout),
+        "threads": torch.get_num_threads(),
+        "wall_s": wall_s,
+        "results": results,
+        "ratio_tokens_per_second": ratio,
+        "validation_loss_difference": results["outpace"]["validation"]["loss"]
+        - results["nanogpt"]["validation"]["loss"],
+    }
+    path = write_result("compare-nanogpt-cpu", "cpu", body, output)
+    for name, r in results.items():
+        if isinstance(r, dict):
+            say(
+                f"{name}: {r['tokens_per_second']:,.0f} tokens/s, a step in "
+                f"{r['step_ms']['median']:.0f} ms, validation loss {r['validation']['loss']:.4f}"
+            )
+    say(f"outpace / nanoGPT: {ratio:.2f} times the tokens a second; {path}")
+    return path
+
+
+class _Run:
+    """A trainer in a process group of its own, which can be paused."""
+
+    def __init__(self, name: str, command: list[str], work: Path, cwd: Path | None = None) -> None:
+        self.name, self.log, self.ran_s = name, work / f"{name}.log", 0.0
+        self.command_text = " ".join(["python", *command[1:]])
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(
+                command, cwd=cwd, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        self.pause()
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def pause(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def turn(self, seconds: float) -> None:
+        """Let it compute for so long, or until it ends."""
+        began = time.perf_counter()
+        self._signal(signal.SIGCONT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+        self.pause()
+        self.ran_s += time.perf_counter() - began
+
+    def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+
+def _interleave(runs: list[_Run], turn_s: float) -> None:
+    try:
+        while any(r.alive for r in runs):
+            for run in runs:
+                if run.alive:
+                    run.turn(turn_s)
+                if run.process.returncode not in (None, 0):
+                    raise OutpaceError(
+                        "PEER-FAILED",
+                        f"{run.name} ended with {run.process.returncode}",
+                        do=f"read {run.log}",
+                    )
+            note("  ".join(f"{r.name} {r.ran_s:.0f} s" for r in runs))
+    finally:
+        for run in runs:
+            run.kill()
+
+
+def _outpace_command(dataset: Dataset, s: Settings, work: Path) -> list[str]:
+    flags = {
+        "dataset": dataset.folder,
+        "run_dir": work / "run",
+        "n_layer": s.n_layer,
+        "n_head": s.n_head,
+        "n_embd": s.n_embd,
+        "context": s.context,
+        "micro_batch_size": s.micro_batch_size,
+        "gradient_accumulation_steps": 1,
+        "max_steps": s.max_steps,
+        "lr": s.lr,
+        "min_lr_ratio": s.min_lr_ratio,
+        "warmup_steps": s.warmup_steps,
+        "weight_decay": s.weight_decay,
+        "seed": s.seed,
+        "device": "cpu",
+        "compile": "on",
+        "eval_every_steps": 0,
+        "save_every_steps": 0,
+        "hellaswag_limit": 0,
+        "sample_tokens": 0,
+    }
+    flat = [x for key, value in flags.items() for x in (f"--{key}", str(value))]
+    return [sys.executable, "-m", "outpace", "train", *flat]
+
+
+def _nanogpt_command(s: Settings) -> list[str]:
+    """nanoGPT's best on a CPU: compiled; its autocast is for GPUs only, so fp32."""
+    flags = {
+        "dataset": "bench",
+        "device": "cpu",
+        "compile": True,
+        "dtype": "float32",
+        "bias": True,
+        "n_layer": s.n_layer,
+        "n_head": s.n_head,
+        "n_embd": s.n_embd,
+        "block_size": s.context,
+        "batch_size": s.micro_batch_size,
+        "gradient_accumulation_steps": 1,
+        "max_iters": s.max_steps,
+        "lr_decay_iters": s.max_steps,
+        "learning_rate": s.lr,
+        "min_lr": s.lr * s.min_lr_ratio,
+        "warmup_iters": s.warmup_steps,
+        "weight_decay": s.weight_decay,
+        "eval_interval": s.max_steps,
+        "eval_iters": 1,
+    }
+    return [sys.executable, "-u", "train.py", *(f"--{k}={v}" for k, v in flags.items())]
+
+
+def _stage_nanogpt(checkout: Path, dataset: Dataset, folder: Path) -> None:
+    """A folder that links nanoGPT's code and holds the same tokens in its format, raw uint16, so
+    that nothing is written into the checkout."""
+    (folder / "data" / "bench").mkdir(parents=True)
+    for file in NANOGPT_FILES:
+        (folder / file).symlink_to((checkout / file).resolve())
+    for split in ("train", "val"):
+        stream = dataset.stream(split)
+        with open(folder / "data" / "bench" / f"{split}.bin", "wb") as f:
+            for start in range(0, len(stream), 1 << 20):
+                out = np.empty(min(1 << 20, len(stream) - start), np.uint16)
+                stream.read(start, out)
+                f.write(out.tobytes())
+
+
+def _nanogpt_log(log: Path) -> list[tuple[int, float, float]]:
+    """(iteration, loss, milliseconds) of nanoGPT's own lines."""
+    pattern = re.compile(r"^iter (\d+): loss ([\d.]+), time ([\d.]+)ms", re.MULTILINE)
+    return [(int(i), float(loss), float(ms)) for i, loss, ms in pattern.findall(log.read_text())]
+
+
+def _nanogpt_model(checkpoint: Path, steps: int) -> GPT2:
+    shape, weights, iterations = read_checkpoint(checkpoint)
+    if iterations != steps:
+        raise DataError("PEER-FAILED", f"nanoGPT saved after {iterations} steps, not {steps}")
+    model = GPT2(shape)
+    load_weights(model, weights)
+    return model.eval()
+
+
+def _score(model: GPT2, dataset: Dataset, s: Settings) -> Any:
+    stream, tokenizer = dataset.stream("val"), get_tokenizer(dataset.tokenizer)
+    device = torch.device("cpu")
+    return validation_loss(
+        model,
+        stream.read,
+        tokens=min(s.val_tokens, len(stream) - 1),
+        context=s.context,
+        token_bytes=tokenizer.token_bytes(),
+        device=device,
+        precision="no",
+        group=Group(Ranks(), device),
+    )
+
+
+def _commit(checkout: Path) -> str | None:
+    git = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
+    answer = subprocess.run(git, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or None
