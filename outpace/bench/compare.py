@@ -171,6 +171,8 @@ class _Run:
 
 
 def _interleave(runs: list[_Run], turn_s: float) -> None:
+    # A SIGTERM must not leave two stopped trainers behind: as an exception it reaches `finally`.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         while any(r.alive for r in runs):
             for run in runs:

@@ -131,7 +131,7 @@ def load(path: Path) -> Checkpoint:
 def latest(folder: Path) -> Checkpoint | None:
     """The newest checkpoint that verifies; None when there never was one. A bad newer one is set
     aside with a warning; when none is good, CheckpointError: training never restarts silently."""
-    bad = []
+    bad: list[tuple[Path, str]] = []
     for path in reversed(paths(folder)):
         if (why := fault(path)) is None:
             for other, reason in bad:
@@ -215,7 +215,8 @@ def _write_tensors(path: Path, tensors: Tensors) -> dict[str, Any]:
 def _raw(tensor: torch.Tensor) -> memoryview:
     """The bytes of a tensor, little-endian and contiguous."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    raw = flat.view(torch.uint8).numpy()
+    return memoryview(raw)  # type: ignore[arg-type]  # NumPy 2's stubs ask for Python 3.12
 
 
 def _write(path: Path, parts: Iterable[bytes | memoryview]) -> dict[str, Any]:

@@ -67,7 +67,8 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor, cache: KVCache | None, layer: int) -> torch.Tensor:
         x = x + self.attn(self.ln_1(x), cache, layer)
-        return x + self.mlp(self.ln_2(x))
+        x = x + self.mlp(self.ln_2(x))
+        return x
 
 
 class GPT2(nn.Module):
@@ -103,7 +104,8 @@ class GPT2(nn.Module):
             x = block(x, cache, layer)
         if cache is not None:
             cache.length += T
-        return self.ln_f(x)  # type: ignore[no-any-return]
+        out: torch.Tensor = self.ln_f(x)
+        return out
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden (..., C) -> logits (..., V) through the tied head, padding at -inf."""

@@ -3,4 +3,5 @@
 from outpace.core.registry import Registry
 
 OPTIMIZERS = Registry("optimizer", {"adamw": "outpace.optim.adamw:build"})
-"""Entry: build(groups, lr, **options) -> torch.optim.Optimizer."""
+"""Entry: build(groups, lr, **options) -> torch.optim.Optimizer. Its `step` must leave everything as
+it is where the attribute `found_inf`, a device scalar, is 1; PyTorch's fused optimisers do."""

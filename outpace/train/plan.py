@@ -7,7 +7,8 @@ found out about kernels and compilers, all plain values, so that any machine can
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from outpace.config.load import SetBy
 from outpace.config.presets import (
@@ -22,6 +23,8 @@ from outpace.core.files import sha256_json
 from outpace.core.units import count, gib
 from outpace.model import cost
 from outpace.runtime.hardware import Machine
+
+T = TypeVar("T")
 
 MEMORY_SHARE = 0.85
 """Share of a machine's memory that a plan may fill; the rest is for fragmentation and others."""
@@ -167,7 +170,7 @@ class _Planner:
         self.choices: list[Choice] = []
         self.warnings: list[str] = []
 
-    def choose(self, setting: str, value: Any, reason: str) -> Any:
+    def choose(self, setting: str, value: T, reason: str) -> T:
         self.choices.append(Choice(setting, value, reason))
         return value
 
@@ -175,35 +178,26 @@ class _Planner:
         c, shape = self.config, self.shape
         precision = self._precision()
         backend, kernel = self._attention(precision)
-        memory = lambda compiled: cost.training_memory(  # noqa: E731
+        memory = partial(
+            cost.training_memory,
             shape,
             precision,
             flash=backend != "reference",
-            compiled=compiled,
             ddp=self.world_size > 1,
         )
         # Whether to compile depends on the length, the length on the batch, and the batch on the
         # memory, which is larger without compiling: so plan the batch for the larger need.
-        micro, accumulation = self._batch(memory(False))
+        micro, accumulation = self._batch(memory(compiled=False))
         tokens_per_step = micro * shape.context * accumulation * self.world_size
         max_steps = self._length(tokens_per_step)
         compiled = self._compile(max_steps * tokens_per_step)
         lr, warmup = self._learning_rate(tokens_per_step), self._warmup(max_steps)
-        run = c.run
-        save_every = run.save_every_steps
-        if save_every == "auto":
-            save_every = self.choose(
-                "save_every_steps", min(1000, max(1, max_steps // 10)), "10 times a run"
-            )
-        log_every = run.log_every_steps
-        if log_every == "auto":
-            log_every = 10 if self.machine.device == "cuda" else 1
+        run, on_gpu = c.run, self.machine.device == "cuda"
+        save_every, log_every = run.save_every_steps, run.log_every_steps
         eval_every = c.evaluation.eval_every_steps
-        if eval_every == "auto":
-            eval_every = max_steps // 20
-        limit = c.evaluation.hellaswag_limit
-        if limit == "auto":
-            limit = None if self.machine.device == "cuda" else 500
+        often = int(min(1000, max(1, max_steps // 10)))
+        asked = c.evaluation.hellaswag_limit
+        limit = asked if asked != "auto" else None if on_gpu else 500
         return Plan(
             model_size=self._size_name(),
             n_layer=shape.n_layer,
@@ -231,12 +225,12 @@ class _Planner:
             compile=compiled,
             device=self.machine.device,
             seed=run.seed,
-            predicted_memory_bytes=memory(compiled).peak(micro * shape.context),
+            predicted_memory_bytes=memory(compiled=compiled).peak(micro * shape.context),
             val_tokens=self._val_tokens(),
-            eval_every_steps=eval_every,
+            eval_every_steps=max_steps // 20 if eval_every == "auto" else eval_every,
             hellaswag_limit=limit,
-            save_every_steps=save_every,
-            log_every_steps=log_every,
+            save_every_steps=often if save_every == "auto" else save_every,
+            log_every_steps=(10 if on_gpu else 1) if log_every == "auto" else log_every,
             choices=self.choices,
             warnings=self.warnings,
         )
@@ -296,11 +290,12 @@ class _Planner:
         room = self.machine.memory_bytes * MEMORY_SHARE - memory.static
         fits = int(room // (memory.per_token * T))
         if M != "auto":
-            if A == "auto":
-                target = REFERENCE_TOKENS_PER_STEP if S == "auto" else S
-                A = max(1, round(target / (T * W * M)))
-                self._accumulates(A, target)
-            return self._checked(M, memory), A
+            if A != "auto":
+                return self._checked(M, memory), A
+            target = REFERENCE_TOKENS_PER_STEP if S == "auto" else S
+            needed = max(1, round(target / (T * W * M)))
+            self._accumulates(needed, target)
+            return self._checked(M, memory), needed
         if A != "auto":
             if S != "auto":
                 return self._checked(S // (T * W * A), memory), A
@@ -334,12 +329,10 @@ class _Planner:
             limit = 1 << (limit.bit_length() - 1)
         self._checked(limit, memory)
         need = memory.peak(limit * T)
-        return int(
-            self.choose(
-                "micro_batch_size",
-                limit,
-                f"{reason}: about {gib(need)} of {gib(self.machine.memory_bytes)}",
-            )
+        return self.choose(
+            "micro_batch_size",
+            limit,
+            f"{reason}: about {gib(need)} of {gib(self.machine.memory_bytes)}",
         )
 
     def _checked(self, micro: int, memory: cost.Memory) -> int:
@@ -416,7 +409,7 @@ class _Planner:
             if most < DEFAULT_TOKENS
             else "10 billion tokens"
         )
-        return int(self.choose("max_steps", max(1, tokens // tokens_per_step), reason))
+        return self.choose("max_steps", max(1, tokens // tokens_per_step), reason)
 
     def _compile(self, tokens: int) -> bool:
         asked = self.config.compute.compile
@@ -425,13 +418,17 @@ class _Planner:
         seconds = tokens * cost.flops_per_token(self.shape)
         seconds /= CPU_FLOPS_PER_CORE * self.machine.cores
         if asked == "auto" and self.machine.device == "cpu" and seconds < 120:
-            return bool(
-                self.choose("compile", False, "on a CPU so short a run does not repay compiling")
-            )
+            return self.choose("compile", False, "on a CPU so short a run does not repay compiling")
         if why_not := self.can.compile_why_not():
+            if asked == "on":
+                raise UsageError(
+                    "NO-COMPILE",
+                    f"torch.compile does not work here: {why_not}",
+                    do="--compile auto",
+                )
             self.warnings.append(f"torch.compile is off: {why_not}; expect half the speed")
-            return bool(self.choose("compile", False, why_not))
-        return bool(self.choose("compile", True, "a probe compiled and ran"))
+            return self.choose("compile", False, why_not)
+        return self.choose("compile", True, "a probe compiled and ran")
 
     def _learning_rate(self, tokens_per_step: int) -> float:
         if self.config.schedule.lr != "auto":
@@ -439,12 +436,10 @@ class _Planner:
         peak = size(self.config.model.model_size).lr
         ratio = tokens_per_step / REFERENCE_TOKENS_PER_STEP
         if ratio >= 1:
-            return float(self.choose("lr", peak, "GPT-3's for this size (table 2.1)"))
+            return self.choose("lr", peak, "GPT-3's for this size (table 2.1)")
         lr = float(f"{peak * math.sqrt(ratio):.2g}")
-        return float(
-            self.choose(
-                "lr", lr, f"GPT-3's {peak:g} x sqrt({tokens_per_step:,} / 524,288 tokens a step)"
-            )
+        return self.choose(
+            "lr", lr, f"GPT-3's {peak:g} x sqrt({tokens_per_step:,} / 524,288 tokens a step)"
         )
 
     def _warmup(self, max_steps: int) -> int:
@@ -461,7 +456,7 @@ class _Planner:
         forward = cost.flops_per_token(self.shape) / 3
         budget = max(4 * T, min(1_048_576, int(8e12 / forward)) // T * T)
         tokens = min(budget, available)
-        return int(self.choose("val_tokens", tokens, "bounded so that a CPU scores it quickly"))
+        return self.choose("val_tokens", tokens, "bounded so that a CPU scores it quickly")
 
 
 def check_pretrained_context(context: int, positions: int, source: str) -> None:

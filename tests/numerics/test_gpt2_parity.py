@@ -1,0 +1,139 @@
+"""GPT-2 against transformers' GPT2LMHeadModel on equal weights: logits, loss, every gradient."""
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from outpace.checkpoint.state import load_weights
+from outpace.config.presets import SIZES, GPT2Shape
+from outpace.interop.huggingface import from_huggingface
+from outpace.model import cost
+from outpace.model.gpt2 import GPT2
+from outpace.ops.attention import reference, sdpa
+
+CASES = [
+    pytest.param("124M", 12, marks=pytest.mark.slow),
+    ("124M", 2),
+    ("355M", 2),
+    ("774M", 1),
+    ("1558M", 1),
+]
+
+
+def pair(size: str, layers: int, attend=sdpa.attend) -> tuple[GPT2, GPT2LMHeadModel]:
+    """Our model and theirs with the same, wide-variance random weights."""
+    preset = SIZES[size]
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_layer=layers,
+        n_head=preset.n_head,
+        n_embd=preset.n_embd,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        initializer_range=0.05,
+        attn_implementation="eager",
+    )
+    theirs = GPT2LMHeadModel(config)
+    with torch.no_grad():
+        for name, p in theirs.named_parameters():
+            if "ln_" in name or name.endswith("bias"):
+                p.add_(0.1 * torch.randn_like(p))
+    shape = GPT2Shape(layers, preset.n_head, preset.n_embd, 1024, 50257)
+    ours = GPT2(shape, attend)
+    load_weights(ours, from_huggingface(dict(theirs.state_dict()), shape))
+    return ours, theirs
+
+
+@pytest.mark.parametrize(("size", "layers"), CASES)
+@pytest.mark.parametrize("attend", [sdpa.attend, reference.attend], ids=["sdpa", "reference"])
+def test_logits_loss_and_gradients_equal_transformers(size, layers, attend):
+    ours, theirs = pair(size, layers, attend)
+    idx = torch.randint(0, 50257, (2, 48), generator=torch.Generator().manual_seed(1))
+
+    logits = ours(idx)
+    expected = theirs(idx).logits
+    assert (logits[..., :50257] - expected).abs().max() < 1e-4
+    assert torch.isneginf(logits[..., 50257:]).all(), "padding can never be predicted"
+
+    inputs, targets = idx[:, :-1], idx[:, 1:]
+    loss = ours(inputs, targets) / targets.numel()
+    expected_loss = theirs(idx, labels=idx).loss
+    assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-5)
+
+    loss.backward()
+    expected_loss.backward()
+    grads = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
+    expected_grads = from_huggingface(grads, ours.shape)
+    for name, p in ours.named_parameters():
+        error = (p.grad - expected_grads[name]).norm() / expected_grads[name].norm()
+        assert error < 1e-5, f"{name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_parameter_count_equals_transformers(size):
+    preset = SIZES[size]
+    config = GPT2Config(n_layer=preset.n_layer, n_head=preset.n_head, n_embd=preset.n_embd)
+    shape = GPT2Shape(preset.n_layer, preset.n_head, preset.n_embd, 1024, 50257)
+    with torch.device("meta"):
+        theirs = sum(p.numel() for p in GPT2LMHeadModel(config).parameters())
+        ours = sum(p.numel() for p in GPT2(shape).parameters())
+    assert cost.parameters(shape) == theirs
+    assert cost.parameters(shape, padded=True) == ours
+
+
+def test_flops_equal_a_count_of_every_matrix_product():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    shape = GPT2Shape(2, 4, 64, 32, 250)
+    model = GPT2(shape, reference.attend)
+    idx = torch.zeros(1, 32, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter:
+        model(idx, idx).backward()
+    # The counter sees the whole T x T square; our count is causal, half of it.
+    square = 6 * 2 * 32 * 64
+    assert counter.get_total_flops() / 32 == pytest.approx(cost.flops_per_token(shape) + square)
+
+
+def test_initialisation_is_gpt2s():
+    shape = GPT2Shape(8, 4, 128, 64, 1000)
+    model = GPT2(shape)
+    model.init_weights(torch.Generator().manual_seed(0))
+    std = {n: p.std().item() for n, p in model.named_parameters()}
+    assert std["h.3.mlp.c_fc.weight"] == pytest.approx(0.02, rel=0.05)
+    assert std["h.3.mlp.c_proj.weight"] == pytest.approx(0.02 / 4, rel=0.05)  # sqrt(2 * 8)
+    assert std["h.3.attn.c_proj.weight"] == pytest.approx(0.02 / 4, rel=0.05)
+    assert std["wpe.weight"] == pytest.approx(0.01, rel=0.05)
+    assert (model.wte.weight[1000:] == 0).all()
+    assert (model.h[0].ln_1.weight == 1).all() and (model.h[0].attn.c_attn.bias == 0).all()
+
+
+def test_padding_takes_no_part_in_the_loss_and_gets_no_gradient():
+    torch.manual_seed(0)
+    shape = GPT2Shape(1, 2, 32, 16, 100)  # padded to 128
+    model = GPT2(shape)
+    model.init_weights(torch.Generator().manual_seed(0))
+    idx = torch.randint(0, 100, (2, 16))
+    before = model(idx, idx)
+    with torch.no_grad():
+        model.wte.weight[100:] = 50.0
+    after = model(idx, idx)
+    after.backward()
+    assert torch.equal(before, after)
+    assert (model.wte.weight.grad[100:] == 0).all()
+
+
+def test_dropout_follows_the_mode_and_the_seed():
+    shape = GPT2Shape(1, 2, 32, 16, 100, dropout=0.5)
+    model = GPT2(shape)
+    model.init_weights(torch.Generator().manual_seed(0))
+    idx = torch.randint(0, 100, (1, 16))
+
+    def loss() -> torch.Tensor:
+        torch.manual_seed(3)
+        return model(idx, idx)
+
+    assert torch.equal(loss(), loss())
+    assert not torch.equal(loss(), model(idx, idx))
+    model.eval()
+    assert torch.equal(model(idx, idx), model(idx, idx))
