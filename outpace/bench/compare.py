@@ -5,6 +5,7 @@ the machine falls on both. Both final models are scored by the same evaluation.
 """
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -73,41 +74,51 @@ def compare_nanogpt(
         "outpace": _Run("outpace", _outpace_command(dataset, settings, work), work),
         "nanogpt": _Run("nanogpt", _nanogpt_command(settings), work, cwd=work / "nanogpt"),
     }
-    started = time.perf_counter()
     _interleave(list(runs.values()), settings.turn_s)
-    wall_s = time.perf_counter() - started
+    commands = {name: run.command_text for name, run in runs.items()}
+    body = collect(checkout, dataset, settings, work) | {"commands": commands}
+    return write_result("compare-nanogpt-cpu", "cpu", body, output)
 
+
+def collect(checkout: Path, dataset: Dataset, settings: Settings, work: Path) -> dict[str, Any]:
+    """Read what two finished trainings below `work` logged, score both models, tell, and return
+    the body of the result. Step times are medians, which turns and pauses do not touch."""
     tokens_per_step = settings.micro_batch_size * settings.context
-    results: dict[str, Any] = {}
-    ours = list(read_json_lines(RunFolder(work / "run").metrics))
+    ours = [r for r in read_json_lines(RunFolder(work / "run").metrics) if r["tokens_per_second"]]
+    theirs = _nanogpt_log(work / "nanogpt.log")[1:]
     steps_ms = {
-        "outpace": [
-            1e3 * tokens_per_step / r["tokens_per_second"] for r in ours if r["tokens_per_second"]
-        ],
-        "nanogpt": [ms for _, _, ms in _nanogpt_log(runs["nanogpt"].log)[1:]],
+        "outpace": [1e3 * tokens_per_step / r["tokens_per_second"] for r in ours],
+        "nanogpt": [ms for _, _, ms in theirs],
+    }
+    curves = {
+        "outpace": [(r["step"], r["loss"]) for r in ours],
+        "nanogpt": [(i + 1, loss) for i, loss, _ in theirs],
     }
     models = {
         "outpace": load_model(str(work / "run"), torch.device("cpu")).model,
         "nanogpt": _nanogpt_model(work / "nanogpt" / "out" / "ckpt.pt", settings.max_steps),
     }
-    for name, run in runs.items():
-        say(f"scoring {name}")
-        loss = _score(models[name], dataset, settings)
+    results: dict[str, Any] = {}
+    for name, model in models.items():
         step_ms = spread(steps_ms[name])
-        results[name] = {
-            "command": run.command_text,
+        r: dict[str, Any] = {
             "step_ms": step_ms,
             "tokens_per_second": tokens_per_step * 1e3 / step_ms["median"],
-            "seconds_running": run.ran_s,
-            "validation": asdict(loss),
+            "training_minutes": settings.max_steps * step_ms["median"] / 60e3,
+            "validation": asdict(_score(model, dataset, settings)),
+            "training_loss": curves[name][::10],
         }
-    results["outpace"]["training_loss"] = [(r["step"], r["loss"]) for r in ours][::10]
-    results["nanogpt"]["training_loss"] = [
-        (i + 1, loss) for i, loss, _ in _nanogpt_log(runs["nanogpt"].log)
-    ][::10]
+        results[name] = r
+        say(
+            f"{name}: {r['tokens_per_second']:,.0f} tokens/s, a step in {step_ms['median']:.0f} "
+            f"ms, validation loss {r['validation']['loss']:.4f}"
+        )
     ratio = results["nanogpt"]["step_ms"]["median"] / results["outpace"]["step_ms"]["median"]
-    body = {
+    say(f"outpace / nanoGPT: {ratio:.2f} times the tokens a second")
+    plan = json.loads(RunFolder(work / "run").plan.read_text())
+    return {
         "settings": asdict(settings),
+        "parameters": plan["plan"]["parameters"],
         "tokens": settings.max_steps * tokens_per_step,
         "dataset": {
             "fingerprint": dataset.fingerprint,
@@ -116,22 +127,13 @@ def compare_nanogpt(
             "unigram_entropy": dataset.unigram_entropy,
         },
         "nanogpt_commit": _commit(checkout),
-        "threads": torch.get_num_threads(),
-        "wall_s": wall_s,
+        "outpace_commit": plan["versions"].get("git_commit"),
+        "threads": plan["environment"]["threads"],
         "results": results,
         "ratio_tokens_per_second": ratio,
         "validation_loss_difference": results["outpace"]["validation"]["loss"]
         - results["nanogpt"]["validation"]["loss"],
     }
-    path = write_result("compare-nanogpt-cpu", "cpu", body, output)
-    for name, r in results.items():
-        if isinstance(r, dict):
-            say(
-                f"{name}: {r['tokens_per_second']:,.0f} tokens/s, a step in "
-                f"{r['step_ms']['median']:.0f} ms, validation loss {r['validation']['loss']:.4f}"
-            )
-    say(f"outpace / nanoGPT: {ratio:.2f} times the tokens a second; {path}")
-    return path
 
 
 class _Run:

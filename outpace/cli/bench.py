@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from outpace.config.check import RANGES, Range, check_ranges
 from outpace.config.load import parse_flags
 from outpace.core.errors import UsageError
 from outpace.core.log import say
@@ -16,6 +17,19 @@ HELP = """usage: outpace bench WHAT [FLAGS]      (outpace bench WHAT --help for 
   memory     memory of attention against the length of the sequence, per backend
   compare    outpace against a peer's own code, interleaved on this machine
 """
+
+MEMORY_RANGES = {
+    "lengths": Range(1, 1_000_000),
+    "heads": Range(1, 1000),
+    "head_dim": Range(1, 1024),
+}
+COMPARE_RANGES = {
+    "turn_s": Range(0, 86_400, above=True),
+    **{
+        name: RANGES[name]
+        for name in ("max_steps", "n_layer", "n_head", "n_embd", "context", "micro_batch_size")
+    },
+}
 
 
 def run(argv: list[str]) -> int:
@@ -33,9 +47,9 @@ class MemoryOptions:
     lengths: tuple[int, ...] = (512, 1024, 2048, 4096, 8192)
     """Sequence lengths T, in tokens."""
     heads: int = 12
-    """Attention heads."""
+    """Attention heads (H)."""
     head_dim: int = 64
-    """Channels a head."""
+    """Channels of a head (D)."""
     device: str = "auto"
     """auto, cpu or cuda."""
     output: Path | None = None
@@ -44,8 +58,7 @@ class MemoryOptions:
 
 def memory(argv: list[str]) -> int:
     options: MemoryOptions = parse_flags(MemoryOptions, argv, prog="outpace bench memory")
-    if not options.lengths or min(*options.lengths, options.heads, options.head_dim) < 1:
-        raise UsageError("BAD-VALUE", "--lengths, --heads and --head_dim must be at least 1")
+    check_ranges(options, MEMORY_RANGES, "outpace bench memory")
 
     from outpace.bench.attention_memory import measure
 
@@ -64,15 +77,15 @@ class CompareOptions:
     max_steps: int = 1400
     """Optimiser steps of both."""
     n_layer: int = 6
-    """Layers."""
+    """Layers of the model."""
     n_head: int = 6
-    """Attention heads."""
+    """Attention heads (H)."""
     n_embd: int = 192
-    """Channels."""
+    """Channels of the model (C)."""
     context: int = 256
-    """Tokens a sequence."""
+    """Tokens in a sequence (T)."""
     micro_batch_size: int = 16
-    """Sequences a step."""
+    """Sequences in a step."""
     turn_s: float = 45.0
     """Seconds that one runs while the other is stopped."""
     work: Path = Path("runs/compare-nanogpt")
@@ -83,6 +96,7 @@ class CompareOptions:
 
 def compare(argv: list[str]) -> int:
     options: CompareOptions = parse_flags(CompareOptions, argv, prog="outpace bench compare")
+    check_ranges(options, COMPARE_RANGES, "outpace bench compare")
     if options.nanogpt is None:
         raise UsageError("NO-PEER", "no peer was named", do="add --nanogpt CHECKOUT")
 

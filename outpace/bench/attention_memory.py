@@ -1,0 +1,96 @@
+"""Peak memory of attention, forward and backward, against the length of the sequence. One fresh
+process a point, because a process never shrinks below its own peak. The exponent is the slope of
+log memory over log length: 1 is linear, 2 is quadratic.
+"""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from outpace.bench.result import write_result
+from outpace.core.errors import OutOfMemory
+from outpace.core.log import say
+from outpace.core.units import MIB
+from outpace.ops.attention import BACKENDS
+from outpace.runtime.hardware import memory_in_use
+from outpace.train.assemble import choose_device
+
+
+def measure(
+    lengths: tuple[int, ...], heads: int, head_dim: int, device: str, output: Path | None
+) -> Path:
+    """Measure every backend at every length, print a table, write the result."""
+    where = choose_device(device, 0)
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for backend in BACKENDS.names():
+        rows[backend] = [_in_new_process(backend, T, heads, head_dim, where.type) for T in lengths]
+    exponents = {name: _exponent(points) for name, points in rows.items()}
+    body = {
+        "heads": heads,
+        "head_dim": head_dim,
+        "batch": 1,
+        "dtype": "fp32",
+        "results": rows,
+        "exponents": exponents,
+    }
+    path = write_result(f"attention-memory-{where.type}", where.type, body, output)
+    say("T        " + "".join(f"{name:>16}" for name in rows))
+    for i, T in enumerate(lengths):
+        say(
+            f"{T:<9}"
+            + "".join(f"{points[i]['bytes'] / MIB:>12.1f} MiB" for points in rows.values())
+        )
+    say("exponent " + "".join(f"{exponents[name]:>16.2f}" for name in rows))
+    say(str(path))
+    return path
+
+
+def point(backend: str, T: int, heads: int, head_dim: int, device: str) -> dict[str, Any]:
+    """Bytes that one forward and backward pass adds at its peak, in this process."""
+    where = torch.device(device)
+    module = BACKENDS.load(backend)
+
+    def run(length: int) -> None:
+        q, k, v = (
+            torch.ones(1, heads, length, head_dim, device=where, requires_grad=True)
+            for _ in range(3)
+        )
+        module.attend(q, k, v, causal=True).sum().backward()
+
+    run(16)  # libraries and thread pools take their memory before we look
+    before = memory_in_use(where)
+    run(T)
+    return {
+        "tokens": T,
+        "bytes": memory_in_use(where) - before,
+        "kernel": module.kernel(where, torch.float32, head_dim, 0.0),
+    }
+
+
+def _in_new_process(backend: str, T: int, heads: int, head_dim: int, device: str) -> dict[str, Any]:
+    call = f"point({backend!r}, {T}, {heads}, {head_dim}, {device!r})"
+    code = f"import json; from {__name__} import point; print(json.dumps({call}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OutOfMemory(
+            "MEMORY",
+            f"{backend} at {T} tokens did not fit ({done.stderr.strip().splitlines()[-1][:120]})",
+            do="choose shorter --lengths",
+        )
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def _exponent(points: list[dict[str, Any]]) -> float:
+    """Least-squares slope of log bytes over log tokens, of the upper half of the lengths."""
+    upper = points[len(points) // 2 :] if len(points) > 3 else points
+    xs = [math.log(p["tokens"]) for p in upper]
+    ys = [math.log(max(1, p["bytes"])) for p in upper]
+    mx, my = sum(xs) / len(xs), sum(ys) / len(ys)
+    spread = sum((x - mx) ** 2 for x in xs)
+    return sum((x - mx) * (y - my) for x, y in zip(xs, ys, strict=True)) / spread if spread else 0.0
