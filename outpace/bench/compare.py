@@ -1,7 +1,7 @@
-"""outpace against nanoGPT's own train.py: the same tokens, the same model and hyper-parameters, the
-same machine, interleaved. Both train from start to end as they would alone, in processes of their
-own; while one computes the other is stopped (SIGSTOP), in short turns, so that a slow minute of
-the machine falls on both. Both final models are scored by the same evaluation.
+"""outpace against nanoGPT's own train.py: the same tokens, the same model and hyper-parameters, side
+by side on the same machine. Both train from start to end as they would alone, in processes of their
+own, each on half of the cores; the halves are swapped every few seconds, so that whatever slows the
+machine or a core falls on both. Both final models are scored by the same evaluation.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from outpace.bench.result import spread, write_result
 from outpace.checkpoint.state import load_weights
 from outpace.core.errors import DataError, OutpaceError, UsageError
 from outpace.core.files import read_json_lines
-from outpace.core.log import note, say
+from outpace.core.log import say
 from outpace.core.runfolder import RunFolder
 from outpace.data.shards import Dataset
 from outpace.evals.loss import validation_loss
@@ -44,15 +44,15 @@ class Settings:
     n_head: int = 6
     n_embd: int = 192
     context: int = 256
-    micro_batch_size: int = 16
-    max_steps: int = 1400
+    micro_batch_size: int = 8
+    max_steps: int = 1200
     lr: float = 1e-3
     min_lr_ratio: float = 0.1
-    warmup_steps: int = 50
+    warmup_steps: int = 60
     weight_decay: float = 0.1
     seed: int = 1337
     val_tokens: int = 262_144
-    turn_s: float = 45.0
+    swap_s: float = 20.0
 
 
 def compare_nanogpt(
@@ -70,19 +70,17 @@ def compare_nanogpt(
         raise UsageError("WORK-USED", f"{work} is already there", do="name a new folder")
     work.mkdir(parents=True)
     _stage_nanogpt(checkout, dataset, work / "nanogpt")
-    runs = {
-        "outpace": _Run("outpace", _outpace_command(dataset, settings, work), work),
-        "nanogpt": _Run("nanogpt", _nanogpt_command(settings), work, cwd=work / "nanogpt"),
-    }
-    _interleave(list(runs.values()), settings.turn_s)
-    commands = {name: run.command_text for name, run in runs.items()}
+    outpace = _Run("outpace", _outpace_command(dataset, settings, work), work)
+    nanogpt = _Run("nanogpt", _nanogpt_command(settings), work, cwd=work / "nanogpt")
+    _side_by_side((outpace, nanogpt), settings.swap_s)
+    commands = {run.name: run.command_text for run in (outpace, nanogpt)}
     body = collect(checkout, dataset, settings, work) | {"commands": commands}
     return write_result("compare-nanogpt-cpu", "cpu", body, output)
 
 
 def collect(checkout: Path, dataset: Dataset, settings: Settings, work: Path) -> dict[str, Any]:
     """Read what two finished trainings below `work` logged, score both models, tell, and return
-    the body of the result. Step times are medians, which turns and pauses do not touch."""
+    the body of the result. Step times are medians."""
     tokens_per_step = settings.micro_batch_size * settings.context
     ours = [r for r in read_json_lines(RunFolder(work / "run").metrics) if r["tokens_per_second"]]
     theirs = _nanogpt_log(work / "nanogpt.log")[1:]
@@ -137,56 +135,55 @@ def collect(checkout: Path, dataset: Dataset, settings: Settings, work: Path) ->
 
 
 class _Run:
-    """A trainer in a process group of its own, which can be paused."""
+    """A trainer in a process group of its own, held on some of the cores."""
 
     def __init__(self, name: str, command: list[str], work: Path, cwd: Path | None = None) -> None:
-        self.name, self.log, self.ran_s = name, work / f"{name}.log", 0.0
+        self.name, self.log = name, work / f"{name}.log"
         self.command_text = " ".join(["python", *command[1:]])
+        env = os.environ | {"OMP_NUM_THREADS": str(len(_halves()[0]))}
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
-                command, cwd=cwd, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                command, cwd=cwd, env=env, stdout=log, stderr=log, start_new_session=True
             )
-        self.pause()
 
     @property
     def alive(self) -> bool:
         return self.process.poll() is None
 
-    def pause(self) -> None:
-        self._signal(signal.SIGSTOP)
-
-    def turn(self, seconds: float) -> None:
-        """Let it compute for so long, or until it ends."""
-        began = time.perf_counter()
-        self._signal(signal.SIGCONT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(seconds)
-        self.pause()
-        self.ran_s += time.perf_counter() - began
+    def hold_on(self, cores: set[int]) -> None:
+        """Move every thread of the process to `cores`."""
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            for task in Path(f"/proc/{self.process.pid}/task").iterdir():
+                os.sched_setaffinity(int(task.name), cores)
 
     def kill(self) -> None:
-        self._signal(signal.SIGKILL)
-
-    def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
+            os.killpg(self.process.pid, signal.SIGKILL)
 
 
-def _interleave(runs: list[_Run], turn_s: float) -> None:
-    # A SIGTERM must not leave two stopped trainers behind: as an exception it reaches `finally`.
+def _halves() -> tuple[set[int], set[int]]:
+    cores = sorted(os.sched_getaffinity(0))
+    middle = max(1, len(cores) // 2)
+    return set(cores[:middle]), set(cores[middle:]) or set(cores)
+
+
+def _side_by_side(runs: tuple[_Run, _Run], swap_s: float) -> None:
+    # A SIGTERM must not leave two trainers behind: as an exception it reaches `finally`.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    halves = _halves()
     try:
         while any(r.alive for r in runs):
+            for run, cores in zip(runs, halves, strict=True):
+                run.hold_on(cores)
+            time.sleep(swap_s)
+            halves = halves[::-1]
             for run in runs:
-                if run.alive:
-                    run.turn(turn_s)
-                if run.process.returncode not in (None, 0):
+                if run.process.poll() not in (None, 0):
                     raise OutpaceError(
                         "PEER-FAILED",
                         f"{run.name} ended with {run.process.returncode}",
                         do=f"read {run.log}",
                     )
-            note("  ".join(f"{r.name} {r.ran_s:.0f} s" for r in runs))
     finally:
         for run in runs:
             run.kill()
