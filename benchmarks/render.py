@@ -20,7 +20,8 @@ plt.rcParams |= {"svg.hashsalt": "outpace", "axes.spines.top": False, "axes.spin
 def main() -> None:
     parts = [
         "# Benchmarks\n",
-        "Made by `python benchmarks/render.py` from the JSON files in `benchmarks/results/`; each holds machine, "
+        "Made by `python benchmarks/render.py` from the JSON files in `benchmarks/results/`; "
+        "each holds machine, "
         "versions and settings. Nothing here was measured on a GPU yet.\n",
     ]
     for name, section in (
@@ -48,12 +49,15 @@ def compare(r: dict[str, Any]) -> str:
         steps, losses = zip(*rows[name]["training_loss"], strict=True)
         minutes = [i * rows[name]["step_ms"]["median"] / 60e3 for i in steps]
         axis.plot(minutes, losses, label=label, linewidth=1.2)
-    axis.axhline(r["dataset"]["unigram_entropy"], color="grey", linestyle=":", label="unigram entropy")
+    axis.axhline(
+        r["dataset"]["unigram_entropy"], color="grey", linestyle=":", label="unigram entropy"
+    )
     axis.set(xlabel="minutes of training", ylabel="training loss, nats a token")
     axis.legend(frameon=False)
     save(figure, "compare-nanogpt-cpu.svg")
     table = [
-        "| | tokens/s | step, ms (p20, p80) | minutes for the run | validation loss | bits a byte |",
+        "| | tokens/s | step, ms (p20, p80) | minutes for the run | validation loss | bits a "
+        "byte |",
         "|---|---|---|---|---|---|",
     ]
     for name, label in (("outpace", "outpace"), ("nanogpt", "nanoGPT")):
@@ -66,19 +70,28 @@ def compare(r: dict[str, Any]) -> str:
     return "\n".join(
         [
             "## outpace against nanoGPT's own train.py, on a CPU\n",
-            f"**{r['ratio_tokens_per_second']:.2f} times the tokens a second; validation losses differ by "
+            f"**{r['ratio_tokens_per_second']:.2f} times the tokens a second; validation losses "
+            "differ by "
             f"{r['validation_loss_difference']:+.4f} nats.**\n",
-            f"The same {r['parameters'] / 1e6:.1f}M-parameter GPT-2 ({s['n_layer']} layers, {s['n_embd']} channels, "
-            f"context {s['context']}), the same {r['tokens'] / 1e6:.2f}M tokens of English novels, {s['max_steps']:,} steps "
-            f"of {s['micro_batch_size'] * s['context']:,} tokens, AdamW {s['lr']:g}, cosine. nanoGPT (commit "
-            f"{(r['nanogpt_commit'] or '')[:10]}) at its best CPU flags: compiled, fp32, because its autocast is for "
-            f"GPUs only. outpace: compiled, bf16. Interleaved: one computes for {s['turn_s']:.0f} s while the other is "
+            f"The same {r['parameters'] / 1e6:.1f}M-parameter GPT-2 ({s['n_layer']} layers, "
+            f"{s['n_embd']} channels, "
+            f"context {s['context']}), the same {r['tokens'] / 1e6:.2f}M tokens of English "
+            f"novels, {s['max_steps']:,} steps "
+            f"of {s['micro_batch_size'] * s['context']:,} tokens, AdamW {s['lr']:g}, cosine. "
+            "nanoGPT (commit "
+            f"{(r['nanogpt_commit'] or '')[:10]}) at its best CPU flags: compiled, fp32, because "
+            "its autocast is for "
+            "GPUs only. outpace: compiled, bf16. Interleaved: one computes for "
+            f"{s['swap_s']:.0f} s while the other is "
             "stopped. Both final models scored by outpace's evaluation in fp32 on the same "
-            f"{rows['outpace']['validation']['tokens_scored']:,} validation tokens. The two draw their windows in "
-            "different orders (nanoGPT at random with replacement), so losses agree only within the noise of the order.\n",
+            f"{rows['outpace']['validation']['tokens_scored']:,} validation tokens. The two draw "
+            "their windows in "
+            "different orders (nanoGPT at random with replacement), so losses agree only within "
+            "the noise of the order.\n",
             *table,
             "\n![training loss over time](img/compare-nanogpt-cpu.svg)\n",
-            f"{where(r)}, {r['threads']} threads each. `outpace bench compare --nanogpt CHECKOUT --dataset novels "
+            f"{where(r)}, {r['threads']} threads each. `outpace bench compare --nanogpt CHECKOUT "
+            "--dataset novels "
             f"--max_steps {s['max_steps']}`\n",
         ]
     )
@@ -102,8 +115,10 @@ def attention_memory(r: dict[str, Any]) -> str:
     return "\n".join(
         [
             "## Memory of attention against the length of the sequence\n",
-            f"Peak memory that forward and backward add, {r['heads']} heads of {r['head_dim']}, batch {r['batch']}, "
-            f"{r['dtype']}, a fresh process a point. Kernels: {kernels}. The exponent is the slope of log memory over "
+            f"Peak memory that forward and backward add, {r['heads']} heads of {r['head_dim']}, "
+            f"batch {r['batch']}, "
+            f"{r['dtype']}, a fresh process a point. Kernels: {kernels}. The exponent is the "
+            "slope of log memory over "
             "log T: 1 is linear, 2 is quadratic.\n",
             *table,
             "\n![memory over length](img/attention-memory-cpu.svg)\n",

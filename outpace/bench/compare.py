@@ -1,4 +1,4 @@
-"""outpace against nanoGPT's own train.py: the same tokens, the same model and hyper-parameters, side
+"""outpace against nanoGPT's own train.py: the same tokens, model and hyper-parameters, side
 by side on the same machine. Both train from start to end as they would alone, in processes of their
 own, each on half of the cores; the halves are swapped every few seconds, so that whatever slows the
 machine or a core falls on both. Both final models are scored by the same evaluation.

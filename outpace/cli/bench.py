@@ -24,7 +24,7 @@ MEMORY_RANGES = {
     "head_dim": Range(1, 1024),
 }
 COMPARE_RANGES = {
-    "turn_s": Range(0, 86_400, above=True),
+    "swap_s": Range(0, 86_400, above=True),
     **{
         name: RANGES[name]
         for name in ("max_steps", "n_layer", "n_head", "n_embd", "context", "micro_batch_size")
@@ -59,6 +59,8 @@ class MemoryOptions:
 def memory(argv: list[str]) -> int:
     options: MemoryOptions = parse_flags(MemoryOptions, argv, prog="outpace bench memory")
     check_ranges(options, MEMORY_RANGES, "outpace bench memory")
+    if not options.lengths:
+        raise UsageError("BAD-VALUE", "--lengths is empty", do="name at least one length")
 
     from outpace.bench.attention_memory import measure
 
@@ -68,13 +70,13 @@ def memory(argv: list[str]) -> int:
 
 @dataclass
 class CompareOptions:
-    """Train the same model on the same tokens with outpace and with a peer, in turns."""
+    """Train the same model on the same tokens with outpace and with a peer, side by side."""
 
     nanogpt: Path | None = None
     """A checkout of karpathy/nanoGPT."""
     dataset: str = "auto"
     """A prepared dataset, made with the gpt2 tokenizer."""
-    max_steps: int = 1400
+    max_steps: int = 1200
     """Optimiser steps of both."""
     n_layer: int = 6
     """Layers of the model."""
@@ -84,10 +86,10 @@ class CompareOptions:
     """Channels of the model (C)."""
     context: int = 256
     """Tokens in a sequence (T)."""
-    micro_batch_size: int = 16
+    micro_batch_size: int = 8
     """Sequences in a step."""
-    turn_s: float = 45.0
-    """Seconds that one runs while the other is stopped."""
+    swap_s: float = 20.0
+    """Seconds after which the two swap their halves of the cores."""
     work: Path = Path("runs/compare-nanogpt")
     """Folder for both runs; must be new."""
     output: Path | None = None
@@ -110,7 +112,7 @@ def compare(argv: list[str]) -> int:
         context=options.context,
         micro_batch_size=options.micro_batch_size,
         max_steps=options.max_steps,
-        turn_s=options.turn_s,
+        swap_s=options.swap_s,
     )
     path = compare_nanogpt(
         options.nanogpt, open_named(options.dataset), settings, options.work, options.output

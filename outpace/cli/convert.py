@@ -1,5 +1,6 @@
-"""`outpace convert SRC DST --to huggingface|outpace`: checked logit for logit before it is done."""
+"""`outpace convert SRC DST`: to and from Hugging Face folders, checked logit for logit."""
 
+import json
 import shutil
 import uuid
 from dataclasses import asdict, dataclass
@@ -26,6 +27,8 @@ class Options:
     """Folder to make; it must not exist."""
     to: Literal["huggingface", "outpace"] = "huggingface"
     """Format of the result."""
+    json: bool = False
+    """Print JSON only."""
 
 
 def run(argv: list[str]) -> int:
@@ -83,5 +86,9 @@ def run(argv: list[str]) -> int:
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    say(f"{target}: {options.to}; logits agree with transformers' GPT-2 to {difference:.1e}")
+    if options.json:
+        result = {"path": str(target), "to": options.to, "largest_logit_difference": difference}
+        say(json.dumps(result, indent=2))
+    else:
+        say(f"{target}: {options.to}; logits agree with transformers' GPT-2 to {difference:.1e}")
     return 0

@@ -1,4 +1,4 @@
-"""`outpace evaluate MODEL`: validation loss and HellaSwag."""
+"""`outpace evaluate MODEL`: validation loss and HellaSwag of a model."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -7,13 +7,15 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from outpace.config.check import Range, check_ranges
 from outpace.config.load import parse_flags
-from outpace.core.errors import UsageError
+from outpace.core.errors import StorageError, UsageError
 from outpace.core.files import replace_file, replace_json
-from outpace.core.log import note, say
+from outpace.core.log import note, show
 from outpace.core.registry import nearest
 
 TASKS = ("loss", "hellaswag")
+RANGES = {"val_tokens": Range(1, 10**12), "limit": Range(1, 1_000_000)}
 
 
 @dataclass
@@ -48,16 +50,11 @@ class Options:
 
 def run(argv: list[str]) -> int:
     options: Options = parse_flags(Options, argv, prog="outpace evaluate")
-    tasks = [t.strip() for t in options.tasks.split(",") if t.strip()]
-    for task in tasks:
-        if task not in TASKS:
-            raise UsageError(
-                "UNKNOWN-TASK", f"no task {task!r}{nearest(task, TASKS)}", do="loss, hellaswag"
-            )
-    for name in ("limit", "val_tokens"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UsageError("BAD-VALUE", f"--{name} {value} must be at least 1")
+    tasks = _tasks(options.tasks)
+    check_ranges(options, RANGES, "outpace evaluate")
+    for path in (options.output, options.details):
+        if path and not path.parent.is_dir():
+            raise StorageError("NO-FOLDER", f"there is no folder {path.parent}", do="make it first")
 
     from outpace.evals.loss import validation_loss
     from outpace.evals.tasks import hellaswag
@@ -110,7 +107,7 @@ def run(argv: list[str]) -> int:
             "fingerprint": dataset.fingerprint,
         } | asdict(loss)
         if not options.json:
-            say(
+            show(
                 f"validation loss {loss.loss:.4f} nats a token on {dataset.name} (unigram entropy "
                 f"{dataset.unigram_entropy:.4f}), perplexity {loss.perplexity:.2f}, "
                 f"{loss.bits_per_byte:.4f} bits a byte, over {loss.tokens_scored:,} tokens"
@@ -125,12 +122,25 @@ def run(argv: list[str]) -> int:
         record, answers = scored
         results["hellaswag"] = record
         if not options.json:
-            say(hellaswag_line(record))
+            show(hellaswag_line(record))
         if options.details:
             lines = (json.dumps(asdict(a)) for a in answers)
             replace_file(options.details, "".join(f"{line}\n" for line in lines))
     if options.json:
-        print(json.dumps(results, indent=2))
+        show(json.dumps(results, indent=2))
     if options.output:
         replace_json(options.output, results)
     return 0
+
+
+def _tasks(names: str) -> list[str]:
+    """The tasks of `--tasks`; UsageError for an unknown one, or none."""
+    tasks = [name.strip() for name in names.split(",")]
+    for task in tasks:
+        if task not in TASKS:
+            raise UsageError(
+                "UNKNOWN-TASK",
+                f"no task {task!r}{nearest(task, TASKS)}",
+                do=f"choose from {', '.join(TASKS)}",
+            )
+    return tasks

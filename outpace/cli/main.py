@@ -1,8 +1,12 @@
 """`outpace COMMAND`: find the command, run it, turn errors into one line and an exit code."""
 
+import contextlib
+import signal
 import sys
+import threading
+import traceback
 
-from outpace.core.errors import BUG, OutpaceError
+from outpace.core.errors import BUG, DONE
 from outpace.core.registry import Registry
 
 COMMANDS = Registry(
@@ -20,46 +24,101 @@ COMMANDS = Registry(
         "bench": "outpace.cli.bench",
     },
 )
+INTERRUPTED = 130
+"""Ctrl-C anywhere but in the training loop, which saves first: 128 + SIGINT, as shells have it."""
+NOBODY_READS = 141
+"""Standard output was closed: 128 + SIGPIPE, as shells have it."""
 
 HELP = """usage: outpace COMMAND [FLAGS]      (outpace COMMAND --help for its flags)
 
-  train      train GPT-2; the same command continues an interrupted run
-  plan       what a training run would do, and why; starts nothing
-  prepare    text to token shards: files, pydocs, hellaswag
-  evaluate   validation loss and HellaSwag of a model
-  sample     text from a model
-  convert    to and from Hugging Face folders, checked logit for logit
-  report     one self-contained HTML page about one or more runs
-  status     where a run stands
-  verify     check every hash of a run's checkpoints, or of a dataset
-  bench      measurements: memory, compare
+{commands}
 
 exit codes: 0 done, 1 bug, 2 usage, 3 data, 4 checkpoint, 5 storage, 6 numerics, 7 memory,
-8 run folder in use, 9 peer lost, 10 network, 75 stopped and resumable, 130/143 second signal
+8 run folder in use, 9 peer lost, 10 network, 75 stopped and resumable, 130/143 stopped at once
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command line and return the exit code."""
+    """Run a command line and return the exit code. Nothing but the exit code leaves it."""
     argv = sys.argv[1:] if argv is None else argv
+    interrupted = _raise_on_interrupt()
+    try:  # with nothing heavy imported yet, Ctrl-C is caught almost from the start
+        from outpace.core.log import show_any_text
+
+        show_any_text()
+        code = _dispatch(argv)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except SystemExit as leave:  # of the flags' parser
+        code = leave.code if isinstance(leave.code, int) else BUG
+    except BrokenPipeError:  # a help page cut by `| head`; `say` goes on instead
+        code = NOBODY_READS
+    except Exception as error:
+        # An interrupt inside a C extension's import may come out as an ImportError.
+        code = INTERRUPTED if interrupted.is_set() else _fail(error)
+    return _flush(code)
+
+
+def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
-        print(HELP, end="")
-        return 0
+        print(help_text(), end="")
+        return DONE
     if argv[0] == "--version":
         from outpace import __version__
 
         print(__version__)
-        return 0
-    try:
-        code: int = COMMANDS.load(argv[0]).run(argv[1:])
-    except OutpaceError as error:
-        from outpace.core.log import fail
+        return DONE
+    code: int = COMMANDS.load(argv[0]).run(argv[1:])
+    return code
 
-        fail(str(error))
-        code = error.exit_code
-    except KeyboardInterrupt:
-        code = 130
-    return BUG if code is None else code
+
+def help_text() -> str:
+    """The page of `outpace --help`: each command with the first line of its module."""
+    lines = []
+    for name in COMMANDS.names():
+        first = (COMMANDS.load(name).__doc__ or "").splitlines()[0]
+        lines.append(f"  {name:<10} {first.partition(': ')[2].rstrip('.')}")
+    return HELP.format(commands="\n".join(lines))
+
+
+def _fail(error: Exception) -> int:
+    """Say what went wrong in one line, and return the exit code."""
+    from outpace.core.crash import explain, wants_traceback
+    from outpace.core.log import fail
+
+    known = explain(error)
+    if wants_traceback():
+        traceback.print_exception(error)
+    fail(str(known))
+    return known.exit_code
+
+
+def _flush(code: int) -> int:
+    """Write out what is left, so that the interpreter's own end cannot fail on it."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            from outpace.core.log import discard
+
+            discard(stream)
+            if code == DONE and not isinstance(error, BrokenPipeError):
+                code = _fail(error)
+    return code
+
+
+def _raise_on_interrupt() -> threading.Event:
+    """Make Ctrl-C raise KeyboardInterrupt, and remember that it did."""
+    interrupted = threading.Event()
+
+    def on_interrupt(*_: object) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    with contextlib.suppress(ValueError):  # only the main thread may ask for signals
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, on_interrupt)
+    return interrupted
 
 
 if __name__ == "__main__":

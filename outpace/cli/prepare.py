@@ -1,14 +1,23 @@
-"""`outpace prepare SOURCE`: text to token shards, or the HellaSwag questions."""
+"""`outpace prepare SOURCE`: text to token shards: files, pydocs; also the HellaSwag questions."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from outpace.config.check import Range, check_ranges
 from outpace.config.load import parse_flags
 from outpace.core.errors import UsageError
 from outpace.core.log import say
+
+RANGES = {
+    "val_fraction": Range(0, 0.999),
+    "limit_tokens": Range(1, 10**15),
+    "shard_tokens": Range(1, 2**31 - 1),
+    "workers": Range(1, 1024),
+}
 
 
 @dataclass
@@ -33,16 +42,13 @@ class Options:
     """Threads that tokenise. Default: one a core."""
     tokenizer: str = "gpt2"
     """gpt2, or bytes for tests."""
+    json: bool = False
+    """Print JSON only."""
 
 
 def run(argv: list[str]) -> int:
     options: Options = parse_flags(Options, argv, prog="outpace prepare")
-    for name in ("limit_tokens", "shard_tokens", "workers"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UsageError("BAD-VALUE", f"--{name} {value} must be at least 1")
-    if not 0 <= options.val_fraction < 1:
-        raise UsageError("BAD-VALUE", f"--val_fraction {options.val_fraction} must be in [0, 1)")
+    check_ranges(options, RANGES, "outpace prepare")
     output = options.output or Path("data") / options.source
 
     if options.source == "hellaswag":
@@ -50,7 +56,10 @@ def run(argv: list[str]) -> int:
 
         given = Path(options.input[0]) if options.input else None
         path = hellaswag_source.prepare(output, given)
-        say(f"{path}: 10,042 questions, content hash as published")
+        if options.json:
+            say(json.dumps({"path": str(path), "questions": 10_042}, indent=2))
+        else:
+            say(f"{path}: 10,042 questions, content hash as published")
         return 0
 
     from outpace.data.prepare import PrepareOptions, prepare
@@ -73,6 +82,10 @@ def run(argv: list[str]) -> int:
         ),
         workers=options.workers,
     )
+    if options.json:
+        manifest = {k: v for k, v in dataset.manifest.items() if k != "shards"}
+        say(json.dumps({"path": str(output), **manifest}, indent=2))
+        return 0
     documents = dataset.manifest["documents"]
     say(
         f"{output}: {dataset.tokens('train'):,} training tokens in {documents['train']:,} "

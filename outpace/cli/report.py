@@ -1,4 +1,4 @@
-"""`outpace report RUN [RUN...]`: one run, or several compared, as one self-contained HTML page."""
+"""`outpace report RUN [RUN...]`: a self-contained HTML page about one run, or several compared."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,13 +1,23 @@
 """`outpace sample MODEL`: text from a model."""
 
+import json
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import tyro
 
+from outpace.config.check import Range, check_ranges
 from outpace.config.load import parse_flags
-from outpace.core.errors import UsageError
-from outpace.core.log import say
+from outpace.core.log import show
+
+RANGES = {
+    "max_new_tokens": Range(1, 1_000_000),
+    "temperature": Range(0, 1000),
+    "top_k": Range(0, 1_000_000),
+    "top_p": Range(0, 1, above=True),
+    "num_samples": Range(1, 10_000),
+    "seed": Range(0, 2**63 - 1),
+}
 
 
 @dataclass
@@ -31,23 +41,14 @@ class Options:
     seed: int = 1337
     """Decides what is drawn."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to run."""
+    """Where to run. auto: the GPU if there is one."""
+    json: bool = False
+    """Print JSON only."""
 
 
 def run(argv: list[str]) -> int:
     options: Options = parse_flags(Options, argv, prog="outpace sample")
-    limits = {
-        "max_new_tokens": (1, 10**6),
-        "temperature": (0, 1000),
-        "top_k": (0, 10**6),
-        "top_p": (1e-6, 1),
-        "num_samples": (1, 10**4),
-        "seed": (0, 2**63 - 1),
-    }
-    for name, (least, most) in limits.items():
-        value = getattr(options, name)
-        if not least <= value <= most:
-            raise UsageError("BAD-VALUE", f"--{name} {value} must be from {least:g} to {most:g}")
+    check_ranges(options, RANGES, "outpace sample")
 
     from outpace.generate.engine import complete
     from outpace.generate.sampling import Sampling
@@ -67,8 +68,13 @@ def run(argv: list[str]) -> int:
         num_samples=options.num_samples,
         stop_token=tokenizer.end_of_text,
     )
-    for i, ids in enumerate(samples):
+    texts = [options.prompt + tokenizer.decode(ids) for ids in samples]
+    if options.json:
+        result = {"model": loaded.source, "step": loaded.step, "seed": options.seed, "texts": texts}
+        show(json.dumps(result, indent=2))
+        return 0
+    for i, text in enumerate(texts):
         if options.num_samples > 1:
-            say(f"--- {i + 1}")
-        say(options.prompt + tokenizer.decode(ids))
+            show(f"--- {i + 1}")
+        show(text)
     return 0

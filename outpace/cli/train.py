@@ -1,4 +1,4 @@
-"""`outpace train`: the main job."""
+"""`outpace train`: train GPT-2; the same command continues an interrupted run."""
 
 from outpace.config.load import load
 
@@ -7,7 +7,8 @@ def run(argv: list[str]) -> int:
     """Parse, train, write the report; 0 when finished, 75 when stopped and resumable."""
     config, set_by = load(argv)
 
-    from outpace.core.log import say
+    from outpace.core.errors import StorageError
+    from outpace.core.log import say, warn
     from outpace.runtime.distributed import from_environment
     from outpace.train.run import run as train
 
@@ -15,5 +16,8 @@ def run(argv: list[str]) -> int:
     if from_environment().is_main:
         from outpace.report.page import write_report
 
-        say(f"report {write_report([folder], folder / 'report.html')}")
+        try:
+            say(f"report {write_report([folder], folder / 'report.html')}")
+        except StorageError as error:  # the run itself is whole
+            warn(f"no report was written: {error}")
     return code

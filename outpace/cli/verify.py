@@ -1,4 +1,4 @@
-"""`outpace verify FOLDER`: every hash of a run's checkpoints, a checkpoint, or a dataset."""
+"""`outpace verify FOLDER`: check every hash of a run's checkpoints, or of a dataset."""
 
 import json
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import tyro
 
 from outpace.config.load import parse_flags
 from outpace.core.errors import CheckpointError, UsageError
-from outpace.core.log import say
+from outpace.core.log import show
 from outpace.core.runfolder import RunFolder
 
 
@@ -46,10 +46,10 @@ def run(argv: list[str]) -> int:
             "NOTHING-TO-VERIFY", f"{folder} holds no checkpoint and no dataset", do="check the path"
         )
     if options.json:
-        print(json.dumps({"kind": kind, "folder": str(folder), "checked": found}, indent=2))
+        show(json.dumps({"kind": kind, "folder": str(folder), "checked": found}, indent=2))
     else:
         for entry in found:
-            say(f"{entry['name']}: {entry['fault'] or 'whole, every hash is right'}")
+            show(f"{entry['name']}: {entry['fault'] or 'whole, every hash is right'}")
     if bad := [e for e in found if e["fault"]]:
         raise CheckpointError("CKPT-BAD", f"{len(bad)} of {len(found)} checkpoints are damaged")
     return 0

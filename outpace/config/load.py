@@ -5,7 +5,8 @@ import json
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -18,18 +19,19 @@ SetBy = dict[str, str]
 """Field name -> `default`, `recipe NAME` or `flag`."""
 
 
-def load(argv: list[str], prog: str = "outpace train") -> tuple[RunConfig, SetBy]:
+def load(
+    argv: list[str], prog: str = "outpace train", schema: type[RunConfig] = RunConfig
+) -> tuple[RunConfig, SetBy]:
     """Parse `argv`. Exits with 2 on a malformed flag; UsageError on a value that cannot be."""
     recipe = _recipe_named(argv)
-    settings = _read_recipe(recipe) if recipe else {}
-    from_recipe = _parse_recipe(recipe, settings) if recipe else RunConfig()
-    config = parse_flags(RunConfig, argv, prog=prog, default=from_recipe)
+    default, from_recipe = _with_recipe(schema, recipe) if recipe else (schema(), set())
+    config: RunConfig = parse_flags(schema, argv, prog=prog, default=default)
     flags = {a.split("=")[0].lstrip("-").replace("-", "_") for a in argv if a.startswith("--")}
     set_by = {}
     for name in flat(config):
         if flags & {name, f"no_{name}"}:
             set_by[name] = "flag"
-        elif name in settings:
+        elif name in from_recipe:
             set_by[name] = f"recipe {recipe}"
         else:
             set_by[name] = "default"
@@ -53,77 +55,103 @@ def parse_flags(schema: Any, argv: list[str], *, prog: str, default: Any = None)
 def shipped_recipes() -> dict[str, str]:
     """Name -> TOML text of the recipes inside the package."""
     folder = resources.files("outpace") / "recipes"
-    files = sorted(f for f in folder.iterdir() if f.name.endswith(".toml"))
-    return {f.name.removesuffix(".toml"): f.read_text() for f in files}
+    files = {f.name: f for f in folder.iterdir() if f.name.endswith(".toml")}
+    return {
+        name.removesuffix(".toml"): files[name].read_text(encoding="utf-8")
+        for name in sorted(files)
+    }
 
 
 def to_toml(config: RunConfig, set_by: SetBy) -> str:
     """The config as TOML by section, each value with who set it. `--recipe` reads it back."""
-    lines = [f"recipe = {json.dumps(config.recipe)}"]
+    lines = [f"recipe = {_toml(config.recipe)}"]
     for section in dataclasses.fields(config):
         values = getattr(config, section.name)
         if not dataclasses.is_dataclass(values):
             continue
         lines.append(f"\n[{section.name}]")
         for field in dataclasses.fields(values):
-            value = json.dumps(getattr(values, field.name), ensure_ascii=False)
-            lines.append(f"{field.name} = {value}  # {set_by.get(field.name, 'default')}")
+            value, who = getattr(values, field.name), set_by.get(field.name, "default")
+            lines.append(f"{field.name} = {_toml(value)}  # {_toml(who)[1:-1]}")
     return "\n".join(lines) + "\n"
 
 
+def _toml(value: str | float) -> str:
+    """A value as TOML: as JSON, but for DEL, which TOML wants escaped."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def _recipe_named(argv: list[str]) -> str:
+    """The value of the last `--recipe`, as the flags' parser sees it too."""
+    recipe = ""
     for i, argument in enumerate(argv):
         name, equals, value = argument.partition("=")
         if name == "--recipe":
-            return value if equals else (argv[i + 1] if i + 1 < len(argv) else "")
-    return ""
+            recipe = value if equals else next(iter(argv[i + 1 : i + 2]), "")
+    return recipe
 
 
-def _read_recipe(recipe: str) -> dict[str, Any]:
+def _with_recipe(schema: type[RunConfig], recipe: str) -> tuple[RunConfig, set[str]]:
+    """The defaults with the recipe's values in their place, and the names of those values."""
+    config = schema()
+    sections = {f.name: getattr(config, f.name) for f in dataclasses.fields(RunConfig)}
+    del sections["recipe"]
+    names: set[str] = set()
+    for section, settings in _read_toml(recipe).items():
+        if section == "recipe":
+            continue
+        if section not in sections or not isinstance(settings, dict):
+            raise _fault(recipe, f"no section [{section}]{nearest(section, sections)}")
+        kinds = get_type_hints(type(sections[section]))
+        for name, value in settings.items():
+            if name not in kinds:
+                raise _fault(recipe, f"no setting {name!r} in [{section}]{_hint(name, sections)}")
+            if not _is_a(value, kinds[name]):
+                raise _fault(recipe, f"{name} = {value!r} must be {_in_words(kinds[name])}")
+            setattr(sections[section], name, value)
+            names.add(name)
+    return config, names
+
+
+def _read_toml(recipe: str) -> dict[str, Any]:
     shipped = shipped_recipes()
     try:
-        text = shipped[recipe] if recipe in shipped else Path(recipe).read_text()
-        table = tomllib.loads(text)
+        text = shipped.get(recipe) or Path(recipe).read_text(encoding="utf-8")
+        return tomllib.loads(text)
     except OSError as error:
         raise UsageError(
             "RECIPE",
             f"no recipe {recipe!r}{nearest(recipe, shipped)}",
             do=f"choose one of {', '.join(shipped)}, or name a TOML file",
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError("RECIPE", f"{recipe} is not TOML: {error}", do="mend the file") from error
-    settings: dict[str, Any] = {}
-    for key, value in table.items():
-        settings |= value if isinstance(value, dict) else {key: value}
-    settings.pop("recipe", None)
-    known = flat(RunConfig())
-    for key in settings:
-        if key not in known:
-            raise UsageError(
-                "RECIPE", f"{recipe}: no setting {key!r}{nearest(key, known)}", do="mend the file"
-            )
-    return settings
+    except ValueError as error:  # of the decoder or of the TOML parser
+        raise _fault(recipe, f"it is not TOML: {error}") from error
 
 
-def _parse_recipe(recipe: str, settings: dict[str, Any]) -> RunConfig:
-    argv = []
-    for key, value in settings.items():
-        if isinstance(value, bool):
-            argv.append(f"--{key}" if value else f"--no_{key}")
-        else:
-            argv += [f"--{key}", str(value)]
-    try:
-        config: RunConfig = tyro.cli(
-            RunConfig,
-            args=argv,
-            use_underscores=True,
-            console_outputs=False,
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
-    except SystemExit as error:
-        raise UsageError(
-            "RECIPE",
-            f"{recipe}: a value has the wrong type",
-            do="compare it with `outpace train --help`",
-        ) from error
-    return config
+def _hint(name: str, sections: dict[str, Any]) -> str:
+    """Where a misplaced or misspelt setting belongs."""
+    home = {f.name: key for key, s in sections.items() for f in dataclasses.fields(s)}
+    return f"; it belongs in [{home[name]}]" if name in home else nearest(name, home)
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a value of TOML has the type of a setting. A whole number will do for a float."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is UnionType or get_origin(kind) is Union:
+        return any(_is_a(value, k) for k in get_args(kind))
+    if kind is float:
+        return type(value) in (int, float)
+    return type(value) is kind
+
+
+def _in_words(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    if args := get_args(kind):
+        return " or ".join(map(_in_words, args))
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+
+
+def _fault(recipe: str, what: str) -> UsageError:
+    return UsageError("RECIPE", f"{recipe}: {what}", do="mend the file")

@@ -15,19 +15,20 @@ class ModelConfig:
     """GPT-2's size and shape."""
 
     model_size: str = "124M"
-    """124M, 355M (or 350M), 774M or 1558M."""
+    """Published size: 124M, 355M (or 350M), 774M or 1558M."""
     n_layer: int | Auto = "auto"
-    """Layers, instead of the size's own."""
+    """Layers. auto: the size's own, 12 for 124M."""
     n_head: int | Auto = "auto"
-    """Attention heads, instead of the size's own; must divide n_embd."""
+    """Attention heads; must divide n_embd. auto: the size's own, 12 for 124M."""
     n_embd: int | Auto = "auto"
-    """Channels, instead of the size's own."""
+    """Channels (C). auto: the size's own, 768 for 124M."""
     context: int = 1024
-    """Tokens a sequence (T)."""
+    """Tokens in a sequence (T); at most 1024 with GPT-2's own weights."""
     dropout: float = 0.0
-    """Probability of dropping an activation; 0 for pre-training."""
+    """Probability of dropping an activation; 0 is usual for pre-training."""
     init_from: str = ""
-    """Start from this model (run, checkpoint or Hugging Face folder) instead of random weights."""
+    """Start from the weights of a run, a checkpoint or Hugging Face folder, or hf:NAME.
+    Empty: random weights."""
 
 
 @dataclass
@@ -35,8 +36,8 @@ class DataConfig:
     """What to train on."""
 
     dataset: str = "auto"
-    """A prepared folder, or the name of one below data/. auto: openwebtext if it is prepared,
-    else pydocs, the documentation inside this Python installation."""
+    """A folder that `outpace prepare` made, or the name of one below data/.
+    auto: openwebtext if it is prepared, else pydocs, the documentation inside this Python."""
 
 
 @dataclass
@@ -44,11 +45,14 @@ class BatchConfig:
     """tokens_per_step = micro_batch_size x context x gradient_accumulation_steps x processes."""
 
     gradient_accumulation_steps: int | Auto = "auto"
-    """Micro-steps each process sums before one optimiser step."""
+    """Micro-batches that each process sums before an optimiser step.
+    auto: what reaches tokens_per_step."""
     micro_batch_size: int | Auto = "auto"
-    """Sequences in one forward and backward pass of one process. auto: what fits."""
+    """Sequences in one forward and backward pass of one process.
+    auto: what fits in memory."""
     tokens_per_step: int | Auto = "auto"
-    """Tokens an optimiser step, over all processes. auto: 524,288 where the other two allow."""
+    """Tokens in an optimiser step, over all processes; no number of GPUs changes it.
+    auto: 524,288, as far as the other two flags allow."""
 
 
 @dataclass
@@ -56,21 +60,28 @@ class ScheduleConfig:
     """How long to train, and the learning rate on the way."""
 
     max_steps: int | Auto = "auto"
-    """Optimiser steps in all. auto: from max_tokens."""
+    """Optimiser steps in all.
+    auto: as many as max_tokens gives."""
     max_tokens: int | Auto = "auto"
-    """Tokens in all. auto: 10 billion, but at most 4 passes over the dataset."""
+    """Tokens in all.
+    auto: 10 billion, but at most 4 passes over the dataset."""
     max_hours: float | Auto = "auto"
-    """Save and stop, resumable, after this many hours. auto: no limit."""
+    """Hours after which to save and stop, resumable, with exit code 75.
+    auto: no limit."""
     lr: float | Auto = "auto"
-    """Peak learning rate. auto: GPT-3's for the size, scaled by the square root of the batch."""
+    """Peak learning rate.
+    auto: GPT-3's for the size (6e-4 for 124M), less for smaller batches, by their square root."""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
-    """After warm-up: cosine to min_lr_ratio; wsd: constant, then linear cool-down; constant."""
+    """Learning rate after warm-up; constant, or:
+    cosine: down to min_lr_ratio over the run.
+    wsd: constant, then a linear cool-down to min_lr_ratio."""
     warmup_steps: int | Auto = "auto"
-    """Steps of linear warm-up. auto: 4 % of the run, at most 700."""
+    """Steps of linear warm-up.
+    auto: 4 % of the run, at most 700."""
     min_lr_ratio: float = 0.1
-    """Last learning rate over peak, for cosine and wsd."""
+    """Last learning rate as a share of the peak, for cosine and wsd."""
     decay_fraction: float = 0.2
-    """Share of the run that wsd spends cooling down."""
+    """Share of the steps that wsd spends cooling down."""
 
 
 @dataclass
@@ -78,7 +89,7 @@ class OptimizerConfig:
     """The update."""
 
     optimizer: str = "adamw"
-    """adamw."""
+    """A row of the optimiser table: adamw."""
     weight_decay: float = 0.1
     """Decay of all matrices, embeddings included; never of biases and LayerNorm gains."""
     beta1: float = 0.9
@@ -96,15 +107,20 @@ class ComputeConfig:
     """How the arithmetic is done."""
 
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """Autocast type of matrix products; weights and moments stay fp32."""
+    """Type of matrix products; no is fp32. Weights and moments are always fp32.
+    auto: bf16 where it is fast, else fp16 on a GPU and fp32 on a CPU."""
     use_flash_attention: bool = True
-    """Attention that never stores the T x T matrix; refused if no such kernel can serve."""
+    """Attention that never stores the T x T matrix. As a flag: refused where it cannot be had.
+    By default: a warning says so."""
     attention_backend: str = "auto"
-    """A row of the attention table: sdpa, reference. auto: sdpa with flash attention on."""
+    """sdpa: PyTorch's fused kernels; reference: fp32, stores the T x T matrix.
+    auto: sdpa with use_flash_attention, else reference."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile of model and loss together. auto: if it works here and pays for itself."""
+    """torch.compile of model and loss together.
+    auto: where a probe compiles, unless a CPU run is too short to repay it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train. auto: the GPU if there is one."""
+    """Where to train.
+    auto: the GPU if there is one."""
 
 
 @dataclass
@@ -112,21 +128,24 @@ class EvalConfig:
     """What is measured while training, and at its end."""
 
     eval_every_steps: int | Auto = "auto"
-    """Steps between validation losses; 0 for the end only. auto: 20 times a run."""
+    """Steps between validation losses; 0: at the end only.
+    auto: 20 times a run."""
     val_tokens: int | Auto = "auto"
-    """Tokens of the validation split to score, always the same first ones. auto: by device."""
+    """Tokens of the validation split to score, always the first ones.
+    auto: 10,485,760 on a GPU; on a CPU what it scores in seconds."""
     hellaswag_every_steps: int = 0
-    """Steps between HellaSwag scores; 0 for the end only."""
+    """Steps between HellaSwag scores; 0: at the end only."""
     hellaswag_limit: int | Auto = "auto"
-    """HellaSwag questions to score; 0 for none. auto: all on a GPU, 500 on a CPU."""
+    """HellaSwag questions to score; 0: none.
+    auto: all 10,042 on a GPU, 500 on a CPU."""
     hellaswag_path: str = "data/hellaswag/hellaswag_val.jsonl"
-    """The questions, as `outpace prepare hellaswag` leaves them; without the file, not scored."""
+    """The questions, as `outpace prepare hellaswag` leaves them. No such file: not scored."""
     sample_every_steps: int = 0
-    """Steps between generated samples; 0 for the end only."""
+    """Steps between generated samples; 0: at the end only."""
     sample_prompt: str = "The "
-    """How samples begin."""
+    """Text that samples go on from."""
     sample_tokens: int = 64
-    """Tokens in a sample; 0 for no samples."""
+    """Tokens in a sample; 0: no samples."""
 
 
 @dataclass
@@ -134,16 +153,20 @@ class RunSettings:
     """The run folder, and what goes into it."""
 
     run_dir: str = "auto"
-    """The run's folder. auto: runs/SIZE-DATASET-HASH, the same for the same settings, so that the
-    same command finds its own run again."""
+    """The run's folder.
+    auto: runs/SIZE-DATASET-HASH, so that the same command finds its own run again."""
     resume: str = "auto"
-    """auto: continue what is in the run folder; never: refuse a used folder; or a checkpoint."""
+    """auto: continue the run in the run folder, if there is one.
+    never: refuse a folder that holds a run.
+    a path: continue from that checkpoint."""
     save_every_steps: int | Auto = "auto"
-    """Steps between checkpoints; 0 for the end only. auto: 10 times a run, at most every 1,000."""
+    """Steps between checkpoints; 0: at the end only.
+    auto: a tenth of the run, at most 1,000."""
     keep_checkpoints: int = 2
-    """Newest verified checkpoints that stay; at least 2."""
+    """How many checkpoints to keep, the newest that verify; at least 2."""
     log_every_steps: int | Auto = "auto"
-    """Steps between lines in metrics.jsonl. auto: 10 on a GPU, 1 on a CPU."""
+    """Steps between lines in metrics.jsonl.
+    auto: 10 on a GPU, 1 on a CPU."""
     seed: int = 1337
     """Decides weights, data order and dropout."""
 
@@ -153,7 +176,8 @@ class RunConfig:
     """Train GPT-2. The same flags in the same folder continue the same run."""
 
     recipe: str = ""
-    """A recipe shipped with outpace (quickstart, gpt2_124M), or a TOML file: a set of flags."""
+    """Values from a shipped recipe (quickstart, gpt2_124M), or a TOML file such as config.toml.
+    Other flags override them."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)

@@ -25,7 +25,8 @@ def fsync_folder(folder: Path) -> None:
 
 def replace_file(path: Path, content: str | bytes) -> None:
     """Write `content` beside `path`, fsync it, and rename it into place."""
-    data = content.encode() if isinstance(content, str) else content
+    # A file name that is not UTF-8 stands as the escape \udcXX, which JSON reads back.
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         with open(temporary, "wb") as f:
@@ -46,9 +47,14 @@ def replace_json(path: Path, value: Any) -> None:
 
 def append_json_line(path: Path, record: JsonObject) -> None:
     """Append one record as one line, in a single write."""
-    line = json.dumps(_finite(record), ensure_ascii=False, separators=(",", ":")) + "\n"
     with open(path, "ab") as f:
-        f.write(line.encode())
+        f.write(json_line(record))
+
+
+def json_line(record: JsonObject) -> bytes:
+    """One record as a line of JSON. NaN and infinities become null."""
+    text = json.dumps(_finite(record), ensure_ascii=False, separators=(",", ":"))
+    return f"{text}\n".encode("utf-8", "backslashreplace")
 
 
 def read_json_lines(path: Path) -> Iterator[JsonObject]:

@@ -1,16 +1,41 @@
-"""What people see: results on standard output, progress and warnings on standard error."""
+"""What people see: results on standard output, progress and warnings on standard error. Text is
+shown as it is, never as mark-up.
 
+A reader that goes away (`outpace train | head -1`, a log viewer that was closed) never stops
+training: what cannot be told is dropped.
+"""
+
+import contextlib
+import os
 import sys
+from typing import IO
 
 from rich.console import Console
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _SturdyConsole(Console):
+    """rich leaves the process with exit code 1 when its reader is gone; this one goes on."""
+
+    def on_broken_pipe(self) -> None:
+        discard(self.file)
+
+
+err = _SturdyConsole(stderr=True, highlight=False, soft_wrap=True)
+
+
+def show(result: str) -> None:
+    """Print what a command was asked for. OSError when standard output cannot take it."""
+    print(_printable(result), flush=True)
 
 
 def say(message: str = "") -> None:
-    """Print a plain line to standard output; text is shown as it is, never as mark-up."""
-    out.print(_printable(message), markup=False)
+    """Tell on standard output how the work goes; without a reader the work goes on untold."""
+    try:
+        show(message)
+    except OSError as error:
+        discard(sys.stdout)
+        if not isinstance(error, BrokenPipeError):
+            warn(f"standard output is lost ({error.strerror}); going on without it")
 
 
 def note(message: str) -> None:
@@ -24,13 +49,32 @@ def warn(message: str) -> None:
 
 
 def fail(message: str) -> None:
-    """Print an error line; plain when not on a terminal, so that scripts can match it."""
+    """Print an error as exactly one line; plain when not on a terminal, for scripts to match."""
+    line = _printable(message, keep="\t")
     if err.is_terminal:
-        err.print(_printable(message), style="bold red", markup=False)
+        err.print(line, style="bold red", markup=False)
     else:
-        print(_printable(message), file=sys.stderr, flush=True)
+        try:
+            print(line, file=sys.stderr, flush=True)
+        except OSError:
+            discard(sys.stderr)
 
 
-def _printable(text: str) -> str:
+def discard(stream: IO[str]) -> None:
+    """Let everything that is still written to `stream` vanish."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+
+
+def show_any_text() -> None:
+    """Escape what a terminal's encoding lacks (a C locale, say) instead of failing on it."""
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")
+
+
+def _printable(text: str, keep: str = "\n\t") -> str:
     """Show control characters (terminal escapes in a sample, say) instead of obeying them."""
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)

@@ -12,6 +12,7 @@ report.html
 """
 
 import datetime
+import json
 import os
 import socket
 from dataclasses import dataclass
@@ -21,7 +22,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from outpace.core.errors import RunInUse, StorageError
-from outpace.core.files import append_json_line, read_json_lines, replace_file, replace_json
+from outpace.core.files import (
+    append_json_line,
+    json_line,
+    read_json_lines,
+    replace_file,
+    replace_json,
+)
 
 RUN_FORMAT = 1
 """Version of the layout above; written into plan.json and STATUS.json."""
@@ -119,9 +126,7 @@ class RunFolder:
             lines = path.read_bytes().splitlines(keepends=True)
             good = [r for r in read_json_lines(path) if r.get("step", 0) <= step]
             if len(good) != len(lines):
-                replace_file(path, b"")
-                for record in good:
-                    append_json_line(path, record)
+                replace_file(path, b"".join(map(json_line, good)))
 
 
 def now() -> str:
@@ -130,10 +135,8 @@ def now() -> str:
 
 
 def _holder(status: Path) -> str:
-    import json
-
     try:
-        record = json.loads(status.read_text())
+        record = json.loads(status.read_text(encoding="utf-8"))
         return f" (pid {record['pid']} on {record['host']})"
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return ""

@@ -7,7 +7,7 @@ MIB = 1024**2
 def count(n: float) -> str:
     """1234567 -> '1.23M'."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(n) >= size:
+        if abs(n) >= 0.9995 * size:  # 999,999 is 1M, not 1e+03k
             return f"{n / size:.3g}{letter}"
     return f"{n:.0f}"
 

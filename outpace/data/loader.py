@@ -7,7 +7,7 @@ integer, the step, and any number of processes sees the same global batch.
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,7 +92,7 @@ class Loader:
             tokens = tokens.pin_memory()
         return MicroBatch(tokens, position)
 
-    def steps(self, first: int, last: int) -> Iterator[list[MicroBatch]]:
+    def steps(self, first: int, last: int) -> Generator[list[MicroBatch], None, None]:
         """Yield the micro-batches of the steps [first, last), read ahead on a thread."""
         ready: queue.Queue[list[MicroBatch] | BaseException] = queue.Queue(AHEAD)
         closed = threading.Event()

@@ -2,7 +2,13 @@
 
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from outpace.core.registry import Registry
+
+Ids = npt.NDArray[np.uint16]
+"""Token ids as the shards hold them; every vocabulary here is below 2^16."""
 
 TOKENIZERS = Registry(
     "tokenizer",
@@ -23,6 +29,10 @@ class Tokenizer(Protocol):
     end_of_text: int
 
     def encode(self, text: str) -> list[int]: ...
+
+    def encode_array(self, text: str) -> Ids:
+        """The same ids as `encode`, compact; what a whole corpus goes through."""
+        ...
 
     def decode(self, ids: list[int]) -> str: ...
 

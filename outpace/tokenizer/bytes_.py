@@ -2,6 +2,10 @@
 
 import hashlib
 
+import numpy as np
+
+from outpace.tokenizer import Ids
+
 
 class BytesTokenizer:
     """256 bytes and an end-of-text id."""
@@ -13,7 +17,11 @@ class BytesTokenizer:
     vocab_sha256 = hashlib.sha256(bytes(range(256))).hexdigest()
 
     def encode(self, text: str) -> list[int]:
+        """UTF-8 bytes; a lone surrogate becomes `?`."""
         return list(text.encode("utf-8", "replace"))
+
+    def encode_array(self, text: str) -> Ids:
+        return np.frombuffer(text.encode("utf-8", "replace"), np.uint8).astype(np.uint16)
 
     def decode(self, ids: list[int]) -> str:
         return bytes(i for i in ids if i < 256).decode("utf-8", "replace")

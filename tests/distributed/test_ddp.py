@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,12 +23,14 @@ def flags(dataset: Path, run: Path, accumulation: int, *extra: str) -> list[str]
     ]  # fmt: skip
 
 
+def launcher(processes: int, arguments: list[str]) -> list[str]:
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*run, f"--nproc_per_node={processes}", "-m", "outpace", *arguments]
+
+
 def torchrun(processes: int, arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--standalone",
-            f"--nproc_per_node={processes}", "-m", "outpace", *arguments,
-        ],  # fmt: skip
+        launcher(processes, arguments),
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -70,9 +74,11 @@ def test_two_processes_equal_one_to_the_bit_where_the_sums_are_the_same(tiny_dat
 def test_a_run_goes_on_with_another_number_of_processes(single, tiny_dataset, tmp_path):
     """1 -> 2 -> 1: the same data in the same order, said to be not bit-exact."""
     run = tmp_path / "run"
-    arguments = lambda accumulation, steps: [  # noqa: E731
-        *flags(tiny_dataset, run, accumulation), "--schedule", "constant", "--max_steps", str(steps),
-    ]  # fmt: skip
+
+    def arguments(accumulation: int, steps: int) -> list[str]:
+        extra = ["--schedule", "constant", "--max_steps", str(steps)]
+        return flags(tiny_dataset, run, accumulation, *extra)
+
     outpace(*arguments(4, 2), cwd=tmp_path)
     done = torchrun(2, arguments(2, 4), tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -84,16 +90,10 @@ def test_a_run_goes_on_with_another_number_of_processes(single, tiny_dataset, tm
 
 
 def test_a_signal_to_torchrun_saves_one_step_on_all_ranks(tiny_dataset, tmp_path):
-    import signal
-    import time
-
     run = tmp_path / "run"
     arguments = [*flags(tiny_dataset, run, 2), "--max_steps", "100000", "--save_every_steps", "0"]
     process = subprocess.Popen(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-            "-m", "outpace", *arguments,
-        ],  # fmt: skip
+        launcher(2, arguments),
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,

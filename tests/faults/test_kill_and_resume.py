@@ -50,7 +50,10 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
 @pytest.fixture(scope="module")
 def uninterrupted(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("straight")
-    outpace(*flags(tiny_dataset, folder / "run", "--dropout", "0.1", "--no_use_flash_attention"), cwd=folder)
+    outpace(
+        *flags(tiny_dataset, folder / "run", "--dropout", "0.1", "--no_use_flash_attention"),
+        cwd=folder,
+    )
     return folder / "run"
 
 

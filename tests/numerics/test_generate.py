@@ -41,7 +41,11 @@ def test_greedy_equals_transformers(model):
     theirs = transformers_model(dict(model.state_dict()), SHAPE)
     prompt = [7, 8, 9]
     expected = theirs.generate(
-        torch.tensor([prompt]), max_new_tokens=25, do_sample=False, eos_token_id=None, pad_token_id=0
+        torch.tensor([prompt]),
+        max_new_tokens=25,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
     )
     (got,) = text(model, prompt, how=Sampling(0.0), max_new_tokens=25, num_samples=1)
     assert prompt + got == expected[0].tolist()

@@ -1,4 +1,4 @@
-"""HellaSwag answers against an independent scorer over transformers' model, question by question."""
+"""HellaSwag answers, one by one, against an independent scorer over transformers' model."""
 
 import json
 import math

@@ -95,7 +95,9 @@ def test_biases_and_layernorm_do_not_decay_and_matrices_do():
     name = {p: n for n, p in t.model.named_parameters()}
     assert decayed["weight_decay"] == 0.1 and plain["weight_decay"] == 0.0
     assert {name[p] for p in decayed["params"]} >= {"wte.weight", "wpe.weight"}
-    assert all(n.endswith("bias") or ".ln_" in n or "ln_f" in n for n in map(name.get, plain["params"]))
+    assert all(
+        n.endswith("bias") or ".ln_" in n or "ln_f" in n for n in map(name.get, plain["params"])
+    )
     assert len(decayed["params"]) + len(plain["params"]) == len(name)
 
 
@@ -107,9 +109,7 @@ def test_mixed_precision_follows_fp32_and_keeps_fp32_weights(precision, toleranc
         b = train_step(mixed, batches(4, 4, seed=step), step=step, lr=1e-3)
         assert b.loss_sum.item() == pytest.approx(a.loss_sum.item(), rel=tolerance)
     assert all(p.dtype == torch.float32 for p in mixed.model.parameters())
-    assert all(
-        s["exp_avg"].dtype == torch.float32 for s in mixed.optimizer.state.values()
-    )
+    assert all(s["exp_avg"].dtype == torch.float32 for s in mixed.optimizer.state.values())
 
 
 def test_fp16_scales_the_loss_and_backs_off_on_overflow():
@@ -150,7 +150,10 @@ def test_an_interrupted_step_changes_nothing_and_can_be_repeated():
     assert all(p.grad is None for p in t.model.parameters())
     train_step(t, batches(2, 2), step=0, lr=1e-2)
     train_step(straight, batches(2, 2), step=0, lr=1e-2)
-    assert all(torch.equal(a, b) for a, b in zip(weights(t).values(), weights(straight).values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(weights(t).values(), weights(straight).values(), strict=True)
+    )
 
 
 def test_dropout_depends_on_step_and_position_alone():

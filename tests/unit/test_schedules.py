@@ -1,6 +1,7 @@
 """Learning-rate schedules: bounds, continuity, golden points, and nanoGPT's formula."""
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -16,7 +17,7 @@ def test_bounds_and_continuity(schedule, total, warmup):
     values = [multiplier(s, total, schedule=schedule, **options) for s in range(total)]
     assert all(0 < v <= 1 for v in values)
     largest = max(1 / (warmup + 1), math.pi / 2 / max(1, total - warmup), 1 / max(1, total * 0.2))
-    assert all(abs(a - b) <= largest + 1e-9 for a, b in zip(values, values[1:], strict=False))
+    assert all(abs(a - b) <= largest + 1e-9 for a, b in pairwise(values))
 
 
 def test_cosine_is_nanogpts():

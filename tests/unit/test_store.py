@@ -44,7 +44,9 @@ def test_what_is_saved_is_what_safetensors_reads(tmp_path):
             assert read[name].dtype == tensor.dtype and torch.equal(read[name], tensor)
     loaded = store.load(path)
     assert loaded.step == 7 and loaded.state["text"] == "ünïcode"
-    assert torch.equal(loaded.model(torch.device("cpu"))["a.weight"], tensors(7)[store.MODEL]["a.weight"])
+    assert torch.equal(
+        loaded.model(torch.device("cpu"))["a.weight"], tensors(7)[store.MODEL]["a.weight"]
+    )
 
 
 def test_every_flipped_bit_is_found(tmp_path):
@@ -122,7 +124,7 @@ def test_links_are_not_followed(tmp_path):
 
 
 def test_prune_counts_only_good_ones(tmp_path):
-    """Two good, three damaged newer ones, keep 3: nothing may go (torchtitan's purge loses both)."""
+    """Two good, three damaged newer ones, keep 3: nothing may go."""
     for step in range(1, 6):
         save(tmp_path, step)
     for step in (3, 4, 5):

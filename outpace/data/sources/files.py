@@ -8,9 +8,11 @@ import gzip
 import io
 import json
 import lzma
+import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO, NoReturn, cast
 
 from outpace.core.errors import DataError, UsageError
 from outpace.core.registry import nearest
@@ -18,6 +20,8 @@ from outpace.core.registry import nearest
 TEXT, JSONL, PARQUET = (".txt", ".md"), (".jsonl", ".ndjson"), (".parquet",)
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 BOM = "\ufeff"
+UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error)
+"""What reading a missing, forbidden, cut or damaged file raises."""
 
 
 class FilesSource:
@@ -37,18 +41,18 @@ class FilesSource:
         self._bom = self._crlf = 0
         for path in self.paths:
             kind = _kind(path)
-            if kind in PARQUET:
-                yield from self._parquet(path)
-                continue
+            read = (
+                self._parquet if kind in PARQUET else self._jsonl if kind in JSONL else self._text
+            )
             try:
-                with _open(path) as f:
-                    yield from self._jsonl(path, f) if kind in JSONL else self._text(path, f)
-            except (OSError, EOFError, lzma.LZMAError) as error:
-                raise _fault(path, f"cannot be read: {error}") from error
+                yield from read(path)
+            except UNREADABLE as error:
+                raise _fault(path, f"cannot be read: {_reason(error)}") from error
 
     def describe(self) -> dict[str, Any]:
+        root = Path(os.path.commonpath([p.absolute().parent for p in self.paths]))
         return {
-            "files": [p.name for p in self.paths],
+            "files": [p.absolute().relative_to(root).as_posix() for p in self.paths],
             "text_field": self.text_field,
             "normalisation": {
                 "byte_order_marks_removed": self._bom,
@@ -56,12 +60,15 @@ class FilesSource:
             },
         }
 
-    def _text(self, path: Path, f: IO[bytes]) -> Iterator[str]:
-        data = f.read()
+    def _text(self, path: Path) -> Iterator[str]:
+        with _open(path) as f:
+            data = f.read()
         try:
             text = data.decode()
         except UnicodeDecodeError as error:
-            raise _fault(path, f"byte {error.start} is not UTF-8 ({error.reason})") from error
+            raise _fault(
+                path, f"byte {error.start} is not UTF-8 ({error.reason})", "convert it to UTF-8"
+            ) from error
         if text.startswith(BOM):
             self._bom += 1
             text = text.removeprefix(BOM)
@@ -70,42 +77,59 @@ class FilesSource:
             text = text.replace("\r\n", "\n")
         yield text
 
-    def _jsonl(self, path: Path, f: IO[bytes]) -> Iterator[str]:
-        for number, line in enumerate(f, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line.decode("utf-8-sig"))
-            except (ValueError, RecursionError) as error:
-                raise _fault(path, f"line {number} is not JSON in UTF-8 ({error})") from error
-            if not isinstance(record, dict) or not isinstance(record.get(self.text_field), str):
-                fields = list(record) if isinstance(record, dict) else []
-                raise _fault(
-                    path,
-                    f"line {number} has no text field {self.text_field!r}"
-                    f"{nearest(self.text_field, fields)}; it has {', '.join(fields) or 'none'}",
-                    "name the field with --text_field",
-                )
-            yield record[self.text_field]
+    def _jsonl(self, path: Path) -> Iterator[str]:
+        with _open(path) as f:
+            for number, line in enumerate(f, 1):
+                if line.startswith(BOM.encode()):
+                    self._bom += 1
+                    line = line.removeprefix(BOM.encode())
+                if line.strip():
+                    yield self._field(path, number, line)
+
+    def _field(self, path: Path, number: int, line: bytes) -> str:
+        try:
+            record = json.loads(line.decode())
+        except (ValueError, RecursionError) as error:
+            raise _fault(path, f"line {number} is not JSON in UTF-8 ({error})") from error
+        if not isinstance(record, dict):
+            raise _fault(path, f"line {number} is {type(record).__name__}, not a JSON object")
+        text = record.get(self.text_field)
+        if isinstance(text, str):
+            return text
+        if self.text_field in record:
+            raise _fault(
+                path, f"line {number}: {self.text_field!r} is {type(text).__name__}, not text"
+            )
+        raise self._no_field(path, f"line {number} has no field", list(record))
+
+    def _no_field(self, path: Path, what: str, known: list[str]) -> DataError:
+        return _fault(
+            path,
+            f"{what} {self.text_field!r}{nearest(self.text_field, known)}; "
+            f"it has {', '.join(known[:20]) or 'none'}",
+            "name the right one with --text_field",
+        )
 
     def _parquet(self, path: Path) -> Iterator[str]:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        row = 0
         try:
-            file = pq.ParquetFile(path)
-            if self.text_field not in (columns := file.schema_arrow.names):
-                raise _fault(
-                    path,
-                    f"there is no column {self.text_field!r}{nearest(self.text_field, columns)}; "
-                    f"it has {', '.join(columns)}",
-                    "name the column with --text_field",
-                )
-            for batch in file.iter_batches(256, columns=[self.text_field]):
-                for value in batch.column(0).to_pylist():
-                    yield value if isinstance(value, str) else ""
-        except (pa.ArrowException, OSError) as error:
-            raise _fault(path, f"is not a whole parquet file: {error}") from error
+            with pq.ParquetFile(path) as file:
+                columns = file.schema_arrow.names
+                if self.text_field not in columns:
+                    raise self._no_field(path, "there is no column", columns)
+                for batch in file.iter_batches(256, columns=[self.text_field]):
+                    for value in batch.column(0).to_pylist():
+                        row += 1
+                        if not isinstance(value, str | None):
+                            what = f"{self.text_field!r} is {type(value).__name__}, not text"
+                            raise _fault(path, f"row {row}: {what}")
+                        yield value or ""
+        except (pa.ArrowException, ValueError) as error:
+            what = f"is not a whole parquet file (after row {row}): {_reason(error)}"
+            raise _fault(path, what) from error
 
 
 def find_files(patterns: list[str]) -> list[Path]:
@@ -113,46 +137,69 @@ def find_files(patterns: list[str]) -> list[Path]:
     if not patterns:
         raise UsageError("NO-INPUT", "no --input was given", do="add --input 'PATHS_OR_GLOBS'")
     known = [*TEXT, *JSONL, *PARQUET]
-    found: set[Path] = set()
+    found: dict[str, Path] = {}
     for pattern in patterns:
-        matches = [Path(p) for p in glob.glob(pattern, recursive=True)]
-        if not matches:
+        pattern = str(Path(pattern).expanduser())
+        # A path that exists is meant as it is, though it may hold glob characters.
+        names = [pattern] if os.path.lexists(pattern) else glob.glob(pattern, recursive=True)
+        if not names:
             raise DataError(
                 "NO-INPUT", f"no file matches {pattern!r}", do="check the path; quote globs"
             )
-        for match in matches:
-            if match.is_dir():
-                found |= {p for p in match.rglob("*") if p.is_file() and _kind(p) in known}
-            elif _kind(match) in known:
-                found.add(match)
+        for path in map(Path, names):
+            if path.is_dir():
+                files = [p for p in _files_below(path) if _kind(p) in known]
+            elif _kind(path) in known:
+                files = [path]
             else:
                 raise DataError(
                     "FILE-TYPE",
-                    f"{match} is none of {', '.join(known)}",
+                    f"{path} is none of {', '.join(known)}",
                     do=f"convert it; compressed text may end in {', '.join(COMPRESSED)}",
                 )
+            for file in sorted(files):
+                found.setdefault(os.path.realpath(file), file)
     if not found:
         raise DataError("NO-INPUT", f"no text files in {', '.join(patterns)}", do="check the path")
-    return sorted(found)
+    return sorted(found.values())
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Files below a folder; links to folders are not followed."""
+
+    def refuse(error: OSError) -> NoReturn:
+        raise _fault(Path(error.filename), f"cannot be read: {_reason(error)}") from error
+
+    for parent, _, names in os.walk(folder, onerror=refuse):
+        yield from (Path(parent, name) for name in names)
 
 
 def _kind(path: Path) -> str:
-    return Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+    """Suffix that says what a file holds, without that of its compression."""
+    inner = Path(path.stem) if path.suffix.lower() in COMPRESSED else path
+    return inner.suffix.lower()
 
 
-def _open(path: Path) -> IO[bytes]:
-    match path.suffix:
+def _open(path: Path) -> BinaryIO:
+    suffix = path.suffix.lower()
+    if suffix in COMPRESSED and path.stat().st_size == 0:
+        raise EOFError("it is empty, and not even a compressed file")
+    match suffix:
         case ".gz":
-            return gzip.open(path)
+            return cast(BinaryIO, gzip.open(path))
         case ".bz2":
-            return bz2.open(path)
+            return cast(BinaryIO, bz2.open(path))
         case ".xz":
-            return lzma.open(path)
+            return cast(BinaryIO, lzma.open(path))
         case ".zst":
             import pyarrow as pa
 
             return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
     return open(path, "rb")
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _fault(path: Path, what: str, do: str = "mend or leave out the file") -> DataError:

@@ -9,12 +9,17 @@ at most `PACKAGE_LIMIT` characters, so that no single package makes up the corpu
 import ast
 import hashlib
 import inspect
+import multiprocessing
 import os
+import signal
 import sys
 import sysconfig
+import threading
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import cached_property
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +28,7 @@ SHORTEST = 40
 """Docstrings below this many characters say too little to keep."""
 SKIPPED_FOLDERS = {"test", "tests", "testing", "__pycache__", "site-packages", "lib2to3", "_vendor"}
 
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 Docstring = tuple[str, str]
 """Heading (`module.Class.method(arguments)`) and text."""
 
@@ -44,10 +50,8 @@ class PydocsSource:
 
     @cached_property
     def _files(self) -> list[tuple[str, Path]]:
-        """(top-level package, file), sorted by dotted name."""
-        paths = sysconfig.get_paths()
-        roots = dict.fromkeys(Path(paths[k]) for k in ("stdlib", "purelib", "platlib"))
-        return [(f.relative_to(r).parts[0], f) for r in roots for f in _python_files(r)]
+        """(top-level package, file): the standard library, then what is installed, by path."""
+        return [(f.relative_to(r).parts[0], f) for r in _roots() for f in _python_files(r)]
 
     @cached_property
     def _documents(self) -> list[str]:
@@ -55,7 +59,9 @@ class PydocsSource:
         seen: set[bytes] = set()
         used: dict[str, int] = {}
         workers = min(8, os.cpu_count() or 1)
-        with ProcessPoolExecutor(workers) as pool:
+        # Spawned: a fork would copy the locks that other threads happen to hold.
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, spawn, _start_worker) as pool:
             parsed = pool.map(_docstrings, [f for _, f in self._files], chunksize=32)
             for (package, file), docstrings in zip(self._files, parsed, strict=True):
                 parts = [_module_name(file)]
@@ -68,6 +74,26 @@ class PydocsSource:
                 if len(parts) > 1:
                     documents.append("\n\n".join(parts) + "\n")
         return documents
+
+
+def _roots() -> list[Path]:
+    paths = sysconfig.get_paths()
+    return list(dict.fromkeys(Path(paths[k]) for k in ("stdlib", "purelib", "platlib")))
+
+
+def _start_worker() -> None:
+    """Leave signals to the parent and end with it, however it ends; say nothing about warnings in
+    other people's sources."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    warnings.simplefilter("ignore")
+    if parent := multiprocessing.parent_process():
+
+        def follow() -> None:
+            connection.wait([parent.sentinel])
+            os._exit(1)
+
+        threading.Thread(target=follow, daemon=True).start()
 
 
 def _topics() -> Iterator[str]:
@@ -106,7 +132,7 @@ def _docstrings(file: Path) -> list[Docstring]:
         return []
     found: list[Docstring] = []
 
-    def visit(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str):
+    def visit(node: Documented, name: str) -> None:
         text = ast.get_docstring(node, clean=False)
         if text and len(text) >= SHORTEST:
             found.append((name, inspect.cleandoc(text)))

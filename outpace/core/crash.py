@@ -1,0 +1,83 @@
+"""What an exception becomes: one line and an exit code, and for a bug a file with the traceback."""
+
+import datetime
+import errno
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+from outpace import __version__
+from outpace.core.errors import NetworkError, OutOfMemory, OutpaceError, StorageError
+
+OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "cannot allocate memory", "out of memory")
+"""How PyTorch words it, in a RuntimeError, on a CPU and on a GPU."""
+
+
+def explain(error: BaseException, folder: Path | None = None) -> OutpaceError:
+    """The OutpaceError that says what `error` means to the user.
+
+    Failing disks, networks and memory have their own exit codes. Anything else is a bug: its
+    traceback goes to a `crash-*.txt` in `folder` (or else the temporary folder), which the line
+    names. With OUTPACE_TRACEBACK=1 there is no file, for `main` prints the traceback.
+    """
+    if isinstance(error, OutpaceError):
+        return error
+    if _is_out_of_memory(error):
+        return OutOfMemory(
+            "MEMORY",
+            f"out of memory: {first_line(error)}",
+            do="choose a smaller --micro_batch_size with more --gradient_accumulation_steps, a "
+            "smaller --context or --model_size, or end other programs",
+        )
+    if isinstance(error, (ConnectionError, TimeoutError)):
+        return NetworkError("NETWORK", first_line(error), do="check the network, then run again")
+    if isinstance(error, OSError):
+        where = (
+            f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        )
+        return StorageError(
+            "STORAGE",
+            f"{where}{error.strerror or first_line(error)}",
+            do="check the path, its permissions and the free space, then run it again",
+        )
+    return OutpaceError(
+        "BUG", f"{type(error).__name__}: {first_line(error)}", do=_report(error, folder)
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text, or its type when it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def wants_traceback() -> bool:
+    """Whether the user asked for tracebacks on standard error."""
+    return os.environ.get("OUTPACE_TRACEBACK", "") not in ("", "0")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(t in text for t in OUT_OF_MEMORY_TEXTS)
+
+
+def _report(error: BaseException, folder: Path | None) -> str:
+    if wants_traceback():
+        return "this is a bug in outpace: report it with the traceback above"
+    time = datetime.datetime.now(datetime.UTC)
+    name = f"crash-{time:%Y%m%dT%H%M%S}-{os.getpid()}.txt"
+    head = f"outpace {__version__}, Python {sys.version.split()[0]}, {time:%Y-%m-%d %H:%M:%S} UTC\n"
+    text = head + f"{sys.argv}\n\n" + "".join(traceback.format_exception(error))
+    for place in (folder, Path(tempfile.gettempdir())):
+        if place is not None and place.is_dir():
+            try:
+                (place / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+            except OSError:
+                continue
+            return f"this is a bug in outpace: report it with {place / name}"
+    return "this is a bug in outpace: report it with the traceback that OUTPACE_TRACEBACK=1 prints"

@@ -1,0 +1,371 @@
+"""Data, models and run folders that cannot be used: one line, the exit code, nothing changed."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .helpers import PLAN, TRAIN, flip_bit, tree
+
+# Batch arithmetic, refused by the plan.
+
+
+@pytest.mark.parametrize("command", [TRAIN, PLAN])
+def test_a_batch_that_does_not_divide_shows_the_arithmetic_and_the_nearest_values(
+    command, refused, tiny
+):
+    argv = ["--gradient_accumulation_steps", "auto", "--tokens_per_step", "100"]
+    error = refused(2, "BATCH", *command, *argv).error
+    assert "tokens_per_step 100 (flag) is not a multiple of" in error
+    assert "context 32" in error
+    assert "micro_batch_size 2" in error
+    assert "= 64" in error
+    assert "64 or 128" in error
+
+
+def test_batch_flags_that_disagree_show_the_arithmetic_and_who_set_them(refused, tiny, folder):
+    (folder / "r.toml").write_text("[batch]\ntokens_per_step = 128\n")
+    error = refused(2, "BATCH", *TRAIN, "--recipe", "r.toml").error
+    assert "micro_batch_size 2 (flag) x context 32 x gradient_accumulation_steps 1 (flag)" in error
+    assert "= 64 tokens a step, but tokens_per_step is 128 (recipe r.toml)" in error
+
+
+# Datasets.
+
+
+def test_a_missing_dataset_says_how_to_make_one(refused):
+    error = refused(3, "NO-DATASET", *TRAIN, "--dataset", "nothing").error
+    assert "outpace prepare files" in error
+
+
+def test_a_mistyped_dataset_names_the_nearest(refused, tiny):
+    assert "did you mean tiny?" in refused(3, "NO-DATASET", *TRAIN, "--dataset", "tinny").error
+
+
+def test_an_empty_dataset_folder_is_refused(refused, folder):
+    (folder / "data" / "empty").mkdir(parents=True)
+    refused(3, "NO-DATASET", *TRAIN, "--dataset", "empty")
+
+
+def test_a_dataset_smaller_than_a_batch_is_refused(refused, tiny):
+    argv = ["--micro_batch_size", "512", "--gradient_accumulation_steps", "8"]
+    error = refused(3, "TOO-LITTLE-DATA", *TRAIN, *argv).error
+    assert "4096 sequences of 32 tokens" in error
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+def _bad_magic(path: Path) -> None:
+    path.write_bytes(b"\0" * 4 + path.read_bytes()[4:])
+
+
+@pytest.mark.parametrize("damage", [_cut, _bad_magic, Path.unlink])
+@pytest.mark.parametrize("command", [TRAIN, PLAN])
+def test_a_damaged_shard_is_refused(damage, command, refused, tiny):
+    damage(next(tiny.glob("train_*.bin")))
+    assert "train_000000.bin" in refused(3, "DATA-DAMAGED", *command).error
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": 1}', '{"shards": 3}'])
+def test_a_damaged_manifest_is_refused(text, refused, tiny):
+    (tiny / "manifest.json").write_text(text)
+    refused(3, "DATA-DAMAGED", *PLAN)
+
+
+def test_a_manifest_that_is_not_text_is_refused(refused, tiny):
+    (tiny / "manifest.json").write_bytes(b"\xff\xfe\x00")
+    refused(3, "DATA-DAMAGED", *PLAN)
+
+
+# Preparing.
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "argv", "error", "words"),
+    [
+        ("a.txt", b"good\xff\n", [], "BAD-INPUT", "byte 4 is not UTF-8"),
+        ("a.jsonl", b'{"body": "x"}\n', [], "BAD-INPUT", "'text'"),
+        ("a.jsonl", b'{"text": 3}\n', [], "BAD-INPUT", "line 1"),
+        ("a.jsonl", b'{"text": "x"}\n{"te', [], "BAD-INPUT", "line 2 is not JSON"),
+        ("a.jsonl", b'{"text": "x"}\n', ["--text_field", "txt"], "BAD-INPUT", "mean text?"),
+        ("a.txt.gz", b"not gzip", [], "BAD-INPUT", "a.txt.gz"),
+        ("a.txt.zst", b"not zstd", [], "BAD-INPUT", "a.txt.zst"),
+        ("a.parquet", b"PAR1", [], "BAD-INPUT", "not a whole parquet file"),
+        ("a.txt", b" \n", [], "EMPTY", "none with text"),
+        ("a.docx", b"x", [], "FILE-TYPE", "a.docx is none of"),
+    ],
+)
+def test_a_bad_input_file_is_refused(name, content, argv, error, words, refused, folder):
+    (folder / name).write_bytes(content)
+    line = refused(
+        3, error, "prepare", "files", "--input", name, "--tokenizer", "bytes", *argv
+    ).error
+    assert words in line
+
+
+def test_an_input_that_matches_nothing_is_refused(refused, folder):
+    (folder / "empty").mkdir()
+    for pattern in ("*.txt", "no/such.txt", "empty"):
+        refused(3, "NO-INPUT", "prepare", "files", "--input", pattern)
+
+
+def test_an_unknown_tokenizer_names_the_nearest(refused, folder):
+    (folder / "a.txt").write_text("x")
+    argv = ["prepare", "files", "--input", "a.txt", "--tokenizer", "byte"]
+    assert "did you mean bytes?" in refused(2, "UNKNOWN-TOKENIZER", *argv).error
+
+
+def test_a_folder_with_another_dataset_is_not_overwritten(refused, tiny, folder):
+    (folder / "a.txt").write_text("x" * 1000)
+    (tiny / ".lock").touch()
+    argv = ["--input", "a.txt", "--output", tiny, "--tokenizer", "bytes"]
+    refused(3, "OTHER-DATASET", "prepare", "files", *argv)
+
+
+def test_an_output_below_a_file_is_a_storage_error(refused, folder):
+    (folder / "a.txt").write_text("x" * 1000)
+    argv = ["--input", "a.txt", "--output", "a.txt/data", "--tokenizer", "bytes"]
+    refused(5, "OUTPUT", "prepare", "files", *argv)
+
+
+# Choices that only the machine or the tables can judge.
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "words"),
+    [
+        (["--optimizer", "adanw"], "UNKNOWN-OPTIMIZER", "did you mean adamw?"),
+        (["--attention_backend", "sdpaa"], "UNKNOWN-ATTENTION-BACKEND", "did you mean sdpa?"),
+        (["--use_flash_attention", "--dropout", "0.1"], "NO-FLASH", "dropout 0.1"),
+        (["--init_from", "no/model"], "NO-MODEL", "no/model"),
+    ],
+)  # fmt: skip
+def test_what_training_cannot_do_is_refused_before_anything_is_written(
+    argv, name, words, refused, tiny
+):
+    assert words in refused(2, name, *TRAIN, *argv).error
+
+
+def test_by_default_dropout_only_warns_that_flash_attention_is_not_to_be_had(run, tiny):
+    result = run(*PLAN, "--dropout", "0.1")
+    assert result.code == 0
+    assert "warning: attention will store the T x T matrix" in result.err
+
+
+def test_a_gpu_that_is_not_there_is_refused(refused, tiny):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    refused(2, "NO-GPU", *TRAIN, "--device", "cuda")
+    refused(2, "NO-GPU", "sample", "tiny", "--device", "cuda")
+
+
+def test_a_model_beyond_this_machines_memory_is_refused(refused, tiny):
+    error = refused(7, "MEMORY", *TRAIN, "--n_embd", "100000", "--n_layer", "1000").error
+    assert "needs about" in error
+    assert "do: " in error
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory) -> Path:
+    """A Hugging Face folder of a tiny GPT-2 with 64 positions and the vocabulary of bytes."""
+    import torch
+
+    from outpace.config.presets import GPT2Shape
+    from outpace.interop.huggingface import transformers_model
+    from outpace.model.gpt2 import GPT2
+
+    shape = GPT2Shape(1, 2, 32, 64, 257)
+    model = GPT2(shape)
+    model.init_weights(torch.Generator().manual_seed(0))
+    folder = tmp_path_factory.mktemp("pretrained")
+    weights = {k: v.detach() for k, v in model.state_dict().items()}
+    transformers_model(weights, shape).save_pretrained(folder)
+    return folder
+
+
+def test_a_context_beyond_a_pretrained_models_positions_is_refused(refused, tiny, pretrained):
+    error = refused(2, "CONTEXT", *TRAIN, "--init_from", pretrained, "--context", "65").error
+    assert "--context 65 is beyond the 64 positions" in error
+    assert "--context 64 or less" in error
+
+
+def test_a_pretrained_model_of_another_shape_is_refused(refused, tiny, pretrained):
+    refused(2, "INIT-FROM", *TRAIN, "--init_from", pretrained, "--n_embd", "64")
+
+
+def test_training_goes_on_from_a_pretrained_model_with_a_shorter_context(run, tiny, pretrained):
+    assert run(*TRAIN, "--init_from", pretrained, "--max_steps", "1").code == 0
+
+
+# Run folders.
+
+
+@pytest.fixture
+def holder(done):
+    """Another process that holds the lock of the run."""
+    code = (
+        "import sys; from pathlib import Path; from outpace.core.runfolder import RunFolder\n"
+        "folder = RunFolder(Path(sys.argv[1])); lock = folder.lock()\n"
+        "folder.write_status('running', last_step=3); print('held', flush=True)\n"
+        "sys.stdin.read()"
+    )
+    root = str(Path(__file__).resolve().parents[2])
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {root!r})\n{code}", str(done)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.stdin.close()
+    process.wait()
+    process.stdout.close()
+
+
+def test_a_run_folder_in_use_is_refused_and_the_holder_named(refused, done, holder):
+    error = refused(8, "RUN-IN-USE", *TRAIN, "--run_dir", "run", "--max_steps", "9").error
+    assert f"pid {holder.pid}" in error
+
+
+def test_a_run_in_use_is_running_and_a_run_whose_process_died_is_interrupted(run, done, holder):
+    assert run("status", "run").out.startswith("run: running, step 3\n")
+    holder.kill()
+    holder.wait()
+    result = run("status", "run", "--json")
+    assert json.loads(result.out)["state"] == "interrupted"
+    assert result.code == 0
+
+
+def test_a_resume_with_another_model_is_refused_with_the_difference(refused, done):
+    error = refused(4, "CONFIG-CHANGED", *TRAIN, "--run_dir", "run", "--n_embd", "64").error
+    assert "n_embd: 32 -> 64" in error
+    assert "kept: the run, at step 3" in error
+
+
+def test_a_resume_with_another_dataset_is_refused(refused, run, done, folder):
+    (folder / "a.txt").write_text("another text " * 1000)
+    run("prepare", "files", "--input", "a.txt", "--output", "data/b", "--tokenizer", "bytes")
+    refused(3, "DATA-CHANGED", *TRAIN, "--run_dir", "run", "--dataset", "b")
+
+
+def test_resume_never_refuses_a_used_folder(refused, done):
+    refused(2, "RUN-DIR-USED", *TRAIN, "--run_dir", "run", "--resume", "never")
+
+
+def test_a_missing_checkpoint_to_resume_from_is_refused(refused, done):
+    refused(4, "NO-CKPT", *TRAIN, "--run_dir", "run", "--resume", "run/checkpoints/step-7")
+    refused(4, "NO-CKPT", *TRAIN, "--run_dir", "run", "--resume", "run/config.toml")
+
+
+def test_a_foreign_folder_to_resume_from_is_refused(refused, done):
+    refused(4, "CKPT-BAD", *TRAIN, "--run_dir", "run", "--resume", "data")
+
+
+def test_when_every_checkpoint_is_damaged_nothing_is_deleted(refused, done):
+    for path in done.glob("checkpoints/step-*/model.safetensors"):
+        flip_bit(path)
+    error = refused(4, "NO-GOOD-CKPT", *TRAIN, "--run_dir", "run", "--max_steps", "9").error
+    assert "kept: all of them, untouched" in error
+
+
+def test_a_refused_resume_does_not_even_set_a_damaged_checkpoint_aside(refused, done):
+    flip_bit(done / "checkpoints" / "step-00000003" / "model.safetensors")
+    refused(4, "CONFIG-CHANGED", *TRAIN, "--run_dir", "run", "--n_embd", "64")
+
+
+def test_using_a_model_beside_a_damaged_checkpoint_warns_and_changes_nothing(run, done, folder):
+    flip_bit(done / "checkpoints" / "step-00000003" / "model.safetensors")
+    before = tree(folder)
+    result = run("sample", "run", "--max_new_tokens", "2")
+    assert result.code == 0
+    assert "[CKPT-BAD] step-00000003" in result.err
+    assert tree(folder) == before
+
+
+def test_a_report_that_cannot_be_written_does_not_fail_a_finished_run(run, tiny, folder):
+    (folder / "r" / "report.html").mkdir(parents=True)
+    result = run(*TRAIN, "--run_dir", "r")
+    assert result.code == 0
+    assert "warning: no report was written: error[STORAGE]" in result.err
+
+
+def test_a_run_folder_below_a_file_is_a_storage_error(refused, tiny, folder):
+    (folder / "file").write_text("x")
+    refused(5, "RUN-DIR", *TRAIN, "--run_dir", "file/run")
+    refused(5, "RUN-DIR", *TRAIN, "--run_dir", "file")
+
+
+# Models and folders given to the other commands.
+
+PLACES = ["nothing", "empty", "file.txt", "foreign", "foreign/checkpoints"]
+
+
+@pytest.fixture
+def places(folder):
+    """Every kind of place that is no run, model or dataset."""
+    (folder / "empty").mkdir()
+    (folder / "file.txt").write_text("x")
+    (folder / "foreign" / "checkpoints").mkdir(parents=True)
+    (folder / "foreign" / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "foreign" / "notes.md").write_text("x")
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["evaluate", "PLACE", "--tasks", "loss"], ["sample", "PLACE"], ["convert", "PLACE", "out"],
+        ["report", "PLACE"], ["status", "PLACE"], ["verify", "PLACE"],
+    ],
+    ids=lambda a: a[0],
+)  # fmt: skip
+def test_a_place_that_holds_no_run_is_refused(argv, place, run, refused, places):
+    result = run(*[place if a == "PLACE" else a for a in argv])
+    assert result.code in (2, 4), result.err
+    assert result.error.startswith("error[N")
+    assert place in result.error
+    name = result.error[6 : result.error.index("]")]
+    refused(result.code, name, *[place if a == "PLACE" else a for a in argv])
+
+
+def test_a_folder_that_looks_like_a_model_but_is_another_kind_is_refused(refused, places, folder):
+    shutil.copy(folder / "file.txt", folder / "foreign" / "model.safetensors")
+    assert "config.json" in refused(4, "HF-FOLDER", "sample", "foreign").error
+
+
+def test_a_broken_weights_file_is_refused(refused, folder, pretrained):
+    shutil.copytree(pretrained, folder / "hf")
+    (folder / "hf" / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
+    refused(4, "HF-FOLDER", "sample", "hf")
+
+
+def test_a_conversion_never_overwrites(refused, done, folder):
+    (folder / "out").mkdir()
+    refused(2, "EXISTS", "convert", "run", "out", "--to", "outpace")
+    refused(2, "TOKENIZER", "convert", "run", "other", "--to", "huggingface")
+
+
+def test_hellaswag_is_refused_for_a_model_with_another_tokenizer(refused, done, folder):
+    argv = ["evaluate", "run", "--tasks", "hellaswag", "--hellaswag_path", "x.jsonl"]
+    assert "x.jsonl" in refused(3, "HELLASWAG", *argv).error
+
+
+# Paths that are allowed, odd as they are.
+
+
+@pytest.mark.parametrize("name", ["a b", "naïve-模型-😀", "line\nbreak", "-dash", "[glob]*"])
+def test_odd_names_of_folders_work(name, run, tiny, folder):
+    place = f"--run_dir=runs/{name}/{name}"
+    assert run(*TRAIN, place, "--max_steps", "1").code == 0
+    root = folder / "runs" / name / name
+    assert (root / "report.html").is_file()
+    again = run(*TRAIN, place, "--max_steps", "1")
+    assert (again.code, again.err.count("error")) == (0, 0)
+    assert run("status", root).code == 0
+    assert run("verify", root).code == 0

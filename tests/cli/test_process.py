@@ -1,0 +1,229 @@
+"""What only a process of its own shows: closed pipes, signals, locales, limits, crashes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from outpace.cli.main import COMMANDS
+
+from .helpers import TRAIN
+
+ROOT = Path(__file__).resolve().parents[2]
+OUTPACE = [sys.executable, "-m", "outpace"]
+posix = pytest.mark.skipif(os.name != "posix", reason="POSIX signals and pipes")
+
+
+def environment(**changes: str) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | changes
+
+
+def start(argv, cwd, **options) -> subprocess.Popen:
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment()} | options
+    return subprocess.Popen([str(a) for a in argv], cwd=cwd, **options)
+
+
+# Nobody reads.
+
+
+@posix
+def test_training_goes_on_when_its_standard_output_is_closed(tiny, folder):
+    process = start([*OUTPACE, *TRAIN, "--run_dir", "r"], folder)
+    process.stdout.close()
+    err = process.stderr.read().decode()
+    assert process.wait() == 0, err
+    assert "Traceback" not in err
+    assert "BrokenPipe" not in err
+    assert json.loads((folder / "r" / "STATUS.json").read_text())["state"] == "finished"
+    assert (folder / "r" / "report.html").is_file()
+
+
+@posix
+@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["status", "run"]])
+def test_a_page_that_nobody_reads_ends_quietly(argv, done, folder):
+    read, write = os.pipe()
+    os.close(read)
+    process = start([*OUTPACE, *argv], folder, stdout=write)
+    os.close(write)
+    assert process.stderr.read() == b""
+    assert process.wait() in (0, 141)
+
+
+@posix
+def test_an_error_that_nobody_reads_keeps_its_exit_code(folder):
+    read, write = os.pipe()
+    os.close(read)
+    process = start([*OUTPACE, "status", "nothing"], folder, stdout=write, stderr=write)
+    os.close(write)
+    assert process.wait() == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("argv", [["--help"], ["status", "run", "--json"]])
+def test_a_result_that_does_not_fit_on_the_disk_is_a_storage_error(argv, done, folder):
+    with open("/dev/full", "w") as full:
+        process = start([*OUTPACE, *argv], folder, stdout=full)
+        err = process.stderr.read().decode()
+    assert process.wait() == 5
+    assert err.startswith("error[STORAGE]: No space left on device")
+    assert err.count("\n") == 1
+
+
+# Interrupted.
+
+
+@posix
+@pytest.mark.parametrize("moment", ["torch", "numpy", "torch.nn.functional"])
+def test_ctrl_c_while_the_libraries_are_loaded_gives_130(moment, folder):
+    code = (
+        "import os, signal, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {moment!r}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "from outpace.cli.main import main\n"
+        "sys.exit(main(['sample', 'x']))\n"
+    )
+    process = start([sys.executable, "-c", code], folder)
+    out, err = process.communicate()
+    assert process.returncode == 130, err.decode()
+    assert (out, err) == (b"", b"")
+
+
+@posix
+def test_ctrl_c_while_text_is_read_leaves_without_a_traceback(folder):
+    os.mkfifo(folder / "endless.txt")
+    argv = ["prepare", "files", "--input", "endless.txt", "--tokenizer", "bytes"]
+    process = start([*OUTPACE, *argv], folder)
+    with open(folder / "endless.txt", "wb"):  # opens when the other side has opened it to read
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    assert process.returncode in (75, 130), err.decode()
+    assert b"Traceback" not in err
+
+
+# Surroundings.
+
+
+@posix
+@pytest.mark.parametrize("utf8", ["0", "1"])
+def test_the_c_locale_works(utf8, done, folder):
+    (folder / "naïve.txt").write_text("naïve café " * 500, encoding="utf-8")
+    env = environment(LC_ALL="C", PYTHONUTF8=utf8, PYTHONCOERCECLOCALE="0")
+    argv = ["--input", "naïve.txt", "--output", "data/naïve", "--tokenizer", "bytes"]
+    for line in (["prepare", "files", *argv], ["status", "run"], ["status", "naïve"], ["--help"]):
+        process = start([*OUTPACE, *line], folder, env=env)
+        out, err = process.communicate()
+        assert process.returncode == (2 if "naïve" in line else 0), err.decode()
+        assert b"Traceback" not in err
+        assert out or err
+    assert (folder / "data" / "naïve" / "manifest.json").is_file()
+
+
+def test_train_py_is_outpace_train(folder):
+    env = environment(COLUMNS="100")
+    pages = [
+        subprocess.run([*line, "--help"], cwd=folder, env=env, capture_output=True, check=True)
+        for line in ([sys.executable, str(ROOT / "train.py")], [*OUTPACE, "train"])
+    ]
+    assert pages[0].stdout == pages[1].stdout
+    assert b"--model_size" in pages[0].stdout
+
+
+@posix
+def test_memory_that_the_system_refuses_is_exit_code_7_with_advice(tiny, folder):
+    code = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))\n"
+        "from outpace.cli.main import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    argv = [*TRAIN, "--n_embd", "16384", "--run_dir", "r", "--val_tokens", "1"]
+    process = start([sys.executable, "-c", code, *argv], folder)
+    _, err = process.communicate()
+    last = err.decode().splitlines()[-1]
+    assert process.returncode == 7, err.decode()
+    assert last.startswith("error[MEMORY]: ")
+    assert "--micro_batch_size" in last
+    assert b"Traceback" not in err
+
+
+# Bugs.
+
+
+@pytest.fixture
+def buggy(folder, monkeypatch):
+    """A command with a bug, added as any command is: a file and a row."""
+    (folder / "buggy_command.py").write_text(
+        '"""`outpace buggy`: fails."""\n\ndef run(argv):\n    raise eval(argv[0])\n'
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setitem(COMMANDS._table, "buggy", "buggy_command")
+    (folder / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder / "tmp"))
+
+
+def test_a_bug_is_one_line_and_a_file_with_the_traceback(run, buggy, folder):
+    result = run("buggy", "ZeroDivisionError('x\\ny')")
+    assert result.code == 1
+    assert result.err.count("\n") == 1
+    assert result.err.startswith("error[BUG]: ZeroDivisionError: x; do: ")
+    (crash,) = (folder / "tmp").glob("crash-*.txt")
+    assert str(crash) in result.err
+    assert "buggy_command.py" in crash.read_text()
+
+
+def test_a_bug_shows_its_traceback_when_asked(buggy, folder, capsys, monkeypatch):
+    from outpace.cli.main import main
+
+    monkeypatch.setenv("OUTPACE_TRACEBACK", "1")
+    assert main(["buggy", "ZeroDivisionError('x')"]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("error[BUG]: ZeroDivisionError: x")
+    assert not list((folder / "tmp").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "name"),
+    [
+        ("PermissionError(13, 'Permission denied', '/x')", 5, "STORAGE"),
+        ("MemoryError()", 7, "MEMORY"),
+        ("__import__('torch').OutOfMemoryError('CUDA out of memory. Tried 2 GiB')", 7, "MEMORY"),
+        ('RuntimeError("DefaultCPUAllocator: can\'t allocate memory")', 7, "MEMORY"),
+        ("KeyboardInterrupt()", 130, ""),
+        ("SystemExit(3)", 3, ""),
+        ("SystemExit('words')", 1, ""),
+        ("BrokenPipeError(32, 'Broken pipe')", 141, ""),
+    ],
+)
+def test_what_a_command_raises_becomes_an_exit_code(error, code, name, run, buggy, folder):
+    result = run("buggy", error)
+    assert result.code == code
+    assert result.err.startswith(f"error[{name}]: ") if name else not result.err
+    assert not list((folder / "tmp").iterdir())
+
+
+def test_a_bug_while_training_leaves_its_traceback_in_the_run_folder(
+    run, tiny, folder, monkeypatch
+):
+    from outpace.ops.attention import BACKENDS
+
+    (folder / "buggy_attention.py").write_text(
+        "def attend(*a, **k): raise ZeroDivisionError('in the model')\n"
+        "def why_not(*a): return None\n"
+        "def kernel(*a): return 'buggy'\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setitem(BACKENDS._table, "buggy", "buggy_attention")
+    result = run(*TRAIN, "--run_dir", "r", "--attention_backend", "buggy")
+    assert result.code == 1
+    assert result.error.startswith("error[BUG]: ZeroDivisionError: in the model")
+    assert "buggy_attention.py" in next((folder / "r").glob("crash-*.txt")).read_text()
+    status = json.loads((folder / "r" / "STATUS.json").read_text())
+    assert (status["state"], status["code"]) == ("failed", 1)
+    assert run(*TRAIN, "--run_dir", "r").code == 0

@@ -1,0 +1,306 @@
+"""Documents out of files of every kind, and faults that name the file and the place in it."""
+
+import bz2
+import gzip
+import json
+import lzma
+import random
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from outpace.core.errors import DataError, UsageError
+from outpace.data.sources.files import FilesSource, find_files
+
+TEXTS = ["First text.\nTwo lines, é and 漢字.\n", "", "Third \u2028 text\r\nwith CRLF inside"]
+SUFFIXES = [".gz", ".bz2", ".xz", ".zst"]
+
+
+def compressed(suffix: str, data: bytes) -> bytes:
+    match suffix:
+        case ".gz":
+            return gzip.compress(data)
+        case ".bz2":
+            return bz2.compress(data)
+        case ".xz":
+            return lzma.compress(data)
+        case ".zst":
+            return pa.Codec("zstd").compress(data, asbytes=True)
+    return data
+
+
+def jsonl(texts: list[str]) -> bytes:
+    return "".join(json.dumps({"id": n, "text": t}) + "\n" for n, t in enumerate(texts)).encode()
+
+
+def source_of(path: Path, data: bytes, text_field: str = "text") -> FilesSource:
+    path.write_bytes(data)
+    return FilesSource([str(path)], text_field)
+
+
+def documents_of(path: Path, data: bytes) -> list[str]:
+    return list(source_of(path, data).documents())
+
+
+def fault_of(path: Path, data: bytes, text_field: str = "text") -> DataError:
+    source = source_of(path, data, text_field)
+    with pytest.raises(DataError) as caught:
+        list(source.documents())
+    assert str(path) in caught.value.what
+    return caught.value
+
+
+@pytest.mark.parametrize("suffix", ["", *SUFFIXES, ".GZ"])
+@pytest.mark.parametrize("kind", [".txt", ".md", ".jsonl", ".ndjson", ".TXT"])
+def test_text_and_json_lines_are_read_through_every_compression(tmp_path, kind, suffix):
+    if kind in (".jsonl", ".ndjson"):
+        data, expected = jsonl(TEXTS), TEXTS
+    else:
+        data, expected = TEXTS[0].encode(), TEXTS[:1]
+    path = tmp_path / f"input{kind}{suffix}"
+    assert documents_of(path, compressed(suffix.lower(), data)) == expected
+
+
+def test_parquet_rows_are_documents_and_missing_ones_empty(tmp_path):
+    table = pa.table({"text": [*TEXTS, None] * 200, "other": range(800)})
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=77)
+    source = FilesSource([str(tmp_path / "x.parquet")])
+    assert list(source.documents()) == [*TEXTS, ""] * 200
+    assert list(source.documents()) == [*TEXTS, ""] * 200
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_parquet_may_store_text_in_other_ways(tmp_path, kind):
+    pq.write_table(pa.table({"text": pa.array(TEXTS, kind)}), tmp_path / "x.parquet")
+    assert list(FilesSource([str(tmp_path / "x.parquet")]).documents()) == TEXTS
+
+
+@pytest.mark.shared
+def test_a_real_novel_loses_its_mark_and_carriage_returns_and_nothing_else(shared):
+    path = shared / "novels" / "Barclay_Postern_1911.txt"
+    source = FilesSource([str(path)])
+    [text] = source.documents()
+    data = path.read_bytes()
+    assert data.startswith(b"\xef\xbb\xbf")
+    assert text.encode() == data[3:].replace(b"\r\n", b"\n")
+    assert source.describe()["normalisation"] == {
+        "byte_order_marks_removed": 1,
+        "files_with_crlf_turned_to_lf": 1,
+    }
+
+
+def test_counts_are_of_the_last_reading_and_lone_carriage_returns_stay(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa\r\nb\rc")
+    (tmp_path / "b.txt").write_bytes(b"plain \xef\xbb\xbf inside\n")
+    (tmp_path / "c.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "x\\r\\ny"}\n')
+    source = FilesSource([str(tmp_path)])
+    for _ in range(2):
+        assert list(source.documents()) == ["a\nb\rc", "plain \ufeff inside\n", "x\r\ny"]
+        assert source.describe()["normalisation"] == {
+            "byte_order_marks_removed": 2,
+            "files_with_crlf_turned_to_lf": 1,
+        }
+
+
+@pytest.mark.parametrize(
+    ("data", "at"),
+    [
+        (b"abc\xff", 3),
+        (b"\xff\xfea\0b\0", 0),
+        (b"ok \xc3\xa9 then \xe9!", 11),
+        (b"cut \xe6\xbc", 4),
+    ],
+)
+def test_text_that_is_not_utf_8_is_named_with_the_byte(tmp_path, data, at):
+    assert f"byte {at} is not UTF-8" in fault_of(tmp_path / "x.txt", data).what
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"{", b'{"text": "cut', b"not json", b'{"text": "\xff"}', b"[" * 100_000, b'{"text" "x"}'],
+)
+def test_a_damaged_json_line_is_named_with_its_number(tmp_path, line):
+    data = b'{"text": "a"}\n\n' + line + b'\n{"text": "b"}\n'
+    assert "line 3 is not JSON in UTF-8" in fault_of(tmp_path / "x.jsonl", data).what
+
+
+@pytest.mark.parametrize("line", ["[]", '["text"]', "3", "null", '"text"', "NaN"])
+def test_a_json_line_that_is_no_object_is_named_with_its_number(tmp_path, line):
+    data = f'{{"text": "a"}}\n{line}\n'.encode()
+    assert "line 2 is " in (what := fault_of(tmp_path / "x.jsonl", data).what)
+    assert "not a JSON object" in what
+
+
+def test_a_missing_field_is_answered_with_the_nearest(tmp_path):
+    data = b'{"content": "a", "id": 3}\n'
+    fault = fault_of(tmp_path / "x.jsonl", data, "contents")
+    assert (
+        "line 1 has no field 'contents' (did you mean content?); it has content, id" in fault.what
+    )
+    assert "--text_field" in fault.do
+
+
+@pytest.mark.parametrize("value", ["3", "null", '["a"]', '{"a": "b"}', "true", "NaN"])
+def test_a_field_that_is_not_text_is_named_with_its_line(tmp_path, value):
+    data = b'{"text": "a"}\n' + b'{"text": ' + value.encode() + b"}\n"
+    assert "line 2: 'text' is" in fault_of(tmp_path / "x.jsonl", data).what
+
+
+def test_a_missing_column_is_answered_with_the_nearest(tmp_path):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"content": ["a"], "id": [1]}), path)
+    fault = fault_of(path, path.read_bytes(), "contents")
+    assert "no column 'contents' (did you mean content?); it has content, id" in fault.what
+
+
+@pytest.mark.parametrize("values", [[1, 2], [["a"], ["b"]], [b"a", b"b"], [True, None]])
+def test_a_column_that_is_not_text_is_named(tmp_path, values):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"text": values}), path)
+    assert "row 1: 'text' is" in fault_of(path, path.read_bytes()).what
+
+
+def test_bytes_that_are_not_utf_8_in_a_text_column_are_a_fault(tmp_path):
+    path = tmp_path / "x.parquet"
+    broken = pa.array([b"fine", b"\xff\xfe"], pa.binary()).cast(pa.string(), safe=False)
+    pq.write_table(
+        pa.table({"text": pa.Array.from_buffers(pa.string(), 2, broken.buffers())}), path
+    )
+    assert "not a whole parquet file" in fault_of(path, path.read_bytes()).what
+
+
+@pytest.mark.parametrize("keep", [0, 3, 50, -9, -1])
+def test_a_truncated_parquet_file_is_a_fault(tmp_path, keep):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"text": [f"text {n}" * 9 for n in range(500)]}), path)
+    fault_of(path, path.read_bytes()[:keep])
+
+
+def test_a_parquet_file_with_flipped_bytes_is_a_fault_or_read_whole(tmp_path):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"text": [f"text {n}" * 9 for n in range(500)]}), path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3 : len(data) // 3 + 64] = bytes(64)
+    fault_of(path, bytes(data))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("kind", [".txt", ".jsonl"])
+@pytest.mark.parametrize("part", [0, 0.001, 0.5, 0.99])
+def test_a_truncated_compressed_file_is_a_fault_and_not_a_short_document(
+    tmp_path, kind, suffix, part
+):
+    data = compressed(suffix, jsonl([f"{n * 7919} text" for n in range(5000)]))
+    fault_of(tmp_path / f"x{kind}{suffix}", data[: int(part * len(data))])
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_damaged_compressed_file_is_a_fault(tmp_path, suffix):
+    data = compressed(suffix, jsonl([f"{n * 7919} text" for n in range(5000)]))
+    rng = random.Random(2)
+    for _ in range(20 if suffix != ".zst" else 0):  # pyarrow's zstd writes no checksum to fail
+        at = rng.randrange(20, len(data) - 70)
+        damaged = data[:at] + rng.randbytes(50) + data[at + 50 :]
+        fault_of(tmp_path / f"x.txt{suffix}", damaged)
+    fault_of(tmp_path / f"y.txt{suffix}", b"this is plain text, whatever its name says")
+
+
+def test_garbage_behind_a_gz_file_is_a_fault(tmp_path):
+    fault_of(tmp_path / "x.txt.gz", gzip.compress(b"text") + b"garbage")
+
+
+def test_several_gz_members_are_one_text(tmp_path):
+    data = gzip.compress(b"one ") + gzip.compress(b"two")
+    assert documents_of(tmp_path / "x.txt.gz", data) == ["one two"]
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    """/proc/self/mem opens, and fails on reading, even for root."""
+    path = tmp_path / "x.txt"
+    path.symlink_to("/proc/self/mem")
+    with pytest.raises(DataError, match=r"x\.txt: cannot be read: Input/output error"):
+        list(FilesSource([str(path)]).documents())
+
+
+def test_a_file_that_vanished_is_named(tmp_path):
+    source = source_of(tmp_path / "x.txt", b"text")
+    (tmp_path / "x.txt").unlink()
+    with pytest.raises(DataError, match=r"x\.txt: cannot be read: No such file"):
+        list(source.documents())
+
+
+def test_a_forbidden_file_is_named(as_nobody):
+    (as_nobody / "x.txt").write_text("text")
+    (as_nobody / "x.txt").chmod(0)
+    with pytest.raises(DataError, match=r"x\.txt: cannot be read: Permission denied"):
+        list(FilesSource([str(as_nobody)]).documents())
+
+
+def test_a_forbidden_folder_is_named_and_not_left_out(as_nobody):
+    (as_nobody / "x.txt").write_text("text")
+    (as_nobody / "sub").mkdir(0)
+    with pytest.raises(DataError, match="sub: cannot be read: Permission denied"):
+        find_files([str(as_nobody)])
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Files below folders, with some that are no text."""
+    for name in ("b.txt", "a.md", "sub/c.jsonl", "sub/deep/d.txt.gz", "sub/x.bin", "sub/e.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def found(tree: Path, *patterns: str) -> list[str]:
+    return [p.relative_to(tree).as_posix() for p in find_files([f"{tree}/{p}" for p in patterns])]
+
+
+def test_folders_globs_and_paths_find_each_text_file_once_in_order(tree):
+    everything = ["a.md", "b.txt", "sub/c.jsonl", "sub/deep/d.txt.gz"]
+    assert found(tree, "") == found(tree, "", "*.md", "sub", "b.txt") == everything
+    assert found(tree, "**/*.txt*") == ["b.txt", "sub/deep/d.txt.gz"]
+    assert found(tree, "sub/c.jsonl", "a.md") == ["a.md", "sub/c.jsonl"]
+
+
+def test_links_that_go_round_in_circles_are_not_followed_for_ever(tree):
+    (tree / "sub" / "round").symlink_to(tree)
+    (tree / "self.txt").symlink_to("self.txt")
+    everything = ["a.md", "b.txt", "self.txt", "sub/c.jsonl", "sub/deep/d.txt.gz"]
+    assert found(tree, "") == everything
+    assert len(found(tree, "**/*.txt")) == 2
+    with pytest.raises(DataError, match=r"self\.txt: cannot be read"):
+        list(FilesSource([str(tree / "self.txt")]).documents())
+
+
+def test_a_path_with_glob_characters_is_meant_as_it_is(tree):
+    (tree / "set [v1]").mkdir()
+    (tree / "set [v1]" / "x*.txt").touch()
+    (tree / "set [v1]" / "xy.txt").touch()
+    assert found(tree, "set [v1]/x*.txt") == ["set [v1]/x*.txt"]
+    assert found(tree, "set [v1]") == ["set [v1]/x*.txt", "set [v1]/xy.txt"]
+
+
+@pytest.mark.parametrize("pattern", ["none.txt", "*.none", "none/*"])
+def test_a_pattern_without_a_match_is_named(tree, pattern):
+    with pytest.raises(DataError, match="no file matches"):
+        found(tree, "a.md", pattern)
+
+
+def test_other_kinds_of_files_and_empty_folders_are_refused(tree):
+    with pytest.raises(DataError, match=r"x\.bin is none of"):
+        found(tree, "sub/x.bin")
+    with pytest.raises(DataError, match=r"e\.csv is none of"):
+        found(tree, "sub/e.*")
+    (tree / "empty").mkdir()
+    with pytest.raises(DataError, match="no text files"):
+        found(tree, "empty")
+    with pytest.raises(UsageError, match="no --input"):
+        find_files([])
+
+
+def test_a_home_folder_is_expanded(tree, monkeypatch):
+    monkeypatch.setenv("HOME", str(tree))
+    assert [p.name for p in find_files(["~/*.txt"])] == ["b.txt"]

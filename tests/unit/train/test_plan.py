@@ -1,0 +1,361 @@
+"""The plan is pure: any machine, any number of processes, on a laptop. What was asked is obeyed or
+refused, never changed; the tokens of a step are the product of its parts; memory is enough."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from outpace.config.load import load
+from outpace.core.errors import OutOfMemory, UsageError
+from outpace.core.units import GIB
+from outpace.runtime.hardware import Machine
+from outpace.train.plan import Capabilities, DatasetFacts, Plan, identity, make_plan, run_name
+
+H100 = Machine("cuda", "NVIDIA H100 80GB HBM3", 16, 80 * GIB, 79 * GIB, True, 989.4e12, "sheet")
+SMALL_GPU = Machine("cuda", "RTX 2070", 8, 8 * GIB, 7 * GIB, False)
+CPU = Machine("cpu", "a CPU", 8, 24 * GIB, 20 * GIB, False)
+BF16_CPU = Machine("cpu", "a CPU with AMX", 8, 24 * GIB, 20 * GIB, True)
+OPENWEBTEXT = DatasetFacts("openwebtext", 50257, 9_000_000_000, 4_400_000)
+TINY = DatasetFacts("tiny", 257, 50_000, 5_000)
+MISSION = [
+    "--model_size", "124M", "--mixed_precision", "bf16", "--use_flash_attention",
+    "--gradient_accumulation_steps", "8",
+]  # fmt: skip
+
+
+def never(*_: object) -> str | None:
+    raise AssertionError("asked though it does not matter")
+
+
+def able(why_not: str | None = None, kernel: str = "FLASH_ATTENTION", compile_=lambda: None):
+    def attention(backend: str, *_: object) -> tuple[str | None, str]:
+        return (None, "materialised") if backend == "reference" else (why_not, kernel)
+
+    return Capabilities(attention, compile_)
+
+
+def plan(argv, machine=H100, world=1, data=OPENWEBTEXT, can=None) -> Plan:
+    config, set_by = load(list(map(str, argv)))
+    return make_plan(config, set_by, machine, data, world, can or able())
+
+
+def refusal(argv, **options) -> str:
+    with pytest.raises(UsageError) as error:
+        plan(argv, **options)
+    return str(error.value)
+
+
+def chosen(p: Plan) -> dict[str, str]:
+    return {c.setting: c.reason for c in p.choices}
+
+
+# The mission.
+
+
+@pytest.mark.parametrize(("world", "micro"), [(1, 64), (2, 32), (4, 16), (8, 8)])
+def test_the_mission_command_takes_the_reference_batch_on_any_number_of_h100s(world, micro):
+    p = plan(MISSION, world=world)
+    assert (p.micro_batch_size, p.gradient_accumulation_steps) == (micro, 8)
+    assert p.tokens_per_step == 524_288
+    assert p.parameters == 124_439_808
+    assert (p.mixed_precision, p.attention_backend, p.compile) == ("bf16", "sdpa", True)
+    assert (p.lr, p.max_steps, p.warmup_steps) == (6e-4, 10_000_000_000 // 524_288, 700)
+    assert p.predicted_memory_bytes < 80 * GIB
+    assert not p.warnings
+    assert f"{world} process" in p.arithmetic()
+
+
+@pytest.mark.parametrize("recipe", ["gpt2_124M"])
+@pytest.mark.parametrize("machine", [H100, SMALL_GPU, CPU])
+@pytest.mark.parametrize("world", [1, 2, 8])
+def test_the_number_of_processes_and_the_machine_never_change_the_recipe(recipe, machine, world):
+    p = plan(["--recipe", recipe], machine, world)
+    assert (p.tokens_per_step, p.max_steps, p.lr) == (524_288, 19_073, 6e-4)
+    config, _ = load(["--recipe", recipe])
+    assert identity(config, p, "f") | {"mixed_precision": 0} == identity(
+        config, plan(["--recipe", recipe]), "f"
+    ) | {"mixed_precision": 0}
+
+
+def test_a_small_gpu_takes_a_smaller_micro_batch_and_says_why():
+    p = plan(["--model_size", "124M"], SMALL_GPU)
+    assert p.tokens_per_step == 524_288
+    assert 1 <= p.micro_batch_size < 16
+    assert "is what fits" in chosen(p)["micro_batch_size"]
+    assert p.mixed_precision == "fp16"
+    assert p.predicted_memory_bytes < 8 * GIB
+
+
+def test_where_a_hard_accumulation_keeps_the_recipes_batch_out_of_reach_a_warning_says_so():
+    p = plan([*MISSION, "--mixed_precision", "fp16"], SMALL_GPU)
+    assert p.gradient_accumulation_steps == 8
+    assert p.tokens_per_step < 524_288
+    assert any("524,288" in w and "--gradient_accumulation_steps" in w for w in p.warnings)
+
+
+def test_a_cpu_takes_no_larger_micro_batch_than_keeps_it_busy():
+    p = plan([], CPU)
+    assert (p.micro_batch_size, p.gradient_accumulation_steps) == (4, 128)
+    assert p.tokens_per_step == 524_288
+    assert p.mixed_precision == "no"
+    assert plan([], BF16_CPU).mixed_precision == "bf16"
+
+
+def test_a_model_that_cannot_fit_is_refused_with_what_it_needs():
+    with pytest.raises(OutOfMemory) as error:
+        plan(["--model_size", "1558M"], SMALL_GPU)
+    assert "of 1558M needs about" in error.value.what
+    assert "RTX 2070 has 8.00 GiB" in error.value.what
+    with pytest.raises(OutOfMemory):
+        plan(["--micro_batch_size", "4096"], H100)
+
+
+def test_memory_that_is_taken_by_others_is_a_warning_and_changes_nothing():
+    busy = Machine(**vars(H100) | {"available_bytes": 10 * GIB})
+    p = plan(MISSION, busy)
+    assert p.micro_batch_size == 64
+    assert any("10.00 GiB are free" in w for w in p.warnings)
+
+
+# Batch arithmetic.
+
+
+@pytest.mark.parametrize(
+    ("argv", "world", "expected"),
+    [
+        (["--micro_batch_size", 16], 1, (16, 32, 524_288)),
+        (["--micro_batch_size", 16], 8, (16, 4, 524_288)),
+        (["--micro_batch_size", 16, "--gradient_accumulation_steps", 2], 2, (16, 2, 65_536)),
+        (["--tokens_per_step", 131_072, "--micro_batch_size", 8], 4, (8, 4, 131_072)),
+        (["--tokens_per_step", 131_072, "--gradient_accumulation_steps", 4], 4, (8, 4, 131_072)),
+        (["--context", 256, "--tokens_per_step", 1024], 2, (2, 1, 1024)),
+        (["--micro_batch_size", 8, "--gradient_accumulation_steps", 4, "--tokens_per_step",
+          131_072], 4, (8, 4, 131_072)),
+    ],
+)  # fmt: skip
+def test_what_is_left_open_is_filled_in(argv, world, expected):
+    p = plan(argv, world=world)
+    assert (p.micro_batch_size, p.gradient_accumulation_steps, p.tokens_per_step) == expected
+
+
+def test_three_flags_that_disagree_are_refused_with_the_arithmetic():
+    text = refusal(
+        ["--recipe", "gpt2_124M", "--micro_batch_size", 8, "--gradient_accumulation_steps", 4],
+        world=2,
+    )
+    assert "micro_batch_size 8 (flag) x context 1024 x gradient_accumulation_steps 4 (flag)" in text
+    assert "x 2 processes = 65,536 tokens a step" in text
+    assert "tokens_per_step is 524,288 (recipe gpt2_124M)" in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "world", "words"),
+    [
+        (["--tokens_per_step", 500_000], 1, ["context 1024 = 1,024", "499712 or 500736"]),
+        (["--tokens_per_step", 512], 1, ["context 1024 = 1,024", "--tokens_per_step 1024,"]),
+        (["--tokens_per_step", 524_288], 3, ["3 processes", "= 3,072", "522240 or 525312"]),
+        (["--tokens_per_step", 524_288, "--micro_batch_size", 12], 1,
+         ["micro_batch_size 12 (flag)", "= 12,288", "516096 or 528384"]),
+        (["--recipe", "gpt2_124M", "--gradient_accumulation_steps", 7], 1,
+         ["524,288 (recipe gpt2_124M)", "gradient_accumulation_steps 7 (flag)", "= 7,168"]),
+    ],
+)  # fmt: skip
+def test_tokens_that_do_not_divide_are_refused_with_the_nearest_that_do(argv, world, words):
+    text = refusal(argv, world=world)
+    assert text.startswith("error[BATCH]: tokens_per_step")
+    assert all(w in text for w in words), text
+
+
+sizes = st.one_of(st.just("auto"), st.integers(1, 96))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    micro=sizes,
+    accumulation=sizes,
+    tokens=st.one_of(
+        st.just("auto"), st.integers(1, 2_000_000), st.integers(1, 2048).map(lambda n: 1024 * n)
+    ),
+    context=st.sampled_from([1, 7, 32, 1000, 1024, 2048]),
+    world=st.sampled_from([1, 2, 3, 8, 64]),
+    memory_gib=st.integers(1, 160),
+    device=st.sampled_from(["cpu", "cuda"]),
+    size=st.sampled_from(["124M", "355M", "1558M"]),
+    max_tokens=st.one_of(st.just("auto"), st.integers(1, 10**11)),
+    max_steps=st.one_of(st.just("auto"), st.integers(1, 10**6)),
+)
+def test_every_plan_is_refused_or_keeps_the_invariant_and_obeys(
+    micro, accumulation, tokens, context, world, memory_gib, device, size, max_tokens, max_steps
+):
+    config, set_by = load(["--model_size", size])
+    config.model.context = context
+    config.batch.micro_batch_size = micro
+    config.batch.gradient_accumulation_steps = accumulation
+    config.batch.tokens_per_step = tokens
+    config.schedule.max_tokens, config.schedule.max_steps = max_tokens, max_steps
+    machine = Machine(device, "x", 8, memory_gib * GIB, memory_gib * GIB, True)
+    try:
+        p = make_plan(config, set_by, machine, OPENWEBTEXT, world, able())
+    except (UsageError, OutOfMemory) as error:
+        assert error.do
+        return
+    product = p.micro_batch_size * p.context * p.gradient_accumulation_steps * p.world_size
+    assert product == p.tokens_per_step
+    assert min(p.micro_batch_size, p.gradient_accumulation_steps, p.max_steps) >= 1
+    assert micro in ("auto", p.micro_batch_size)
+    assert accumulation in ("auto", p.gradient_accumulation_steps)
+    assert tokens in ("auto", p.tokens_per_step)
+    assert p.context == context
+    assert p.world_size == world
+    assert p.predicted_memory_bytes <= machine.memory_bytes
+    assert max_steps == "auto" or p.max_steps <= max_steps
+    assert max_tokens == "auto" or p.max_tokens <= max_tokens
+    assert max_tokens != "auto" or max_steps in ("auto", p.max_steps)
+    if {micro, accumulation, tokens} == {"auto"}:
+        assert p.tokens_per_step <= max(524_288, context * world)
+
+
+# Length and learning rate.
+
+
+@pytest.mark.parametrize(
+    ("argv", "steps"),
+    [
+        (["--max_steps", 10], 10),
+        (["--max_tokens", 5_242_880], 10),
+        (["--max_tokens", 5_242_879], 9),
+        (["--max_tokens", 5_242_880, "--max_steps", 3], 3),
+        (["--max_tokens", 524_288, "--max_steps", 30], 1),
+    ],
+)
+def test_the_length_comes_from_steps_or_tokens_whichever_ends_first(argv, steps):
+    assert plan(argv).max_steps == steps
+
+
+def test_fewer_tokens_than_one_step_has_are_refused():
+    text = refusal(["--max_tokens", 1000])
+    assert "1,000" in text
+    assert "524,288" in text
+
+
+def test_by_default_a_small_dataset_is_read_four_times_and_a_large_one_for_10_billion_tokens():
+    small = plan(["--tokens_per_step", 1024], data=TINY)
+    assert small.max_steps == 4 * 50_000 // 1024
+    assert "4 passes" in chosen(small)["max_steps"]
+    assert plan([]).max_tokens == pytest.approx(1e10, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("argv", "lr"),
+    [
+        ([], 6e-4),
+        (["--tokens_per_step", 131_072], 3e-4),
+        (["--tokens_per_step", 32_768], 1.5e-4),
+        (["--tokens_per_step", 1_048_576], 6e-4),
+        (["--model_size", "355M"], 3e-4),
+        (["--model_size", "350M"], 3e-4),
+        (["--tokens_per_step", 131_072, "--lr", 0.01], 0.01),
+    ],
+)
+def test_the_learning_rate_follows_the_size_and_the_root_of_a_smaller_batch(argv, lr):
+    assert plan(argv).lr == lr
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(3, 0), (100, 4), (19_073, 700)])
+def test_warm_up_is_four_percent_but_at_most_700_steps(steps, warmup):
+    assert plan(["--max_steps", steps]).warmup_steps == warmup
+    assert plan(["--max_steps", steps, "--warmup_steps", 5]).warmup_steps == 5
+
+
+# Precision, attention, compiling.
+
+
+@pytest.mark.parametrize(
+    ("machine", "precision"), [(H100, "bf16"), (SMALL_GPU, "fp16"), (CPU, "no"), (BF16_CPU, "bf16")]
+)
+def test_precision_follows_the_machine_unless_it_was_asked_for(machine, precision):
+    p = plan([], machine)
+    assert p.mixed_precision == precision
+    assert machine.device_name in chosen(p)["mixed_precision"] or precision != "bf16"
+    for asked in ("no", "fp16", "bf16"):
+        assert plan(["--mixed_precision", asked], machine).mixed_precision == asked
+
+
+def test_slow_bf16_is_obeyed_with_a_warning():
+    assert any("no fast bf16" in w for w in plan(["--mixed_precision", "bf16"], CPU).warnings)
+
+
+@pytest.mark.parametrize("can", [able(why_not="no kernel for fp64"), able(kernel="MATH")])
+def test_flash_attention_that_cannot_be_had_is_refused_when_asked_and_else_warned_of(can):
+    text = refusal(["--use_flash_attention", "--dropout", "0.1"], can=can)
+    assert text.startswith("error[NO-FLASH]")
+    assert any("T x T" in w for w in plan(["--dropout", "0.1"], can=can).warnings)
+
+
+def test_without_flash_attention_the_matrix_counts_as_memory():
+    flash = plan(["--micro_batch_size", 8])
+    stored = plan(["--micro_batch_size", 8, "--no_use_flash_attention"])
+    fallen_back = plan(["--micro_batch_size", 8, "--dropout", "0.1"], can=able(kernel="MATH"))
+    assert stored.attention_backend == "reference"
+    assert stored.predicted_memory_bytes > flash.predicted_memory_bytes + 12 * 8 * 12 * 1024**2 * 4
+    assert fallen_back.predicted_memory_bytes == stored.predicted_memory_bytes
+
+
+def test_compiling_is_taken_where_a_probe_works():
+    assert plan([]).compile
+    broken = plan([], can=able(compile_=lambda: "no compiler"))
+    assert not broken.compile
+    assert any("no compiler" in w for w in broken.warnings)
+
+
+def test_a_short_run_on_a_cpu_is_not_compiled_and_the_compiler_not_even_asked():
+    p = plan(["--n_layer", 1, "--n_embd", 24, "--max_steps", 3], CPU, can=able(compile_=never))
+    assert not p.compile
+    assert plan(["--max_steps", 1000], CPU).compile
+    assert not plan(["--compile", "off"], can=able(compile_=never)).compile
+    assert plan(["--n_layer", 1, "--max_steps", 3, "--compile", "on"], CPU).compile
+
+
+def test_compiling_that_was_asked_for_and_cannot_be_had_is_refused():
+    text = refusal(["--compile", "on"], can=able(compile_=lambda: "no C++ compiler"))
+    assert "no C++ compiler" in text
+
+
+# What is said.
+
+
+def test_a_plan_is_pure():
+    assert plan(MISSION, world=8) == plan(MISSION, world=8)
+
+
+def test_every_choice_has_a_reason_and_flags_are_no_choices():
+    p = plan(MISSION)
+    assert all(c.reason for c in p.choices)
+    assert not {"mixed_precision", "gradient_accumulation_steps"} & chosen(p).keys()
+    record = p.record()
+    assert record["plan"]["tokens_per_step"] == 524_288
+    assert "choices" not in record["plan"]
+    assert len(record["choices"]) == len(p.choices)
+
+
+def test_the_same_settings_find_the_same_run_folder_and_others_another():
+    config, _ = load(MISSION)
+    p = plan(MISSION)
+    name = run_name(p, "openwebtext", identity(config, p, "f"))
+    assert name.startswith("124M-openwebtext-")
+    eight = plan(MISSION, world=8)
+    assert run_name(eight, "openwebtext", identity(config, eight, "f")) == name
+    other = plan([*MISSION, "--seed", 1])
+    assert run_name(other, "openwebtext", identity(config, other, "f")) != name
+
+
+def test_validation_tokens_are_bounded_by_the_dataset_and_the_machine():
+    assert plan([]).val_tokens == 4_399_999
+    assert plan([], data=TINY).val_tokens == 4_999
+    assert plan(["--val_tokens", 100]).val_tokens == 100
+    on_cpu = plan([], CPU).val_tokens
+    assert 4096 <= on_cpu < 50_000
+    assert on_cpu % 1024 == 0
+    assert math.isfinite(plan([], data=DatasetFacts("x", 257, 50_000, 0)).val_tokens)
