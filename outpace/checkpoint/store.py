@@ -128,15 +128,17 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(path, int(manifest["step"]), json.loads((path / STATE).read_text()))
 
 
-def latest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that verifies; None when there never was one. A bad newer one is set
-    aside with a warning; when none is good, CheckpointError: training never restarts silently."""
+def latest(folder: Path, *, set_aside: bool = True) -> Checkpoint | None:
+    """The newest checkpoint that verifies; None when there never was one. Bad newer ones are warned
+    of, and renamed out of the way with `set_aside`, which needs the run's lock; when none is good,
+    CheckpointError: training never restarts silently."""
     bad: list[tuple[Path, str]] = []
     for path in reversed(paths(folder)):
         if (why := fault(path)) is None:
             for other, reason in bad:
-                warn(f"[CKPT-BAD] {other.name}: {reason}; set aside, going on from {path.name}")
-                os.rename(other, other.with_name(f"bad-{other.name}-{uuid.uuid4().hex[:8]}"))
+                warn(f"[CKPT-BAD] {other.name}: {reason}; going on from {path.name}")
+                if set_aside:
+                    os.rename(other, other.with_name(f"bad-{other.name}-{uuid.uuid4().hex[:8]}"))
             return load(path)
         bad.append((path, why))
     if bad:

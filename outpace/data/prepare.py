@@ -7,6 +7,7 @@ leaves out empty documents and exact copies, and decides the split. The second t
 the same command goes on where an earlier one ended.
 """
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -66,9 +67,11 @@ def prepare(
         raise UsageError("BAD-VALUE", f"--shard_tokens must be at most {MOST_TOKENS:,}")
     started = time.perf_counter()
     tokenizer = get_tokenizer(options.tokenizer)
-    with _locked(output), stop_on_signals(output):
-        found = scan(source, options.val_fraction)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(stop_on_signals(output))
+        found = scan(source, options.val_fraction)  # finds bad input before the folder is made
         spec = _spec(source, tokenizer, options, found)
+        stack.enter_context(_locked(output))
         shards = restart(output, spec)
         if shards is None:
             return open_dataset(output)

@@ -1,5 +1,6 @@
 """Which dataset a run reads: the one named, or a default that is said aloud."""
 
+import time
 from pathlib import Path
 
 from outpace.core.errors import DataError
@@ -13,19 +14,19 @@ DATA = Path("data")
 """Where prepared datasets live by name."""
 
 
-def find_dataset(name: str) -> Path:
+def find_dataset(name: str, *, is_main: bool = True) -> Path:
     """The folder of `--dataset`: a path, or a name below data/. Makes pydocs when nothing else is
-    there and nothing was asked for."""
+    there and nothing was asked for; of several processes, the first makes it."""
     if name == "auto":
         if (DATA / "openwebtext" / MANIFEST).exists():
             note("dataset: data/openwebtext")
             return DATA / "openwebtext"
-        warn(
-            "no --dataset was given and data/openwebtext is not prepared: training on pydocs, the "
-            "documentation inside this Python installation"
-        )
-        if not (DATA / "pydocs" / MANIFEST).exists():
-            prepare(PydocsSource(), DATA / "pydocs", PrepareOptions())
+        if is_main:
+            warn(
+                "no --dataset was given and data/openwebtext is not prepared: training on pydocs, "
+                "the documentation inside this Python installation"
+            )
+        _make_pydocs(DATA / "pydocs", first=is_main)
         return DATA / "pydocs"
     for folder in (Path(name), DATA / name):
         if (folder / MANIFEST).exists():
@@ -38,6 +39,14 @@ def find_dataset(name: str) -> Path:
     )
 
 
-def open_named(name: str) -> Dataset:
+def open_named(name: str, *, is_main: bool = True) -> Dataset:
     """`find_dataset`, opened and checked."""
-    return open_dataset(find_dataset(name))
+    return open_dataset(find_dataset(name, is_main=is_main))
+
+
+def _make_pydocs(folder: Path, *, first: bool) -> None:
+    while not (folder / MANIFEST).exists():
+        if first:
+            prepare(PydocsSource(), folder, PrepareOptions())
+        else:
+            time.sleep(0.5)  # torchrun ends us should the first process fail

@@ -39,7 +39,7 @@ def load_model(reference: str, device: torch.device) -> LoadedModel:
         return _from_checkpoint(store.load(path), device)
     if huggingface.is_folder(path):
         return _from_huggingface(path, device, reference)
-    if checkpoint := store.latest(RunFolder(path).checkpoints):
+    if checkpoint := store.latest(RunFolder(path).checkpoints, set_aside=False):
         return _from_checkpoint(checkpoint, device)
     raise CheckpointError(
         "NO-MODEL",

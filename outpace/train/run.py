@@ -1,5 +1,6 @@
 """A training run from flags to exit code: plan, lock, assemble, resume, train, tell."""
 
+import contextlib
 import platform
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from outpace.checkpoint import store
 from outpace.checkpoint.state import differences, load_optimizer, load_weights
 from outpace.config.load import SetBy, to_toml
 from outpace.config.schema import RunConfig
+from outpace.core.crash import explain
 from outpace.core.errors import (
     DONE,
     STOPPED_RESUMABLE,
@@ -32,7 +34,8 @@ from outpace.runtime.hardware import Machine, detect
 from outpace.train.assemble import Session, assemble, capabilities, choose_device
 from outpace.train.corpus import open_named
 from outpace.train.loop import Progress, train
-from outpace.train.plan import DatasetFacts, Plan, identity, make_plan, run_name
+from outpace.train.plan import DatasetFacts, Plan, identity, run_name
+from outpace.train.planner import make_plan
 from outpace.train.stop import StopRequest
 
 ENVIRONMENT_MATTERS = ("torch", "device", "threads", "world_size", "micro_batch_size", "compile")
@@ -45,7 +48,7 @@ def plan_run(
     """Everything up to the plan; nothing is written."""
     device = choose_device(config.compute.device, ranks.local_rank)
     machine = detect(device.type)
-    dataset = open_named(config.data.dataset)
+    dataset = open_named(config.data.dataset, is_main=ranks.is_main)
     facts = DatasetFacts(
         dataset.name, dataset.vocab_size, dataset.tokens("train"), dataset.tokens("val")
     )
@@ -68,12 +71,10 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
     lock = None
     if ranks.is_main:
         _check_startable(config, folder, dataset, same)
-        folder.create()
-        lock = folder.lock()
-        store.sweep(folder.checkpoints)
         print_plan(plan, machine, dataset, folder)
     group = distributed.Group(ranks, device)
     try:
+        # Assembling refuses a model, optimiser or dataset that cannot serve; only then write.
         session = assemble(
             config,
             plan,
@@ -85,6 +86,9 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
             identity=same,
         )
         if ranks.is_main:
+            folder.create()
+            lock = folder.lock()
+            store.sweep(folder.checkpoints)
             _write_start(session, set_by, machine, environment, argv)
         progress = _resume(session, environment)
         finished = train(session, progress, machine, environment)
@@ -92,13 +96,17 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
         if ranks.is_main:
             _write_end(session, progress, finished)
         return code, folder.root
-    except OutpaceError as error:
-        if ranks.is_main:
-            folder.event("failed", error=str(error))
-            folder.write_status(
-                "failed", code=error.exit_code, reason=str(error), **_last_checkpoint(folder)
-            )
-        raise
+    except Exception as error:
+        known = explain(error, folder.root)
+        if lock is not None:  # the run folder is ours to write in
+            with contextlib.suppress(OSError, OutpaceError):  # its disk may be what failed
+                folder.event("failed", error=str(known))
+                folder.write_status(
+                    "failed", code=known.exit_code, reason=str(known), **_last_checkpoint(folder)
+                )
+        if known is error:
+            raise
+        raise known from error
     finally:
         group.close()
         if lock is not None:
@@ -136,11 +144,13 @@ def _check_startable(
     )
 
 
-def _to_resume(resume: str, folder: RunFolder) -> store.Checkpoint | None:
+def _to_resume(
+    resume: str, folder: RunFolder, *, set_aside: bool = False
+) -> store.Checkpoint | None:
     if resume == "never":
         return None
     if resume == "auto":
-        return store.latest(folder.checkpoints)
+        return store.latest(folder.checkpoints, set_aside=set_aside)
     path = Path(resume)
     if not path.is_dir():
         raise CheckpointError("NO-CKPT", f"there is no checkpoint {resume}", do="check --resume")
@@ -149,8 +159,10 @@ def _to_resume(resume: str, folder: RunFolder) -> store.Checkpoint | None:
 
 def _resume(s: Session, environment: dict[str, Any]) -> Progress:
     """Load the newest good checkpoint into the session; every process reads the same files."""
-    checkpoint = _to_resume(s.config.run.resume, s.folder)
+    checkpoint = _to_resume(s.config.run.resume, s.folder, set_aside=s.group.ranks.is_main)
     if checkpoint is None:
+        if s.group.ranks.is_main:
+            s.folder.forget_after(0)  # of a run that died before its first checkpoint
         return Progress()
     newer = [p for p in store.paths(s.folder.checkpoints) if p.name > checkpoint.path.name]
     if newer and s.config.run.resume != "auto":

@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import sysconfig
@@ -26,6 +27,8 @@ from typing import Any
 PACKAGE_LIMIT = 3_000_000
 SHORTEST = 40
 """Docstrings below this many characters say too little to keep."""
+LONG_RUN = re.compile(r" {3,}")
+"""Spaces that draw tables and deep indents become two: GPT-2 spends a token on each of them."""
 SKIPPED_FOLDERS = {"test", "tests", "testing", "__pycache__", "site-packages", "lib2to3", "_vendor"}
 
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -46,6 +49,7 @@ class PydocsSource:
             "python": sys.version.split()[0],
             "packages": sorted({p for p, _ in self._files}),
             "characters_a_package_at_most": PACKAGE_LIMIT,
+            "runs_of_spaces": "of 3 and more shortened to 2",
         }
 
     @cached_property
@@ -100,7 +104,7 @@ def _topics() -> Iterator[str]:
     from pydoc_data.topics import topics
 
     for name in sorted(topics):
-        yield topics[name]
+        yield LONG_RUN.sub("  ", topics[name])
 
 
 def _python_files(root: Path) -> Iterator[Path]:
@@ -135,7 +139,7 @@ def _docstrings(file: Path) -> list[Docstring]:
     def visit(node: Documented, name: str) -> None:
         text = ast.get_docstring(node, clean=False)
         if text and len(text) >= SHORTEST:
-            found.append((name, inspect.cleandoc(text)))
+            found.append((name, LONG_RUN.sub("  ", inspect.cleandoc(text))))
         for child in node.body:
             if isinstance(child, ast.ClassDef):
                 visit(child, f"{name}.{child.name}" if name else f"class {child.name}")

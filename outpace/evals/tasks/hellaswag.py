@@ -59,7 +59,7 @@ def load(path: Path, *, complete: bool = True) -> list[Question]:
         raise DataError(
             "HELLASWAG", f"cannot read {path}: {error.strerror}", do="outpace prepare hellaswag"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             "HELLASWAG",
             f"{path} is not HellaSwag ({type(error).__name__}: {error})",

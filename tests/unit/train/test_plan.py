@@ -11,7 +11,8 @@ from outpace.config.load import load
 from outpace.core.errors import OutOfMemory, UsageError
 from outpace.core.units import GIB
 from outpace.runtime.hardware import Machine
-from outpace.train.plan import Capabilities, DatasetFacts, Plan, identity, make_plan, run_name
+from outpace.train.plan import Capabilities, DatasetFacts, Plan, identity, run_name
+from outpace.train.planner import make_plan
 
 H100 = Machine("cuda", "NVIDIA H100 80GB HBM3", 16, 80 * GIB, 79 * GIB, True, 989.4e12, "sheet")
 SMALL_GPU = Machine("cuda", "RTX 2070", 8, 8 * GIB, 7 * GIB, False)

@@ -1,0 +1,361 @@
+"""How a plan is made: every setting that was left open is decided here, with its reason.
+
+`make_plan` is pure: it depends on the config, the machine, the dataset's size and what the caller
+found out about kernels and compilers, all plain values, so that any machine can be planned for.
+"""
+
+import math
+from functools import partial
+from typing import Any, TypeVar
+
+from outpace.config.load import SetBy
+from outpace.config.presets import REFERENCE_TOKENS_PER_STEP, size
+from outpace.config.schema import RunConfig
+from outpace.core.errors import OutOfMemory, UsageError
+from outpace.core.units import count, gib
+from outpace.model import cost
+from outpace.runtime.hardware import Machine
+from outpace.train.plan import Capabilities, Choice, DatasetFacts, Plan, model_shape
+
+T = TypeVar("T")
+
+MEMORY_SHARE = 0.85
+"""Share of a machine's memory that a plan may fill; the rest is for fragmentation and others."""
+CPU_MICRO_BATCH_TOKENS = 4096
+"""On a CPU more tokens at once are no faster, they only delay the step (docs/lab-log.md)."""
+CPU_FLOPS_PER_CORE = 100e9
+"""Rough rate of one core, to judge whether compiling pays."""
+DEFAULT_TOKENS = 10_000_000_000
+MOST_EPOCHS = 4
+"""Up to 4 passes repeated text is nearly as good as new (Muennighoff et al. 2023)."""
+
+
+def make_plan(
+    config: RunConfig,
+    set_by: SetBy,
+    machine: Machine,
+    dataset: DatasetFacts,
+    world_size: int,
+    can: Capabilities,
+) -> Plan:
+    """Decide everything that was left open. UsageError when what was asked contradicts itself,
+    OutOfMemory when it cannot fit."""
+    p = _Planner(config, set_by, machine, dataset, world_size, can)
+    return p.plan()
+
+
+class _Planner:
+    """One planning, with the reasons it gathers on the way."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        set_by: SetBy,
+        machine: Machine,
+        dataset: DatasetFacts,
+        world_size: int,
+        can: Capabilities,
+    ) -> None:
+        self.config, self.set_by, self.machine = config, set_by, machine
+        self.dataset, self.world_size, self.can = dataset, world_size, can
+        self.shape = model_shape(config, dataset.vocab_size)
+        self.choices: list[Choice] = []
+        self.warnings: list[str] = []
+
+    def choose(self, setting: str, value: T, reason: str) -> T:
+        self.choices.append(Choice(setting, value, reason))
+        return value
+
+    def plan(self) -> Plan:
+        c, shape = self.config, self.shape
+        precision = self._precision()
+        backend, kernel = self._attention(precision)
+        memory = partial(
+            cost.training_memory,
+            shape,
+            precision,
+            flash=not _is_materialised(backend, kernel),
+            ddp=self.world_size > 1,
+        )
+        # Whether to compile depends on the length, the length on the batch, and the batch on the
+        # memory, which is larger without compiling: so plan the batch for the larger need.
+        micro, accumulation = self._batch(memory(compiled=False))
+        tokens_per_step = micro * shape.context * accumulation * self.world_size
+        max_steps = self._length(tokens_per_step)
+        compiled = self._compile(max_steps * tokens_per_step)
+        lr, warmup = self._learning_rate(tokens_per_step), self._warmup(max_steps)
+        run, on_gpu = c.run, self.machine.device == "cuda"
+        save_every, log_every = run.save_every_steps, run.log_every_steps
+        eval_every = c.evaluation.eval_every_steps
+        often = int(min(1000, max(1, max_steps // 10)))
+        asked = c.evaluation.hellaswag_limit
+        limit = asked if asked != "auto" else None if on_gpu else 500
+        return Plan(
+            model_size=self._size_name(),
+            n_layer=shape.n_layer,
+            n_head=shape.n_head,
+            n_embd=shape.n_embd,
+            context=shape.context,
+            vocab_size=shape.vocab_size,
+            padded_vocab_size=shape.padded_vocab_size,
+            dropout=shape.dropout,
+            parameters=cost.parameters(shape),
+            flops_per_token=cost.flops_per_token(shape),
+            micro_batch_size=micro,
+            gradient_accumulation_steps=accumulation,
+            world_size=self.world_size,
+            tokens_per_step=tokens_per_step,
+            max_steps=max_steps,
+            max_tokens=max_steps * tokens_per_step,
+            epochs=max_steps * tokens_per_step / max(1, self.dataset.train_tokens),
+            lr=lr,
+            schedule=c.schedule.schedule,
+            warmup_steps=warmup,
+            mixed_precision=precision,
+            attention_backend=backend,
+            attention_kernel=kernel,
+            compile=compiled,
+            device=self.machine.device,
+            seed=run.seed,
+            predicted_memory_bytes=memory(compiled=compiled).peak(micro * shape.context),
+            val_tokens=self._val_tokens(),
+            eval_every_steps=max_steps // 20 if eval_every == "auto" else eval_every,
+            hellaswag_limit=limit,
+            save_every_steps=often if save_every == "auto" else save_every,
+            log_every_steps=(10 if on_gpu else 1) if log_every == "auto" else log_every,
+            choices=self.choices,
+            warnings=self.warnings,
+        )
+
+    def _size_name(self) -> str:
+        m = self.config.model
+        if all(v == "auto" for v in (m.n_layer, m.n_head, m.n_embd)):
+            return "355M" if m.model_size == "350M" else m.model_size
+        return count(cost.parameters(self.shape))
+
+    def _precision(self) -> cost.Precision:
+        asked, machine = self.config.compute.mixed_precision, self.machine
+        if asked != "auto":
+            if asked == "bf16" and not machine.bf16:
+                self.warnings.append(
+                    f"{machine.device_name} has no fast bf16: expect it to be slower than fp32"
+                )
+            return asked
+        if machine.bf16:
+            return self.choose("mixed_precision", "bf16", f"{machine.device_name} has fast bf16")
+        if machine.device == "cuda":
+            return self.choose("mixed_precision", "fp16", "this GPU has fp16 units but no bf16")
+        return self.choose("mixed_precision", "no", "this CPU has neither avx512_bf16 nor AMX")
+
+    def _attention(self, precision: str) -> tuple[str, str]:
+        compute, shape = self.config.compute, self.shape
+        backend = compute.attention_backend
+        if backend == "auto":
+            backend = "sdpa" if compute.use_flash_attention else "reference"
+        why_not, kernel = self.can.attention(backend, precision, shape.head_dim, shape.dropout)
+        if compute.use_flash_attention and (why_not or _is_materialised(backend, kernel)):
+            reason = why_not or (
+                f"with dropout {shape.dropout:g} PyTorch falls back to its {kernel} kernel here"
+            )
+            if self.set_by.get("use_flash_attention") == "flag":
+                raise UsageError(
+                    "NO-FLASH",
+                    f"no flash attention kernel can serve: {reason}",
+                    do="set --dropout 0" if shape.dropout else "add --no_use_flash_attention",
+                )
+            self.warnings.append(f"attention will store the T x T matrix: {reason}")
+        self.choose("attention_backend", f"{backend} ({kernel})", "asked of PyTorch for this shape")
+        return backend, kernel
+
+    def _batch(self, memory: cost.Memory) -> tuple[int, int]:
+        """Micro-batch and accumulation that keep the invariant with all that is hard."""
+        b, T, W = self.config.batch, self.shape.context, self.world_size
+        S, A, M = b.tokens_per_step, b.gradient_accumulation_steps, b.micro_batch_size
+        if S != "auto" and A != "auto" and M != "auto":
+            if M * T * A * W != S:
+                raise UsageError("BATCH", self._contradiction(M, A, S), do=self._remedy())
+            return self._checked(M, memory), A
+        if S != "auto" and S % (T * W * (1 if A == "auto" else A) * (1 if M == "auto" else M)):
+            raise self._indivisible(S, A, M)
+        # All memory, not what is free just now: the same command must plan the same run again.
+        room = self.machine.memory_bytes * MEMORY_SHARE - memory.static
+        fits = int(room // (memory.per_token * T))
+        if M != "auto":
+            if A != "auto":
+                return self._checked(M, memory), A
+            target = REFERENCE_TOKENS_PER_STEP if S == "auto" else S
+            needed = max(1, round(target / (T * W * M)))
+            self._accumulates(needed, target)
+            return self._checked(M, memory), needed
+        if A != "auto":
+            if S != "auto":
+                return self._checked(S // (T * W * A), memory), A
+            wanted = max(1, REFERENCE_TOKENS_PER_STEP // (T * W * A))
+            M = self._fitting(wanted, fits, memory)
+            if (tokens := M * T * A * W) != REFERENCE_TOKENS_PER_STEP:
+                self._warn_batch(tokens)
+            return M, A
+        target = REFERENCE_TOKENS_PER_STEP if S == "auto" else S
+        sequences = max(1, target // (T * W))
+        M = self._fitting(sequences, fits, memory, divisor_of=sequences)
+        A = sequences // M
+        self._accumulates(A, target)
+        return M, A
+
+    def _fitting(
+        self, wanted: int, fits: int, memory: cost.Memory, divisor_of: int | None = None
+    ) -> int:
+        """The largest micro-batch up to `wanted` that fits and is of use."""
+        T = self.shape.context
+        limit, reason = wanted, f"{wanted} x {T} tokens fit"
+        if fits < wanted:
+            limit, reason = max(1, fits), f"{max(1, fits)} x {T} tokens is what fits"
+        useful = max(1, CPU_MICRO_BATCH_TOKENS // T)
+        if self.machine.device == "cpu" and useful < limit:
+            limit = useful
+            reason = f"{useful} x {T} tokens keep a CPU busy, more are no faster; they fit"
+        if divisor_of:
+            limit = next(m for m in range(limit, 0, -1) if divisor_of % m == 0)
+        elif limit < wanted:
+            limit = 1 << (limit.bit_length() - 1)
+        self._checked(limit, memory)
+        need = memory.peak(limit * T)
+        return self.choose(
+            "micro_batch_size",
+            limit,
+            f"{reason}: about {gib(need)} of {gib(self.machine.memory_bytes)}",
+        )
+
+    def _checked(self, micro: int, memory: cost.Memory) -> int:
+        """Refuse a micro-batch that cannot fit in the machine at all; warn when it is close."""
+        need = memory.peak(micro * self.shape.context)
+        if need > self.machine.memory_bytes:
+            raise OutOfMemory(
+                "MEMORY",
+                f"micro-batch {micro} x {self.shape.context} tokens of {self._size_name()} needs "
+                f"about {gib(need)}; {self.machine.device_name} has "
+                f"{gib(self.machine.memory_bytes)}",
+                do="choose a smaller --micro_batch_size or --context, a smaller --model_size, or "
+                "more --gradient_accumulation_steps for the same tokens a step",
+            )
+        if need > self.machine.available_bytes:
+            self.warnings.append(
+                f"about {gib(need)} are needed and {gib(self.machine.available_bytes)} are free"
+            )
+        return micro
+
+    def _contradiction(self, M: int, A: int, S: int) -> str:
+        T, W = self.shape.context, self.world_size
+        return (
+            f"micro_batch_size {M} ({self._who('micro_batch_size')}) x context {T} x "
+            f"gradient_accumulation_steps {A} ({self._who('gradient_accumulation_steps')}) x "
+            f"{W} process{'es' if W > 1 else ''} = {M * T * A * W:,} tokens a step, but "
+            f"tokens_per_step is {S:,} ({self._who('tokens_per_step')})"
+        )
+
+    def _who(self, name: str) -> str:
+        return self.set_by.get(name, "default")
+
+    def _remedy(self) -> str:
+        return "leave one of them out, or set it to auto"
+
+    def _indivisible(self, S: int, A: Any, M: Any) -> UsageError:
+        T, W = self.shape.context, self.world_size
+        unit = T * W * (1 if A == "auto" else A) * (1 if M == "auto" else M)
+        parts = [f"context {T}"]
+        parts += [f"{W} processes"] if W > 1 else []
+        for name, value in (("gradient_accumulation_steps", A), ("micro_batch_size", M)):
+            parts += [f"{name} {value} ({self._who(name)})"] if value != "auto" else []
+        below, above = S // unit * unit, -(-S // unit) * unit
+        near = f"{below:,} or {above:,}" if below else f"{above:,}"
+        return UsageError(
+            "BATCH",
+            f"tokens_per_step {S:,} ({self._who('tokens_per_step')}) is not a multiple of "
+            f"{' x '.join(parts)} = {unit:,}",
+            do=f"choose --tokens_per_step {near.replace(',', '')}, or leave one of them out",
+        )
+
+    def _accumulates(self, A: int, target: int) -> None:
+        self.choose("gradient_accumulation_steps", A, f"to reach {target:,} tokens a step")
+
+    def _warn_batch(self, tokens: int) -> None:
+        self.warnings.append(
+            f"{tokens:,} tokens a step, where the recipe has {REFERENCE_TOKENS_PER_STEP:,}: "
+            f"--gradient_accumulation_steps was given, so the batch is what a micro-batch allows; "
+            f"leave that flag out (or set --tokens_per_step) for the recipe's batch"
+        )
+
+    def _length(self, tokens_per_step: int) -> int:
+        s = self.config.schedule
+        if s.max_tokens != "auto":
+            steps = s.max_tokens // tokens_per_step
+            if not steps:
+                raise UsageError(
+                    "LENGTH",
+                    f"max_tokens {s.max_tokens:,} ({self._who('max_tokens')}) is less than one "
+                    f"step of {tokens_per_step:,} tokens",
+                    do="choose a larger --max_tokens or a smaller --tokens_per_step",
+                )
+            return steps if s.max_steps == "auto" else min(s.max_steps, steps)
+        if s.max_steps != "auto":
+            return s.max_steps
+        most = MOST_EPOCHS * self.dataset.train_tokens
+        tokens = min(DEFAULT_TOKENS, most)
+        reason = (
+            f"{MOST_EPOCHS} passes over {count(self.dataset.train_tokens)} tokens"
+            if most < DEFAULT_TOKENS
+            else "10 billion tokens"
+        )
+        return self.choose("max_steps", max(1, tokens // tokens_per_step), reason)
+
+    def _compile(self, tokens: int) -> bool:
+        asked = self.config.compute.compile
+        if asked == "off":
+            return False
+        seconds = tokens * cost.flops_per_token(self.shape)
+        seconds /= CPU_FLOPS_PER_CORE * self.machine.cores
+        if asked == "auto" and self.machine.device == "cpu" and seconds < 120:
+            return self.choose("compile", False, "on a CPU so short a run does not repay compiling")
+        if why_not := self.can.compile_why_not():
+            if asked == "on":
+                raise UsageError(
+                    "NO-COMPILE",
+                    f"torch.compile does not work here: {why_not}",
+                    do="--compile auto",
+                )
+            self.warnings.append(f"torch.compile is off: {why_not}; expect half the speed")
+            return self.choose("compile", False, why_not)
+        return self.choose("compile", True, "a probe compiled and ran")
+
+    def _learning_rate(self, tokens_per_step: int) -> float:
+        if self.config.schedule.lr != "auto":
+            return self.config.schedule.lr
+        peak = size(self.config.model.model_size).lr
+        ratio = tokens_per_step / REFERENCE_TOKENS_PER_STEP
+        if ratio >= 1:
+            return self.choose("lr", peak, "GPT-3's for this size (table 2.1)")
+        lr = float(f"{peak * math.sqrt(ratio):.2g}")
+        return self.choose(
+            "lr", lr, f"GPT-3's {peak:g} x sqrt({tokens_per_step:,} / 524,288 tokens a step)"
+        )
+
+    def _warmup(self, max_steps: int) -> int:
+        asked = self.config.schedule.warmup_steps
+        return min(700, round(0.04 * max_steps)) if asked == "auto" else asked
+
+    def _val_tokens(self) -> int:
+        asked, T = self.config.evaluation.val_tokens, self.shape.context
+        available = max(0, self.dataset.val_tokens - 1)
+        if asked != "auto":
+            return min(asked, available)
+        if self.machine.device == "cuda":
+            return min(10_485_760, available)
+        forward = cost.flops_per_token(self.shape) / 3
+        budget = max(4 * T, min(1_048_576, int(8e12 / forward)) // T * T)
+        tokens = min(budget, available)
+        return self.choose("val_tokens", tokens, "bounded so that a CPU scores it quickly")
+
+
+def _is_materialised(backend: str, kernel: str) -> bool:
+    """Whether the T x T matrix is stored: by the reference, or by PyTorch's last resort."""
+    return backend == "reference" or kernel in ("MATH", "ERROR")
