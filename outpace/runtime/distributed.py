@@ -32,6 +32,32 @@ def from_environment() -> Ranks:
     )
 
 
+LOST = (
+    "connection closed",
+    "connection reset",
+    "broken pipe",
+    "timed out",
+    "timeout",
+    "remote process",
+)
+"""How gloo and nccl word that another process died or fell silent, in a RuntimeError."""
+
+
+def lost_peer(error: Exception, ranks: Ranks) -> PeerLost | None:
+    """PeerLost when `error` is the process group's word that another process is gone."""
+    text = str(error).lower()
+    if ranks.world_size == 1 or not isinstance(error, RuntimeError):
+        return None
+    if not any(words in text for words in LOST):
+        return None
+    return PeerLost(
+        "PEER-LOST",
+        f"another process of the group is gone or silent ({text.strip().splitlines()[0][:160]})",
+        kept="the last verified checkpoint",
+        do="run the same command again",
+    )
+
+
 class Group:
     """The few collective operations training needs; each is the identity with one process."""
 
@@ -56,15 +82,7 @@ class Group:
         if self._control is None:
             return value
         box = torch.tensor([value])
-        try:
-            dist.all_reduce(box, dist.ReduceOp.MAX, group=self._control)
-        except RuntimeError as error:
-            raise PeerLost(
-                "PEER-LOST",
-                "a rank of the process group is gone",
-                kept="the last verified checkpoint",
-                do="run the same command again",
-            ) from error
+        dist.all_reduce(box, dist.ReduceOp.MAX, group=self._control)
         return int(box.item())
 
     def close(self) -> None:

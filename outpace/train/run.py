@@ -97,7 +97,7 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
             _write_end(session, progress, finished)
         return code, folder.root
     except Exception as error:
-        known = explain(error, folder.root)
+        known = distributed.lost_peer(error, ranks) or explain(error, folder.root)
         if lock is not None:  # the run folder is ours to write in
             with contextlib.suppress(OSError, OutpaceError):  # its disk may be what failed
                 folder.event("failed", error=str(known))
@@ -116,7 +116,10 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
 def _check_startable(
     config: RunConfig, folder: RunFolder, dataset: Dataset, same: dict[str, Any]
 ) -> None:
-    """Refuse, before anything is written, a used folder and the continuation of another run."""
+    """Refuse, before anything is written, a folder in use, a used one when a new run was asked for,
+    and the continuation of another run."""
+    if (folder.root / ".lock").exists():
+        folder.lock().release()  # taken for good only after assembling, which may take long
     if config.run.resume == "never" and folder.root.is_dir() and any(folder.root.iterdir()):
         raise UsageError(
             "RUN-DIR-USED",

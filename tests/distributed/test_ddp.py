@@ -8,10 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import ROOT, TINY, final_hash, outpace
 
+from outpace.checkpoint import store
 from outpace.core.files import read_json_lines
+from outpace.core.runfolder import RunFolder
 
 
 def flags(dataset: Path, run: Path, accumulation: int, *extra: str) -> list[str]:
@@ -108,3 +111,34 @@ def test_a_signal_to_torchrun_saves_one_step_on_all_ranks(tiny_dataset, tmp_path
     status = json.loads((run / "STATUS.json").read_text())
     assert status["state"] == "stopped" and status["code"] == 75
     assert status["last_verified_checkpoint"] == f"step-{status['last_step']:08d}"
+
+
+def test_a_rank_that_is_killed_is_named_and_the_same_command_goes_on(
+    single, tiny_dataset, tmp_path
+):
+    run = tmp_path / "run"
+    arguments = [*flags(tiny_dataset, run, 2), "--max_steps", "100000", "--save_every_steps", "2"]
+    process = subprocess.Popen(
+        launcher(2, arguments),
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and len(losses(run)) < 5:
+        time.sleep(0.05)
+    main_pid = json.loads((run / "STATUS.json").read_text())["pid"]
+    ranks = [p.pid for p in psutil.Process(process.pid).children() if p.pid != main_pid]
+    os.kill(ranks[0], signal.SIGKILL)
+    _, err = process.communicate(timeout=90)
+    assert process.returncode == 1, "torchrun's own code"
+    status = json.loads((run / "STATUS.json").read_text())
+    # torchrun may end the surviving rank before it has written; then it still says running.
+    assert status["state"] in ("failed", "running") and status["code"] in (9, None), err
+    checkpoint = store.latest(RunFolder(run).checkpoints)
+    assert checkpoint is not None
+    done = torchrun(2, [*arguments, "--max_steps", str(checkpoint.step + 2)], tmp_path)
+    assert done.returncode == 0 and "resuming from" in done.stdout, done.stderr[-2000:]

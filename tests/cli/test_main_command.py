@@ -1,0 +1,41 @@
+"""The command of the mission, word for word, with only what makes it short enough for a test."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, outpace, write_corpus
+
+from outpace.checkpoint import store
+from outpace.core.files import read_json_lines
+from outpace.core.runfolder import RunFolder
+
+MISSION = [
+    "--model_size", "124M", "--mixed_precision", "bf16", "--use_flash_attention",
+    "--gradient_accumulation_steps", "8",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_it_trains_the_124m_model_on_a_cpu(tmp_path):
+    write_corpus(tmp_path / "text", documents=120)
+    outpace("prepare", "files", "--input", "text", "--output", "data/tiny", cwd=tmp_path)
+    short = ["--micro_batch_size", "1", "--max_steps", "1", "--compile", "off", "--device", "cpu"]
+    few = ["--val_tokens", "1024", "--sample_tokens", "4", "--run_dir", "run"]
+    done = outpace("train", *MISSION, "--dataset", "tiny", *short, *few, cwd=tmp_path)
+
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())["plan"]
+    assert plan["parameters"] == 124_439_808 and plan["padded_vocab_size"] == 50304
+    assert plan["mixed_precision"] == "bf16" and plan["attention_kernel"] == "FLASH_ATTENTION"
+    assert plan["tokens_per_step"] == 1 * 1024 * 8
+    assert "1 sequences x 1024 tokens x 8 micro-steps x 1 process = 8,192" in done.stdout
+    (step,) = read_json_lines(tmp_path / "run" / "metrics.jsonl")
+    assert 10.5 < step["loss"] < 11.2, "ln(50257) = 10.82"
+    checkpoint = store.latest(RunFolder(tmp_path / "run").checkpoints)
+    assert checkpoint is not None and checkpoint.step == 1
+    assert (tmp_path / "run" / "report.html").stat().st_size > 1_000_000
+
+
+def test_train_py_is_outpace_train_in_ten_lines():
+    text = Path(ROOT / "train.py").read_text()
+    assert len(text.splitlines()) <= 10 and 'main(["train", *sys.argv[1:]])' in text
