@@ -104,6 +104,8 @@ def attention_memory(r: dict[str, Any]) -> str:
         ys = [p["bytes"] / 2**20 for p in points]
         axis.loglog(xs, ys, marker="o", label=f"{name}, exponent {r['exponents'][name]:.2f}")
     axis.set(xlabel="sequence length T, tokens", ylabel="peak memory, MiB")
+    axis.set_xticks(xs, [f"{x:,}" for x in xs])
+    axis.minorticks_off()
     axis.legend(frameon=False)
     save(figure, "attention-memory-cpu.svg")
     names = list(r["results"])
