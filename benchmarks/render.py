@@ -74,23 +74,19 @@ def compare(r: dict[str, Any]) -> str:
             "differ by "
             f"{r['validation_loss_difference']:+.4f} nats.**\n",
             f"The same {r['parameters'] / 1e6:.1f}M-parameter GPT-2 ({s['n_layer']} layers, "
-            f"{s['n_embd']} channels, "
-            f"context {s['context']}), the same {r['tokens'] / 1e6:.2f}M tokens of English "
-            f"novels, {s['max_steps']:,} steps "
-            f"of {s['micro_batch_size'] * s['context']:,} tokens, AdamW {s['lr']:g}, cosine. "
-            "nanoGPT (commit "
-            f"{(r['nanogpt_commit'] or '')[:10]}) at its best CPU flags: compiled, fp32, because "
-            "its autocast is for "
-            "GPUs only. outpace: compiled, bf16. Interleaved: one computes for "
-            f"{s['swap_s']:.0f} s while the other is "
-            "stopped. Both final models scored by outpace's evaluation in fp32 on the same "
+            f"{s['n_embd']} channels, context {s['context']}), the same {r['tokens'] / 1e6:.2f}M "
+            f"tokens of English novels, {s['max_steps']:,} steps of "
+            f"{s['micro_batch_size'] * s['context']:,} tokens, AdamW {s['lr']:g}, cosine. nanoGPT "
+            f"(commit {(r['nanogpt_commit'] or '')[:10]}) at its best CPU flags: compiled, fp32, "
+            "because its autocast is for GPUs only. outpace: compiled, bf16. Side by side, each on "
+            f"half of the cores, the halves swapped every {s['swap_s']:.0f} s. Both final models "
+            "scored by outpace's evaluation in fp32 on the same "
             f"{rows['outpace']['validation']['tokens_scored']:,} validation tokens. The two draw "
-            "their windows in "
-            "different orders (nanoGPT at random with replacement), so losses agree only within "
-            "the noise of the order.\n",
+            "their windows in different orders (nanoGPT at random with replacement), so losses "
+            "agree only within the noise of the order.\n",
             *table,
             "\n![training loss over time](img/compare-nanogpt-cpu.svg)\n",
-            f"{where(r)}, {r['threads']} threads each. `outpace bench compare --nanogpt CHECKOUT "
+            f"{where(r)}, {r['threads']} thread(s) each. `outpace bench compare --nanogpt CHECKOUT "
             "--dataset novels "
             f"--max_steps {s['max_steps']}`\n",
         ]
