@@ -3,6 +3,7 @@ process a point, because a process never shrinks below its own peak. The exponen
 log memory over log length: 1 is linear, 2 is quadratic.
 """
 
+import contextlib
 import json
 import math
 import subprocess
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from outpace.bench.result import write_result
@@ -63,13 +65,23 @@ def point(backend: str, T: int, heads: int, head_dim: int, device: str) -> dict[
         module.attend(q, k, v, causal=True).sum().backward()
 
     run(16)  # libraries and thread pools take their memory before we look
-    before = memory_in_use(where)
+    before = _in_use_now(where)
     run(T)
     return {
         "tokens": T,
         "bytes": memory_in_use(where) - before,
         "kernel": module.kernel(where, torch.float32, head_dim, 0.0),
     }
+
+
+def _in_use_now(device: torch.device) -> int:
+    """Bytes in use, with the peak that `memory_in_use` reports set back to it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    with contextlib.suppress(OSError):  # Linux: proc(5), clear_refs
+        Path("/proc/self/clear_refs").write_text("5")
+    return int(psutil.Process().memory_info().rss)
 
 
 def _in_new_process(backend: str, T: int, heads: int, head_dim: int, device: str) -> dict[str, Any]:

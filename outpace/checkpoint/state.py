@@ -33,7 +33,9 @@ def load_optimizer(
                 f"the checkpoint has moments of {name!r}, the model has no such parameter",
             )
         p = parameters[name]
-        optimizer.state[p][key] = tensor.to(p.device)
+        optimizer.state[p][key] = tensor.to(
+            p.device, copy=True
+        )  # off the file that safetensors maps
 
 
 def load_weights(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:

@@ -124,6 +124,10 @@ def load(path: Path) -> Checkpoint:
     """Verify every hash of one checkpoint, and open it; CheckpointError when it is damaged."""
     if why := fault(path):
         raise CheckpointError("CKPT-BAD", f"{path}: {why}", do="use another checkpoint of the run")
+    return _open(path)
+
+
+def _open(path: Path) -> Checkpoint:
     manifest = json.loads((path / MANIFEST).read_text())
     return Checkpoint(path, int(manifest["step"]), json.loads((path / STATE).read_text()))
 
@@ -139,7 +143,7 @@ def latest(folder: Path, *, set_aside: bool = True) -> Checkpoint | None:
                 warn(f"[CKPT-BAD] {other.name}: {reason}; going on from {path.name}")
                 if set_aside:
                     os.rename(other, other.with_name(f"bad-{other.name}-{uuid.uuid4().hex[:8]}"))
-            return load(path)
+            return _open(path)
         bad.append((path, why))
     if bad:
         raise CheckpointError(
@@ -162,12 +166,13 @@ def paths(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Let go of the oldest until `keep` are left that verify; those that do not never count."""
+def prune(folder: Path, keep: int, *, committed: Path | None = None) -> None:
+    """Let go of the oldest until `keep` are left that verify; those that do not never count.
+    `committed` was hashed while it was just written, and is not read again."""
     good = 0
     for path in reversed(paths(folder)):
         if good < keep:
-            good += fault(path) is None
+            good += path == committed or fault(path) is None
         else:
             doomed = folder / f".del-{uuid.uuid4().int % 10**6}-{uuid.uuid4().hex[:8]}"
             os.rename(path, doomed)

@@ -80,7 +80,7 @@ def run(argv: list[str]) -> int:
         note(f"model {loaded.source}, {precision} on {device}")
 
     if "loss" in tasks:
-        dataset = open_named(options.dataset)
+        dataset = open_named(_dataset_of(options))
         if dataset.tokenizer != loaded.tokenizer:
             raise UsageError(
                 "TOKENIZER",
@@ -144,3 +144,11 @@ def _tasks(names: str) -> list[str]:
                 do=f"choose from {', '.join(TASKS)}",
             )
     return tasks
+
+
+def _dataset_of(options: Options) -> str:
+    """The dataset asked for, else the one that the run was trained on."""
+    plan = Path(options.model) / "plan.json"
+    if options.dataset != "auto" or not plan.exists():
+        return options.dataset
+    return str(json.loads(plan.read_text(encoding="utf-8"))["dataset"]["path"])

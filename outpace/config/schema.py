@@ -118,6 +118,9 @@ class ComputeConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of model and loss together.
     auto: where a probe compiles, unless a CPU run is too short to repay it."""
+    deterministic: Literal["auto", "on", "off"] = "auto"
+    """Only kernels that give the same bits each time, so that a resume does too.
+    auto: on a CPU, where it costs little; off on a GPU, where it costs speed."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train.
     auto: the GPU if there is one."""

@@ -6,9 +6,7 @@ from typing import Protocol
 import torch
 
 from outpace.config.presets import GPT2Shape
-from outpace.core.registry import Registry
 
-TASKS = Registry("task", {"hellaswag": "outpace.evals.tasks.hellaswag"})
 KeepGoing = Callable[[], bool]
 """Asked between batches; False ends an evaluation early, without a result."""
 

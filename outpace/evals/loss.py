@@ -16,6 +16,9 @@ from outpace.evals import KeepGoing, always
 from outpace.runtime.distributed import Group
 from outpace.runtime.precision import autocast
 
+BATCH_TOKENS = 8192
+"""Tokens scored at once: their logits take about 4 GiB at most."""
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -42,12 +45,13 @@ def validation_loss(
     device: torch.device,
     precision: str,
     group: Group,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     keep_going: KeepGoing = always,
 ) -> Loss | None:
     """Score `tokens` targets. `loss_sum(idx, targets)` is the model's summed loss, `read(start,
     out)` fills `out` from the split's stream. None if it was told to stop."""
     width = min(context, tokens)
+    batch_size = batch_size or max(1, BATCH_TOKENS // width)
     windows = tokens // width
     bytes_of = np.asarray(token_bytes, np.int64)
     ranks = group.ranks

@@ -69,11 +69,12 @@ def training_memory(
         layer += H * T * (4 if precision == "no" else 6)
     loss = V * (2 * e if compiled else 12)
     N = parameters(shape, padded=True)
-    weights_and_moments = 12 * N
+    # Gradients of earlier micro-steps stay while the activations of the next one are there.
+    weights_moments_gradients = 16 * N
     cast_weights = 0 if precision == "no" else 2 * N
     buckets = 4 * N if ddp else 0
     return Memory(
-        static=weights_and_moments + cast_weights + buckets,
+        static=weights_moments_gradients + cast_weights + buckets,
         per_token=L * layer + C * (4 + e) + loss,
         step=16 * N + buckets,
     )

@@ -4,13 +4,14 @@ that is not in the table has no peak, and then no MFU is printed.
 
 import os
 import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
 
-# Substring of torch.cuda.get_device_name() -> (bf16/fp16 dense FLOP/s, source). First match wins.
+# Whole words of torch.cuda.get_device_name() -> (bf16/fp16 dense FLOP/s, source). First match wins.
 PEAK_FLOPS: tuple[tuple[str, float, str], ...] = (
     ("H200", 989.4e12, "NVIDIA H200 data sheet, SXM"),
     ("H100 PCIe", 756e12, "NVIDIA H100 data sheet, PCIe"),
@@ -57,9 +58,15 @@ def detect(device: str) -> Machine:
         name = torch.cuda.get_device_name(index)
         peak, source = peak_of(name)
         return Machine(
-            device, name, os.cpu_count() or 1, total, free, torch.cuda.is_bf16_supported(),
-            peak, source,
-        )  # fmt: skip
+            device,
+            name,
+            os.cpu_count() or 1,
+            total,
+            free,
+            torch.cuda.is_bf16_supported(including_emulation=False),
+            peak,
+            source,
+        )
     memory = psutil.virtual_memory()
     total, free = memory.total, memory.available
     if limit := _cgroup_limit():
@@ -70,7 +77,10 @@ def detect(device: str) -> Machine:
 
 def peak_of(name: str) -> tuple[float | None, str | None]:
     """Peak FLOP/s of a GPU and its source, or None for one that is not in the table."""
-    return next(((p, s) for key, p, s in PEAK_FLOPS if key in name), (None, None))
+    return next(
+        ((p, s) for key, p, s in PEAK_FLOPS if re.search(rf"\b{re.escape(key)}\b", name)),
+        (None, None),
+    )
 
 
 def memory_in_use(device: torch.device) -> int:
@@ -81,7 +91,13 @@ def memory_in_use(device: torch.device) -> int:
 
 
 def peak_resident_bytes() -> int:
-    """Largest resident size of this process so far."""
+    """Largest resident size of this process so far (VmHWM on Linux, which can be set back)."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
     if platform.system() == "Windows":
         return int(psutil.Process().memory_info().peak_wset)
     import resource

@@ -22,6 +22,6 @@ def grad_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
 
 
 def fast_fp32_matmul() -> None:
-    """TF32 for the fp32 products that remain on CUDA (no effect on CPU tensors)."""
+    """TF32 for the fp32 products that remain beside autocast on CUDA; none on a CPU."""
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True

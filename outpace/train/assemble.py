@@ -17,7 +17,7 @@ from outpace.optim.groups import parameter_groups
 from outpace.runtime.compile import why_not as compile_why_not
 from outpace.runtime.distributed import Group
 from outpace.runtime.precision import DTYPES, fast_fp32_matmul, grad_scaler
-from outpace.runtime.seeds import generator
+from outpace.runtime.seeds import generator, use_deterministic_kernels
 from outpace.tokenizer import Tokenizer, get_tokenizer
 from outpace.train.load_model import load_model
 from outpace.train.plan import Capabilities, Plan, check_pretrained_context
@@ -49,6 +49,12 @@ def choose_device(asked: str, local_rank: int) -> torch.device:
         raise UsageError("NO-GPU", "--device cuda, but PyTorch sees no GPU", do="--device cpu")
     if asked == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
+    if local_rank >= (gpus := torch.cuda.device_count()):
+        raise UsageError(
+            "TOO-FEW-GPUS",
+            f"process {local_rank} of this host has no GPU of its own: there are {gpus}",
+            do=f"start at most {gpus} processes a host, or add --device cpu",
+        )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
 
@@ -81,7 +87,9 @@ def assemble(
 ) -> Session:
     """Build model, optimiser, loss scaler and loader as planned. Weights are the seed's, or
     those of `--init_from`; a checkpoint is loaded over them later."""
-    fast_fp32_matmul()
+    if plan.mixed_precision != "no":
+        fast_fp32_matmul()
+    use_deterministic_kernels(plan.deterministic)
     model = GPT2(plan.shape, BACKENDS.load(plan.attention_backend).attend)
     if config.model.init_from:
         _load_initial(model, config.model.init_from)

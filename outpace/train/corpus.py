@@ -14,9 +14,9 @@ DATA = Path("data")
 """Where prepared datasets live by name."""
 
 
-def find_dataset(name: str, *, is_main: bool = True) -> Path:
-    """The folder of `--dataset`: a path, or a name below data/. Makes pydocs when nothing else is
-    there and nothing was asked for; of several processes, the first makes it."""
+def find_dataset(name: str, *, make: bool = False, is_main: bool = True) -> Path:
+    """The folder of `--dataset`: a path, or a name below data/. With `make`, pydocs is
+    made when nothing else is there and nothing was asked for, by the host's first process."""
     if name == "auto":
         if (DATA / "openwebtext" / MANIFEST).exists():
             note("dataset: data/openwebtext")
@@ -25,6 +25,10 @@ def find_dataset(name: str, *, is_main: bool = True) -> Path:
             warn(
                 "no --dataset was given and data/openwebtext is not prepared: training on pydocs, "
                 "the documentation inside this Python installation"
+            )
+        if not make and not (DATA / "pydocs" / MANIFEST).exists():
+            raise DataError(
+                "NO-DATASET", "no dataset is prepared", do="outpace prepare pydocs, or --dataset"
             )
         _make_pydocs(DATA / "pydocs", first=is_main)
         return DATA / "pydocs"
@@ -39,9 +43,9 @@ def find_dataset(name: str, *, is_main: bool = True) -> Path:
     )
 
 
-def open_named(name: str, *, is_main: bool = True) -> Dataset:
+def open_named(name: str, *, make: bool = False, is_main: bool = True) -> Dataset:
     """`find_dataset`, opened and checked."""
-    return open_dataset(find_dataset(name, is_main=is_main))
+    return open_dataset(find_dataset(name, make=make, is_main=is_main))
 
 
 def _make_pydocs(folder: Path, *, first: bool) -> None:

@@ -33,21 +33,50 @@ class Evaluation:
         self.complete = False
         self.questions = self._questions()
 
+    def is_due(self, step: int) -> bool:
+        """Whether anything falls on this step."""
+        return any(self._falls_on(step))
+
     def due(self, step: int) -> Iterator[str]:
         """Run what falls on this step; yields lines to show."""
-        e, plan = self.s.config.evaluation, self.s.plan
-        if plan.eval_every_steps and step % plan.eval_every_steps == 0:
+        validate, hellaswag_too, sample = self._falls_on(step)
+        if validate:
             yield from self._validate()
-        if e.hellaswag_every_steps and step % e.hellaswag_every_steps == 0:
+        if hellaswag_too:
             yield from self._hellaswag()
-        if e.sample_every_steps and step % e.sample_every_steps == 0:
+        if sample:
             yield from self._sample(1)
+
+    def missed(self) -> Iterator[str]:
+        """Run what fell on the step of a resume and was cut off by what ended the run before."""
+        step = self.progress.step
+        if not step or step == self.s.plan.max_steps:
+            return
+        validate, hellaswag_too, sample = self._falls_on(step)
+        done, sampled = self._recorded()
+        if validate and "validation" not in done:
+            yield from self._validate()
+        if hellaswag_too and "hellaswag" not in done:
+            yield from self._hellaswag()
+        if sample and not sampled:
+            yield from self._sample(1)
+
+    def _falls_on(self, step: int) -> tuple[bool, bool, bool]:
+        """Validation, HellaSwag, sample."""
+        e = self.s.config.evaluation
+        intervals = (self.s.plan.eval_every_steps, e.hellaswag_every_steps, e.sample_every_steps)
+        validate, hellaswag_too, sample = (bool(n) and step % n == 0 for n in intervals)
+        return validate, hellaswag_too, sample
+
+    def _recorded(self) -> tuple[set[str], bool]:
+        """Tasks recorded for the present step, and whether there is a sample."""
+        folder, step = self.s.folder, self.progress.step
+        done = {str(r.get("task")) for r in read_json_lines(folder.evals) if r.get("step") == step}
+        return done, any(r.get("step") == step for r in read_json_lines(folder.samples))
 
     def final(self) -> Iterator[str]:
         """Run what has not been recorded for the last step; `complete` unless told to stop."""
-        folder, step = self.s.folder, self.progress.step
-        done = {r.get("task") for r in read_json_lines(folder.evals) if r.get("step") == step}
-        sampled = any(r.get("step") == step for r in read_json_lines(folder.samples))
+        done, sampled = self._recorded()
         if "validation" not in done:
             yield from self._validate()
         if "hellaswag" not in done:

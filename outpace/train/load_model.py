@@ -1,4 +1,4 @@
-"""A model by reference: a run folder, a checkpoint folder, a Hugging Face folder, or hf:NAME."""
+"""A model by reference: a run, a checkpoint, a Hugging Face folder, nanoGPT's ckpt.pt, hf:NAME."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +10,9 @@ from outpace.checkpoint.state import load_weights
 from outpace.config.presets import GPT2Shape
 from outpace.core.errors import CheckpointError, NetworkError, UsageError
 from outpace.core.runfolder import RunFolder
-from outpace.interop import huggingface
+from outpace.interop import huggingface, nanogpt
 from outpace.model.gpt2 import GPT2
+from outpace.tokenizer.gpt2 import Gpt2Tokenizer
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ def load_model(reference: str, device: torch.device) -> LoadedModel:
     if reference.startswith("hf:"):
         return _from_huggingface(_hub_folder(reference.removeprefix("hf:")), device, reference)
     path = Path(reference)
+    if path.is_file() and path.suffix == ".pt":
+        shape, weights, iterations = nanogpt.read_checkpoint(path)
+        model = GPT2(shape)
+        load_weights(model, weights)
+        return LoadedModel(model.to(device).eval(), "gpt2", reference, iterations)
     if not path.is_dir():
         raise UsageError(
             "NO-MODEL",
@@ -59,6 +65,12 @@ def _from_checkpoint(checkpoint: store.Checkpoint, device: torch.device) -> Load
 
 def _from_huggingface(path: Path, device: torch.device, source: str) -> LoadedModel:
     shape, weights = huggingface.read_folder(path)
+    if shape.vocab_size != Gpt2Tokenizer.vocab_size:
+        raise CheckpointError(
+            "VOCABULARY",
+            f"{source} has {shape.vocab_size:,} tokens; GPT-2's vocabulary has 50,257",
+            do="name a model that reads GPT-2's vocabulary",
+        )
     model = GPT2(shape)
     load_weights(model, weights)
     return LoadedModel(model.to(device).eval(), "gpt2", source)

@@ -49,6 +49,8 @@ def train(s: Session, progress: Progress, machine: Machine, environment: dict[st
 
     with Display(progress.step, plan.max_steps, s.group.ranks.is_main) as display:
         steps = s.loader.steps(progress.step, plan.max_steps)
+        for line in evaluation.missed():
+            display.line(line)
         stopped = interrupted()
         while progress.step < plan.max_steps and not stopped:
             batches = next(steps)
@@ -71,16 +73,19 @@ def train(s: Session, progress: Progress, machine: Machine, environment: dict[st
                 if s.group.ranks.is_main:
                     append_json_line(s.folder.metrics, record)
                 display.show(record, eta_s=clock.eta(plan.max_steps - step))
-            with clock.paused():
-                if not last and _due(step, plan.save_every_steps):
-                    save()
-                if not last:
+            saves = _due(step, plan.save_every_steps)
+            if not last and (saves or evaluation.is_due(step)):
+                float(result.grad_norm)  # wait for the GPU, so that its steps count as training
+                with clock.paused():
+                    if saves:
+                        save()
                     for line in evaluation.due(step):
                         display.line(line)
             stopped = interrupted()
         steps.close()
         finished = progress.step == plan.max_steps
         save()
+        s.group.largest(0)  # nobody leaves while the first process still writes
         if finished:
             for line in evaluation.final():
                 display.line(line)
@@ -153,7 +158,7 @@ def commit(s: Session, progress: Progress, environment: dict[str, Any]) -> None:
     s.folder.write_status(
         "running", last_step=progress.step, last_verified_checkpoint=path.name, resumable=True
     )
-    store.prune(s.folder.checkpoints, s.config.run.keep_checkpoints)
+    store.prune(s.folder.checkpoints, s.config.run.keep_checkpoints, committed=path)
 
 
 def _due(step: int, every: int) -> bool:

@@ -72,6 +72,7 @@ class Plan:
     attention_backend: str
     attention_kernel: str
     compile: bool
+    deterministic: bool
     device: str
     seed: int
     predicted_memory_bytes: float
@@ -143,7 +144,7 @@ def identity(config: RunConfig, plan: Plan, fingerprint: str) -> dict[str, Any]:
         "seed": plan.seed,
         "lr": plan.lr,
         "schedule": plan.schedule,
-        "warmup_steps": plan.warmup_steps,
+        "warmup_steps": s.warmup_steps,  # as asked: `auto` may follow the run's length
         "min_lr_ratio": s.min_lr_ratio,
         "decay_fraction": s.decay_fraction,
         "mixed_precision": plan.mixed_precision,

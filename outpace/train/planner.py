@@ -115,6 +115,7 @@ class _Planner:
             attention_backend=backend,
             attention_kernel=kernel,
             compile=compiled,
+            deterministic=self._deterministic(),
             device=self.machine.device,
             seed=run.seed,
             predicted_memory_bytes=memory(compiled=compiled).peak(micro * shape.context),
@@ -326,6 +327,13 @@ class _Planner:
             self.warnings.append(f"torch.compile is off: {why_not}; expect half the speed")
             return self.choose("compile", False, why_not)
         return self.choose("compile", True, "a probe compiled and ran")
+
+    def _deterministic(self) -> bool:
+        asked, on_gpu = self.config.compute.deterministic, self.machine.device == "cuda"
+        if asked != "auto":
+            return asked == "on"
+        reason = "it costs speed on a GPU" if on_gpu else "a resume then gives the same bits"
+        return self.choose("deterministic", not on_gpu, reason)
 
     def _learning_rate(self, tokens_per_step: int) -> float:
         if self.config.schedule.lr != "auto":

@@ -1,6 +1,8 @@
 """A training run from flags to exit code: plan, lock, assemble, resume, train, tell."""
 
 import contextlib
+import dataclasses
+import os
 import platform
 import subprocess
 import sys
@@ -38,17 +40,21 @@ from outpace.train.plan import DatasetFacts, Plan, identity, run_name
 from outpace.train.planner import make_plan
 from outpace.train.stop import StopRequest
 
-ENVIRONMENT_MATTERS = ("torch", "device", "threads", "world_size", "micro_batch_size", "compile")
+ENVIRONMENT_MATTERS = (
+    "torch", "cuda", "cudnn", "device", "threads", "world_size", "micro_batch_size", "compile",
+    "attention_kernel", "deterministic",
+)  # fmt: skip
 """Equal bits are promised where these are equal; elsewhere the same data in the same order."""
 
 
 def plan_run(
-    config: RunConfig, set_by: SetBy, ranks: distributed.Ranks
+    config: RunConfig, set_by: SetBy, ranks: distributed.Ranks, *, make_data: bool = False
 ) -> tuple[Plan, Machine, Dataset, torch.device]:
-    """Everything up to the plan; nothing is written."""
+    """Everything up to the plan. Nothing is written, but for the default dataset with
+    `make_data`."""
     device = choose_device(config.compute.device, ranks.local_rank)
-    machine = detect(device.type)
-    dataset = open_named(config.data.dataset, is_main=ranks.is_main)
+    machine = _share(detect(device.type))
+    dataset = open_named(config.data.dataset, make=make_data, is_main=ranks.local_rank == 0)
     facts = DatasetFacts(
         dataset.name, dataset.vocab_size, dataset.tokens("train"), dataset.tokens("val")
     )
@@ -56,12 +62,23 @@ def plan_run(
     return plan, machine, dataset, device
 
 
+def _share(machine: Machine) -> Machine:
+    """Processes of one host that train on its CPU share its memory."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if machine.device != "cpu" or here == 1:
+        return machine
+    return dataclasses.replace(
+        machine,
+        memory_bytes=machine.memory_bytes // here,
+        available_bytes=machine.available_bytes // here,
+    )
+
+
 def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
     """Train. Returns the exit code (0 or 75) and the run folder; raises OutpaceError else."""
     stop = StopRequest(None if config.schedule.max_hours == "auto" else config.schedule.max_hours)
-    stop.listen()
     ranks = distributed.from_environment()
-    plan, machine, dataset, device = plan_run(config, set_by, ranks)
+    plan, machine, dataset, device = plan_run(config, set_by, ranks, make_data=True)
     same = identity(config, plan, dataset.fingerprint)
     root = config.run.run_dir
     if root == "auto":
@@ -70,10 +87,11 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
     environment = describe_environment(plan, machine)
     lock = None
     if ranks.is_main:
-        _check_startable(config, folder, dataset, same)
+        _check_startable(config, plan, folder, dataset, same)
         print_plan(plan, machine, dataset, folder)
-    group = distributed.Group(ranks, device)
+    group = None
     try:
+        group = distributed.Group(ranks, device)
         # Assembling refuses a model, optimiser or dataset that cannot serve; only then write.
         session = assemble(
             config,
@@ -90,11 +108,14 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
             lock = folder.lock()
             store.sweep(folder.checkpoints)
             _write_start(session, set_by, machine, environment, argv)
+        stop.listen()  # from here on a signal saves; before, there is nothing to save
         progress = _resume(session, environment)
+        _check_agreement(group, progress.step)
         finished = train(session, progress, machine, environment)
         code = DONE if finished else STOPPED_RESUMABLE
         if ranks.is_main:
             _write_end(session, progress, finished)
+        group.largest(0)  # torchrun ends the others when one leaves with 75
         return code, folder.root
     except Exception as error:
         known = distributed.lost_peer(error, ranks) or explain(error, folder.root)
@@ -108,13 +129,14 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
             raise
         raise known from error
     finally:
-        group.close()
+        if group is not None:
+            group.close()
         if lock is not None:
             lock.release()
 
 
 def _check_startable(
-    config: RunConfig, folder: RunFolder, dataset: Dataset, same: dict[str, Any]
+    config: RunConfig, plan: Plan, folder: RunFolder, dataset: Dataset, same: dict[str, Any]
 ) -> None:
     """Refuse, before anything is written, a folder in use, a used one when a new run was asked for,
     and the continuation of another run."""
@@ -129,6 +151,25 @@ def _check_startable(
     checkpoint = _to_resume(config.run.resume, folder)
     if checkpoint is None:
         return
+    newer = [p for p in store.paths(folder.checkpoints) if p.name > checkpoint.path.name]
+    if newer and config.run.resume != "auto":
+        raise UsageError(
+            "RESUME-OLDER",
+            f"{folder.root} has newer checkpoints than {checkpoint.path.name} ({newer[-1].name})",
+            do="continue with --resume auto, or from the older one in another --run_dir",
+        )
+    if checkpoint.step > plan.max_steps:
+        raise UsageError(
+            "SHORTER",
+            f"the run in {folder.root} stands at step {checkpoint.step:,}, beyond the "
+            f"{plan.max_steps:,} steps asked for",
+            kept="the run",
+            do="give at least as many steps, or another --run_dir",
+        )
+    if "identity" not in checkpoint.state:
+        raise CheckpointError(
+            "WEIGHTS-ONLY", f"{checkpoint.path} holds weights only", do="use it with --init_from"
+        )
     changed = differences(checkpoint.state["identity"], same)
     if not changed:
         return
@@ -167,13 +208,6 @@ def _resume(s: Session, environment: dict[str, Any]) -> Progress:
         if s.group.ranks.is_main:
             s.folder.forget_after(0)  # of a run that died before its first checkpoint
         return Progress()
-    newer = [p for p in store.paths(s.folder.checkpoints) if p.name > checkpoint.path.name]
-    if newer and s.config.run.resume != "auto":
-        raise UsageError(
-            "RESUME-OLDER",
-            f"{s.folder.root} has newer checkpoints than {checkpoint.path.name} ({newer[-1].name})",
-            do="continue with --resume auto, or from the older one in another --run_dir",
-        )
     cpu = torch.device("cpu")
     load_weights(s.model, checkpoint.model(cpu))
     load_optimizer(s.model, s.trainable.optimizer, checkpoint.optimizer(cpu))
@@ -197,6 +231,16 @@ def _resume(s: Session, environment: dict[str, Any]) -> Progress:
             )
         s.folder.event("resumed", step=checkpoint.step, path=checkpoint.path.name, changed=changed)
     return Progress(checkpoint.step, checkpoint.state["elapsed_s"])
+
+
+def _check_agreement(group: distributed.Group, step: int) -> None:
+    """All processes must stand at the same step: they read the run folder each for themselves."""
+    if group.largest(step) != -group.largest(-step):
+        raise CheckpointError(
+            "RANKS-DISAGREE",
+            "not every process sees the same checkpoints in the run folder",
+            do="put --run_dir on a file system that all hosts share",
+        )
 
 
 def _write_start(
@@ -264,6 +308,10 @@ def describe_environment(plan: Plan, machine: Machine) -> dict[str, Any]:
         "world_size": plan.world_size,
         "micro_batch_size": plan.micro_batch_size,
         "compile": plan.compile,
+        "attention_kernel": plan.attention_kernel,
+        "deterministic": plan.deterministic,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version() if torch.version.cuda else None,
     }
 
 

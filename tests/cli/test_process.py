@@ -81,6 +81,8 @@ def test_a_result_that_does_not_fit_on_the_disk_is_a_storage_error(argv, done, f
 def test_ctrl_c_while_the_libraries_are_loaded_gives_130(moment, folder):
     code = (
         "import os, signal, sys\n"
+        # As in a shell's foreground; a shell's background ignores it, and children inherit that.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "class Interrupt:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
         f"        if name == {moment!r}: os.kill(os.getpid(), signal.SIGINT)\n"

@@ -26,11 +26,11 @@ def flags(dataset: Path, run: Path, *extra: str, steps: int = 40) -> list[str]:
     ]  # fmt: skip
 
 
-def start(arguments: list[str], cwd: Path) -> subprocess.Popen[str]:
+def start(arguments: list[str], cwd: Path, **env: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "outpace", *arguments],
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -170,3 +170,28 @@ def test_a_loss_that_is_not_finite_ends_with_6_and_keeps_the_checkpoint(tiny_dat
     status = json.loads((run / "STATUS.json").read_text())
     assert status["state"] == "failed" and status["code"] == 6
     assert store.latest(RunFolder(run).checkpoints) is not None
+
+
+@pytest.mark.slow
+def test_a_compiled_run_on_two_threads_resumes_to_the_same_bits(tiny_dataset, tmp_path):
+    """Not so without deterministic kernels: see the lab log."""
+    extra = ("--compile", "on", "--mixed_precision", "bf16")
+    two = {"OMP_NUM_THREADS": "2"}
+    outpace(*flags(tiny_dataset, tmp_path / "a", *extra, steps=24), cwd=tmp_path, **two)
+    first = flags(tiny_dataset, tmp_path / "b", *extra, "--max_hours", "1e-9", steps=24)
+    process = start(flags(tiny_dataset, tmp_path / "b", *extra, steps=24), tmp_path, **two)
+    wait_for_step(tmp_path / "b", 11, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert outpace(*first, cwd=tmp_path, check=False, **two).returncode == 75
+    outpace(*flags(tiny_dataset, tmp_path / "b", *extra, steps=24), cwd=tmp_path, **two)
+    assert final_hash(tmp_path / "a") == final_hash(tmp_path / "b")
+
+
+def test_fewer_steps_than_the_run_has_done_are_refused(tiny_dataset, tmp_path):
+    run = tmp_path / "run"
+    outpace(*flags(tiny_dataset, run, steps=6), cwd=tmp_path)
+    before = final_hash(run)
+    done = outpace(*flags(tiny_dataset, run, steps=4), cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "error[SHORTER]" in done.stderr
+    assert final_hash(run) == before

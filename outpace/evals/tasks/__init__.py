@@ -1,1 +1,1 @@
-"""Tasks, one file each; see the table in `outpace.evals`."""
+"""Tasks, one file each."""

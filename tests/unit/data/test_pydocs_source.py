@@ -66,7 +66,7 @@ def test_docstrings_of_modules_classes_and_functions_are_found_with_their_names(
     assert found["pack.inner"] == (
         f"pack.inner\n\nclass Outer\n\nClass: {LONG}\n\nOuter.method(a, b)\n\nMethod: {LONG}\n\n"
         f"Outer.Nested.waits()\n\nNested: {LONG}\n\n"
-        f"function(x)\n\nFunction: {LONG}\n\nNext.\n    Indented more.\n"
+        f"function(x)\n\nFunction: {LONG}\n\nNext.\n  Indented more.\n"
     )
     assert f"Latin é: {LONG}" in found["pack.latin"]
     assert f"Escape \\d: {LONG}" in found["pack.escape"]
