@@ -12,6 +12,7 @@ from outpace.core.errors import CheckpointError, NetworkError, UsageError
 from outpace.core.runfolder import RunFolder
 from outpace.interop import huggingface, nanogpt
 from outpace.model.gpt2 import GPT2
+from outpace.tokenizer.bytes_ import BytesTokenizer
 from outpace.tokenizer.gpt2 import Gpt2Tokenizer
 
 
@@ -65,7 +66,8 @@ def _from_checkpoint(checkpoint: store.Checkpoint, device: torch.device) -> Load
 
 def _from_huggingface(path: Path, device: torch.device, source: str) -> LoadedModel:
     shape, weights = huggingface.read_folder(path)
-    if shape.vocab_size != Gpt2Tokenizer.vocab_size:
+    tokenizer = {t.vocab_size: t.name for t in (Gpt2Tokenizer, BytesTokenizer)}
+    if shape.vocab_size not in tokenizer:
         raise CheckpointError(
             "VOCABULARY",
             f"{source} has {shape.vocab_size:,} tokens; GPT-2's vocabulary has 50,257",
@@ -73,7 +75,7 @@ def _from_huggingface(path: Path, device: torch.device, source: str) -> LoadedMo
         )
     model = GPT2(shape)
     load_weights(model, weights)
-    return LoadedModel(model.to(device).eval(), "gpt2", source)
+    return LoadedModel(model.to(device).eval(), tokenizer[shape.vocab_size], source)
 
 
 def _hub_folder(name: str) -> Path:
