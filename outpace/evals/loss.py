@@ -16,8 +16,8 @@ from outpace.evals import KeepGoing, always
 from outpace.runtime.distributed import Group
 from outpace.runtime.precision import autocast
 
-BATCH_TOKENS = 8192
-"""Tokens scored at once: their logits take about 4 GiB at most."""
+BATCH_TOKENS = 4096
+"""Tokens scored at once: their logits take about 2 GiB at most."""
 
 
 @dataclass(frozen=True)
