@@ -35,55 +35,48 @@ class Evaluation:
 
     def is_due(self, step: int) -> bool:
         """Whether anything falls on this step."""
-        return any(self._falls_on(step))
+        return bool(self._falls_on(step))
 
     def due(self, step: int) -> Iterator[str]:
         """Run what falls on this step; yields lines to show."""
-        validate, hellaswag_too, sample = self._falls_on(step)
-        if validate:
-            yield from self._validate()
-        if hellaswag_too:
-            yield from self._hellaswag()
-        if sample:
-            yield from self._sample(1)
+        yield from self._run(self._falls_on(step), samples=1)
 
     def missed(self) -> Iterator[str]:
         """Run what fell on the step of a resume and was cut off by what ended the run before."""
         step = self.progress.step
-        if not step or step == self.s.plan.max_steps:
-            return
-        validate, hellaswag_too, sample = self._falls_on(step)
-        done, sampled = self._recorded()
-        if validate and "validation" not in done:
-            yield from self._validate()
-        if hellaswag_too and "hellaswag" not in done:
-            yield from self._hellaswag()
-        if sample and not sampled:
-            yield from self._sample(1)
-
-    def _falls_on(self, step: int) -> tuple[bool, bool, bool]:
-        """Validation, HellaSwag, sample."""
-        e = self.s.config.evaluation
-        intervals = (self.s.plan.eval_every_steps, e.hellaswag_every_steps, e.sample_every_steps)
-        validate, hellaswag_too, sample = (bool(n) and step % n == 0 for n in intervals)
-        return validate, hellaswag_too, sample
-
-    def _recorded(self) -> tuple[set[str], bool]:
-        """Tasks recorded for the present step, and whether there is a sample."""
-        folder, step = self.s.folder, self.progress.step
-        done = {str(r.get("task")) for r in read_json_lines(folder.evals) if r.get("step") == step}
-        return done, any(r.get("step") == step for r in read_json_lines(folder.samples))
+        if step and step != self.s.plan.max_steps:
+            yield from self._run(self._falls_on(step) - self._recorded(), samples=1)
 
     def final(self) -> Iterator[str]:
         """Run what has not been recorded for the last step; `complete` unless told to stop."""
-        done, sampled = self._recorded()
-        if "validation" not in done:
-            yield from self._validate()
-        if "hellaswag" not in done:
-            yield from self._hellaswag()
-        if not sampled:
-            yield from self._sample(FINAL_SAMPLES)
+        everything = {"validation", "hellaswag", "sample"}
+        yield from self._run(everything - self._recorded(), samples=FINAL_SAMPLES)
         self.complete = not self.s.group.largest(int(self.s.stop.requested))
+
+    def _run(self, tasks: set[str], *, samples: int) -> Iterator[str]:
+        if "validation" in tasks:
+            yield from self._validate()
+        if "hellaswag" in tasks:
+            yield from self._hellaswag()
+        if "sample" in tasks:
+            yield from self._sample(samples)
+
+    def _falls_on(self, step: int) -> set[str]:
+        e = self.s.config.evaluation
+        every = {
+            "validation": self.s.plan.eval_every_steps,
+            "hellaswag": e.hellaswag_every_steps,
+            "sample": e.sample_every_steps,
+        }
+        return {task for task, n in every.items() if n and step % n == 0}
+
+    def _recorded(self) -> set[str]:
+        """Tasks that stand in the run folder for the present step."""
+        folder, step = self.s.folder, self.progress.step
+        done = {str(r.get("task")) for r in read_json_lines(folder.evals) if r.get("step") == step}
+        if any(r.get("step") == step for r in read_json_lines(folder.samples)):
+            done.add("sample")
+        return done
 
     def _validate(self) -> Iterator[str]:
         s = self.s
