@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from outpace.core.errors import CheckpointError
+from outpace.core.shapes import mismatch
 
 
 def optimizer_tensors(
@@ -40,19 +41,9 @@ def load_optimizer(
 
 def load_weights(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
     """Copy weights in by name; CheckpointError lists what is missing, unexpected or misshapen."""
-    own = model.state_dict()
-    faults = [f"no {n}" for n in own if n not in tensors]
-    faults += [f"unexpected {n}" for n in tensors if n not in own]
-    faults += [
-        f"{n} is {tuple(tensors[n].shape)}, not {tuple(own[n].shape)}"
-        for n in own
-        if n in tensors and tensors[n].shape != own[n].shape
-    ]
-    if faults:
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise CheckpointError(
-            "CKPT-MODEL", "; ".join(faults[:3]) + more, do="use the model it was made with"
-        )
+    own = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    if faults := mismatch(own, {name: tuple(t.shape) for name, t in tensors.items()}):
+        raise CheckpointError("CKPT-MODEL", faults, do="use the model it was made with")
     model.load_state_dict(tensors, strict=True)
 
 

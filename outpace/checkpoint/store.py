@@ -1,16 +1,21 @@
-"""The commit protocol: how a checkpoint comes to be, is checked, found and let go.
+"""The commit protocol: how a checkpoint comes to be, is checked and is found.
 
     checkpoints/step-00001000/model.safetensors  optimizer.safetensors  state.json  MANIFEST.json
+    checkpoints/LATEST      the newest one's name: a hint for people, never trusted
 
 Saving: a temporary folder; each file hashed while it is written, then fsynced; the manifest with
-size and SHA-256 of each file and a hash of itself, fsynced; fsync of the folder; rename to its
-final name, which never overwrites; fsync of the parent. Only then is it committed, and only then
-are older ones let go. A kill or power loss at any point leaves the older checkpoints and, at most,
-a temporary folder that the next start removes.
+size and SHA-256 of each file, what it is a checkpoint of, and a hash of itself, fsynced; fsync of
+the folder; rename to its final name, which never overwrites; fsync of the parent. Only then is it
+committed, and only then are older ones let go (retention.py). A kill or power loss at any point
+leaves the older checkpoints and, at most, a temporary folder that the next start removes.
+
+A run that rolled back goes on as a new lineage, and names its checkpoints `step-00001000-r1`: the
+newest checkpoint is that of the highest lineage, then of the highest step.
 
 Tensors are safetensors and all else JSON: loading runs no code.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,28 +24,55 @@ import shutil
 import struct
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from outpace.core.errors import CheckpointError
-from outpace.core.files import fsync_folder, sha256_file, storage_error
+from outpace.core.errors import CheckpointError, StorageError
+from outpace.core.files import fsync_folder, replace_file, sha256_file
 from outpace.core.log import warn
+from outpace.core.units import gib
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)
+"""Format 1 had no run, lineage, tokens or hashes of settings in its manifest."""
+UNKNOWN_FORMAT = "its format is"
+"""With this begins the fault of what another release wrote: whole, but not ours to judge."""
 MODEL, OPTIMIZER, STATE, MANIFEST = (
     "model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json",
 )  # fmt: skip
-_NAME = re.compile(r"step-(\d{8,})")
-_TEMPORARY = re.compile(r"\.(tmp|del)-[0-9]+-[0-9a-f]{8}")
+LATEST = "LATEST"
+SLACK_BYTES = 1 << 18
+"""Room for names, JSON and the file system's own books, besides the tensors."""
+MOST_MANIFEST_BYTES = 1_000_000
+_NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,17})(?:-r([1-9][0-9]{0,5}))?")
+_TEMPORARY = re.compile(
+    r"\.(tmp|del)-[0-9]+-[0-9a-f]{8}"
+    r"|\.(LATEST|STATUS\.json|plan\.json|config\.toml|(metrics|evals|samples)\.jsonl)\.tmp-[0-9-]+"
+)
 _DTYPES = {
     torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64",
     torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a checkpoint is a checkpoint of; stands in its manifest."""
+
+    run: str = ""
+    """Made up when a run starts; the same through all its interruptions."""
+    lineage: int = 0
+    """How often the run has rolled back."""
+    tokens: int = 0
+    config_sha256: str = ""
+    dataset: str = ""
+    environment_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,9 +82,11 @@ class Checkpoint:
     path: Path
     step: int
     state: dict[str, Any]
+    run: str = ""
+    lineage: int = 0
 
     def model(self, device: torch.device) -> dict[str, torch.Tensor]:
-        return load_file(self.path / MODEL, device=str(device))
+        return _load_tensors(self.path / MODEL, device)
 
     def optimizer(self, device: torch.device) -> dict[str, torch.Tensor]:
         """Moments by parameter; CheckpointError for a checkpoint of weights alone."""
@@ -60,82 +94,178 @@ class Checkpoint:
             raise CheckpointError(
                 "WEIGHTS-ONLY", f"{self.path} holds weights only", do="use it with --init_from"
             )
-        return load_file(self.path / OPTIMIZER, device=str(device))
+        return _load_tensors(self.path / OPTIMIZER, device)
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Tensors], state: dict[str, Any]) -> Path:
+def save(
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Tensors],
+    state: dict[str, Any],
+    origin: Origin | None = None,
+) -> Path:
     """Commit a checkpoint of `step` below `folder` and return its path.
 
     `tensors` maps file names to tensors by name. Raises StorageError, leaving nothing behind, when
-    the disk is full or fails, and CheckpointError when that step is already there.
+    the disk is full or fails or `folder` is gone, which is never made anew under a running process,
+    and CheckpointError when that step is already there.
     """
-    return save_as(folder / f"step-{step:08d}", step, tensors, state)
+    origin = origin or Origin()
+    final = folder / name_of(step, origin.lineage)
+    save_as(final, step, tensors, state, origin)
+    with contextlib.suppress(StorageError):  # a hint may be stale
+        replace_file(folder / LATEST, final.name + "\n")
+    return final
 
 
-def save_as(final: Path, step: int, tensors: Mapping[str, Tensors], state: dict[str, Any]) -> Path:
-    """`save` under a name of one's own."""
+def save_as(
+    final: Path,
+    step: int,
+    tensors: Mapping[str, Tensors],
+    state: dict[str, Any],
+    origin: Origin | None = None,
+) -> Path:
+    """`save` under a name of one's own, without a hint."""
     folder = final.parent
     temporary = folder / f".tmp-{step}-{uuid.uuid4().hex[:8]}"
     if final.exists():
         raise CheckpointError("CKPT-EXISTS", f"{final} is already there", do="choose another name")
     try:
-        temporary.mkdir(parents=True)
+        check_space(folder, size_of(tensors))
+        temporary.mkdir()
         files = {name: _write_tensors(temporary / name, t) for name, t in tensors.items()}
         files[STATE] = _write(temporary / STATE, [_json(state)])
-        body = {"format": FORMAT, "step": step, "files": files}
+        body = {"format": FORMAT, "step": step, **asdict(origin or Origin()), "files": files}
         manifest = {**body, "sha256": hashlib.sha256(_json(body)).hexdigest()}
         _write(temporary / MANIFEST, [_json(manifest)])
         fsync_folder(temporary)
         os.rename(temporary, final)
-        fsync_folder(folder)
+        try:
+            fsync_folder(folder)
+        except OSError:
+            os.rename(final, temporary)  # a power loss could take it back: it is not committed
+            raise
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise storage_error(final, error) from error
+        raise StorageError(
+            "CKPT-WRITE",
+            f"cannot write {final}: {error.strerror or error}",
+            kept="the older checkpoints",
+            do="free space or mend the disk, then run the same command again",
+        ) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return final
 
 
+def size_of(tensors: Mapping[str, Tensors]) -> int:
+    """Bytes that a checkpoint of these tensors takes."""
+    return sum(t.numel() * t.element_size() for file in tensors.values() for t in file.values())
+
+
+def check_space(folder: Path, need_bytes: int) -> None:
+    """Raise StorageError when `folder` has no room for a checkpoint of `need_bytes`."""
+    free = shutil.disk_usage(folder).free
+    if free < need_bytes + SLACK_BYTES:
+        raise StorageError(
+            "CKPT-SPACE",
+            f"a checkpoint needs {gib(need_bytes + SLACK_BYTES)}, {folder} has {gib(free)} free",
+            kept="the older checkpoints",
+            do="free space, then run the same command again",
+        )
+
+
+def name_of(step: int, lineage: int) -> str:
+    """Folder name of a checkpoint."""
+    return f"step-{step:08d}" + (f"-r{lineage}" if lineage else "")
+
+
+def place(path: Path) -> tuple[int, int] | None:
+    """(lineage, step) of a checkpoint's name; None for any other name."""
+    match = _NAME.fullmatch(path.name)
+    return (int(match[2] or 0), int(match[1])) if match else None
+
+
+def step_of(path: Path) -> int:
+    """Step in a checkpoint's name."""
+    return (place(path) or (0, 0))[1]
+
+
 def fault(path: Path) -> str | None:
     """Why the folder is not a whole checkpoint, or None when every hash is right."""
     try:
-        if (path / MANIFEST).stat().st_size > 1_000_000:
-            return "its manifest is too large"
-        manifest = json.loads((path / MANIFEST).read_text())
-        body = {k: v for k, v in manifest.items() if k != "sha256"}
-        if hashlib.sha256(_json(body)).hexdigest() != manifest["sha256"]:
-            return "its manifest is damaged"
-        if body["format"] != FORMAT:
-            return f"its format {body['format']!r} is not {FORMAT}"
-        if {p.name for p in path.iterdir()} != {MANIFEST, *body["files"]}:
+        manifest = read_manifest(path)
+        if manifest["format"] not in READABLE:
+            return f"{UNKNOWN_FORMAT} {manifest['format']!r} and none of {READABLE}"
+        named = place(path)
+        if named and named != (manifest.get("lineage", 0), manifest["step"]):
+            return "it has another checkpoint's name"
+        if {p.name for p in path.iterdir()} != {MANIFEST, *manifest["files"]}:
             return "files are missing or were added"
-        for name, entry in body["files"].items():
-            if (path / name).stat().st_size != entry["bytes"]:
+        for name, entry in manifest["files"].items():
+            file = path / name
+            if file.is_symlink() or not file.is_file():
+                return f"{name} is no plain file"
+            if file.stat().st_size != entry["bytes"]:
                 return f"{name} has the wrong size"
-            if sha256_file(path / name) != entry["sha256"]:
+            if sha256_file(file) != entry["sha256"]:
                 return f"{name} does not have the SHA-256 it was written with"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        # Right hashes can be made by anyone: what is opened next must be what it is taken for.
+        if type(manifest["step"]) is not int:
+            return "its step is no number"
+        if not isinstance(json.loads((path / STATE).read_bytes()), dict):
+            return f"{STATE} is no object"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"it cannot be read ({type(error).__name__}: {error})"
     return None
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint; ValueError, KeyError, TypeError or OSError when it is damaged.
+    Tells nothing of the other files."""
+    if (path / MANIFEST).stat().st_size > MOST_MANIFEST_BYTES:
+        raise ValueError("the manifest is too large")
+    text = (path / MANIFEST).read_bytes()
+    manifest: dict[str, Any] = json.loads(text)
+    body = {k: v for k, v in manifest.items() if k != "sha256"}
+    # Byte for byte as it was written: neither other spaces nor a key that stands twice.
+    if hashlib.sha256(_json(body)).hexdigest() != manifest["sha256"] or text != _json(manifest):
+        raise ValueError("the manifest is damaged")
+    return manifest
 
 
 def load(path: Path) -> Checkpoint:
     """Verify every hash of one checkpoint, and open it; CheckpointError when it is damaged."""
     if why := fault(path):
+        _refuse_other_release(path, why)
         raise CheckpointError("CKPT-BAD", f"{path}: {why}", do="use another checkpoint of the run")
-    return _open(path)
+    return open_verified(path)
 
 
-def _open(path: Path) -> Checkpoint:
-    manifest = json.loads((path / MANIFEST).read_text())
-    return Checkpoint(path, int(manifest["step"]), json.loads((path / STATE).read_text()))
+def _refuse_other_release(path: Path, why: str) -> None:
+    if why.startswith(UNKNOWN_FORMAT):
+        raise CheckpointError(
+            "CKPT-VERSION",
+            f"{path}: {why}",
+            kept="it and all others, untouched",
+            do="use the release of outpace that wrote it",
+        )
+
+
+def open_verified(path: Path) -> Checkpoint:
+    """Open a checkpoint in which `fault` found nothing; hashes nothing again."""
+    manifest = read_manifest(path)
+    state = json.loads((path / STATE).read_text())
+    return Checkpoint(
+        path, int(manifest["step"]), state, manifest.get("run", ""), manifest.get("lineage", 0)
+    )
 
 
 def latest(folder: Path, *, set_aside: bool = True) -> Checkpoint | None:
     """The newest checkpoint that verifies; None when there never was one. Bad newer ones are warned
     of, and renamed out of the way with `set_aside`, which needs the run's lock; when none is good,
-    CheckpointError: training never restarts silently."""
+    or another release wrote a newer one, CheckpointError: training never restarts silently."""
     bad: list[tuple[Path, str]] = []
     for path in reversed(paths(folder)):
         if (why := fault(path)) is None:
@@ -143,7 +273,8 @@ def latest(folder: Path, *, set_aside: bool = True) -> Checkpoint | None:
                 warn(f"[CKPT-BAD] {other.name}: {reason}; going on from {path.name}")
                 if set_aside:
                     os.rename(other, other.with_name(f"bad-{other.name}-{uuid.uuid4().hex[:8]}"))
-            return _open(path)
+            return open_verified(path)
+        _refuse_other_release(path, why)
         bad.append((path, why))
     if bad:
         raise CheckpointError(
@@ -157,33 +288,32 @@ def latest(folder: Path, *, set_aside: bool = True) -> Checkpoint | None:
 
 
 def paths(folder: Path) -> list[Path]:
-    """Checkpoint folders by step, oldest first, whole or not; links are not followed."""
-    found = [
-        (int(match[1]), path)
-        for path in (folder.iterdir() if folder.is_dir() else ())
-        if (match := _NAME.fullmatch(path.name)) and path.is_dir() and not path.is_symlink()
-    ]
+    """Checkpoint folders by lineage and step, oldest first, whole or not; links are not
+    followed."""
+    try:
+        names = list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    found = [(key, p) for p in names if (key := place(p)) and p.is_dir() and not p.is_symlink()]
     return [path for _, path in sorted(found)]
 
 
-def prune(folder: Path, keep: int, *, committed: Path | None = None) -> None:
-    """Let go of the oldest until `keep` are left that verify; those that do not never count.
-    `committed` was hashed while it was just written, and is not read again."""
-    good = 0
-    for path in reversed(paths(folder)):
-        if good < keep:
-            good += path == committed or fault(path) is None
-        else:
-            doomed = folder / f".del-{uuid.uuid4().int % 10**6}-{uuid.uuid4().hex[:8]}"
-            os.rename(path, doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+def discard(path: Path) -> None:
+    """Delete a checkpoint: out of its name first, so that half of one is never taken for whole."""
+    doomed = path.with_name(f".del-{uuid.uuid4().int % 10**6}-{uuid.uuid4().hex[:8]}")
+    os.rename(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a killed save or prune left, and only that. Call with the run's lock held."""
+    """Remove what a killed save, prune or replacement of a record left, and only that. Call with
+    the run's lock held."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        if _TEMPORARY.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
+        if _TEMPORARY.fullmatch(path.name) and not path.is_symlink():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def weights_sha256(tensors: Tensors) -> str:
@@ -193,6 +323,15 @@ def weights_sha256(tensors: Tensors) -> str:
         digest.update(f"{name} {tuple(tensors[name].shape)} ".encode())
         digest.update(_raw(tensors[name]))
     return digest.hexdigest()
+
+
+def _load_tensors(path: Path, device: torch.device) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path, device=str(device))
+    except SafetensorError as error:
+        raise CheckpointError(
+            "CKPT-BAD", f"{path} is no safetensors file ({error})", do="use another checkpoint"
+        ) from error
 
 
 def _write_tensors(path: Path, tensors: Tensors) -> dict[str, Any]:

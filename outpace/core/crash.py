@@ -1,4 +1,6 @@
-"""What an exception becomes: one line and an exit code, and for a bug a file with the traceback."""
+"""What an exception becomes: one line and an exit code, and for a bug a file with the traceback.
+Neither holds a secret of the environment.
+"""
 
 import datetime
 import errno
@@ -9,7 +11,14 @@ import traceback
 from pathlib import Path
 
 from outpace import __version__
-from outpace.core.errors import NetworkError, OutOfMemory, OutpaceError, StorageError
+from outpace.core.errors import (
+    NetworkError,
+    OutOfMemory,
+    OutpaceError,
+    StorageError,
+    UsageError,
+)
+from outpace.core.secrets import redact
 
 OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "cannot allocate memory", "out of memory")
 """How PyTorch words it, in a RuntimeError, on a CPU and on a GPU."""
@@ -24,7 +33,9 @@ def explain(error: BaseException, folder: Path | None = None) -> OutpaceError:
     """
     if isinstance(error, OutpaceError):
         return error
-    if _is_out_of_memory(error):
+    if isinstance(error, ValueError) and "embedded null" in str(error):
+        return UsageError("BAD-PATH", "a path holds a NUL byte", do="name one without")
+    if is_out_of_memory(error):
         return OutOfMemory(
             "MEMORY",
             f"out of memory: {first_line(error)}",
@@ -39,7 +50,7 @@ def explain(error: BaseException, folder: Path | None = None) -> OutpaceError:
         )
         return StorageError(
             "STORAGE",
-            f"{where}{error.strerror or first_line(error)}",
+            f"{redact(where)}{error.strerror or first_line(error)}",
             do="check the path, its permissions and the free space, then run it again",
         )
     return OutpaceError(
@@ -48,8 +59,8 @@ def explain(error: BaseException, folder: Path | None = None) -> OutpaceError:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's text, or its type when it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """The first line of an exception's text, or its type when it has none. No secrets."""
+    return next(iter(redact(str(error)).strip().splitlines()), type(error).__name__)
 
 
 def wants_traceback() -> bool:
@@ -57,7 +68,7 @@ def wants_traceback() -> bool:
     return os.environ.get("OUTPACE_TRACEBACK", "") not in ("", "0")
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     if isinstance(error, OSError):
@@ -72,7 +83,7 @@ def _report(error: BaseException, folder: Path | None) -> str:
     time = datetime.datetime.now(datetime.UTC)
     name = f"crash-{time:%Y%m%dT%H%M%S}-{os.getpid()}.txt"
     head = f"outpace {__version__}, Python {sys.version.split()[0]}, {time:%Y-%m-%d %H:%M:%S} UTC\n"
-    text = head + f"{sys.argv}\n\n" + "".join(traceback.format_exception(error))
+    text = redact(head + f"{sys.argv}\n\n" + "".join(traceback.format_exception(error)))
     for place in (folder, Path(tempfile.gettempdir())):
         if place is not None and place.is_dir():
             try:

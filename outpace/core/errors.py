@@ -81,3 +81,9 @@ class NetworkError(OutpaceError):
     """A download that could not be made."""
 
     exit_code = 10
+
+
+class NotMet(OutpaceError):
+    """What a command was told to require is not so."""
+
+    exit_code = 11

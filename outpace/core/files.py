@@ -3,11 +3,13 @@
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from outpace.core.errors import StorageError
+from outpace.core.secrets import redact
 
 JsonObject = dict[str, Any]
 
@@ -27,7 +29,7 @@ def replace_file(path: Path, content: str | bytes) -> None:
     """Write `content` beside `path`, fsync it, and rename it into place."""
     # A file name that is not UTF-8 stands as the escape \udcXX, which JSON reads back.
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{threading.get_ident()}")
     try:
         with open(temporary, "wb") as f:
             f.write(data)
@@ -42,7 +44,7 @@ def replace_file(path: Path, content: str | bytes) -> None:
 
 def replace_json(path: Path, value: Any) -> None:
     """Atomically write `value` as indented JSON. NaN and infinities become null."""
-    replace_file(path, json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n")
+    replace_file(path, json.dumps(_clean(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def append_json_line(path: Path, record: JsonObject) -> None:
@@ -53,13 +55,13 @@ def append_json_line(path: Path, record: JsonObject) -> None:
 
 def json_line(record: JsonObject) -> bytes:
     """One record as a line of JSON. NaN and infinities become null."""
-    text = json.dumps(_finite(record), ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(_clean(record), ensure_ascii=False, separators=(",", ":"))
     return f"{text}\n".encode("utf-8", "backslashreplace")
 
 
 def read_json_lines(path: Path) -> Iterator[JsonObject]:
     """Yield the records of a JSON-lines file; a line cut short or damaged is left out."""
-    if not path.exists():
+    if not path.is_file():
         return
     with open(path, encoding="utf-8", errors="replace") as f:
         for line in f:
@@ -80,7 +82,7 @@ def sha256_file(path: Path) -> str:
 def sha256_json(value: Any) -> str:
     """SHA-256 of the canonical JSON of `value`, in hex."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:
@@ -92,11 +94,14 @@ def storage_error(path: Path, error: OSError) -> StorageError:
     )
 
 
-def _finite(value: Any) -> Any:
+def _clean(value: Any) -> Any:
+    """Numbers that JSON has, and text without secrets."""
+    if isinstance(value, str):
+        return redact(value)
     if isinstance(value, float):
         return value if value - value == 0 else None
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: _clean(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
+        return [_clean(v) for v in value]
     return value

@@ -1,5 +1,5 @@
 """What people see: results on standard output, progress and warnings on standard error. Text is
-shown as it is, never as mark-up.
+shown as it is, never as mark-up; secrets of the environment are not shown.
 
 A reader that goes away (`outpace train | head -1`, a log viewer that was closed) never stops
 training: what cannot be told is dropped.
@@ -12,6 +12,8 @@ from typing import IO
 
 from rich.console import Console
 
+from outpace.core.secrets import redact
+
 
 class _SturdyConsole(Console):
     """rich leaves the process with exit code 1 when its reader is gone; this one goes on."""
@@ -23,15 +25,15 @@ class _SturdyConsole(Console):
 err = _SturdyConsole(stderr=True, highlight=False, soft_wrap=True)
 
 
-def show(result: str) -> None:
+def show(result: str, end: str = "\n") -> None:
     """Print what a command was asked for. OSError when standard output cannot take it."""
-    print(_printable(result), flush=True)
+    print(_printable(result), end=end, flush=True)
 
 
 def say(message: str = "") -> None:
     """Tell on standard output how the work goes; without a reader the work goes on untold."""
     try:
-        show(message)
+        show(redact(message))
     except OSError as error:
         discard(sys.stdout)
         if not isinstance(error, BrokenPipeError):
@@ -40,17 +42,17 @@ def say(message: str = "") -> None:
 
 def note(message: str) -> None:
     """Print a dim line to standard error."""
-    err.print(_printable(message), style="dim", markup=False)
+    err.print(_printable(redact(message)), style="dim", markup=False)
 
 
 def warn(message: str) -> None:
     """Print a warning that cannot be missed."""
-    err.print(f"warning: {_printable(message)}", style="bold yellow", markup=False)
+    err.print(f"warning: {_printable(redact(message))}", style="bold yellow", markup=False)
 
 
 def fail(message: str) -> None:
     """Print an error as exactly one line; plain when not on a terminal, for scripts to match."""
-    line = _printable(message, keep="\t")
+    line = _printable(redact(message), keep="\t")
     if err.is_terminal:
         err.print(line, style="bold red", markup=False)
     else:
@@ -66,13 +68,6 @@ def discard(stream: IO[str]) -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
         os.close(null)
-
-
-def show_any_text() -> None:
-    """Escape what a terminal's encoding lacks (a C locale, say) instead of failing on it."""
-    for stream in (sys.stdout, sys.stderr):
-        if reconfigure := getattr(stream, "reconfigure", None):
-            reconfigure(errors="backslashreplace")
 
 
 def _printable(text: str, keep: str = "\n\t") -> str:

@@ -1,8 +1,9 @@
 """Plug-in tables: a name, and where its code is, loaded only when it is asked for."""
 
-import difflib
 import importlib
+import importlib.util
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from outpace.core.errors import UsageError
@@ -10,8 +11,18 @@ from outpace.core.errors import UsageError
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ` (did you mean X?)` for the closest known name, or an empty string."""
+    import difflib  # not for a help page
+
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+def nearest_names(name: str, known: Iterable[str]) -> list[str]:
+    """The up to three known names that `name` begins, or else that are closest to it."""
+    import difflib
+
+    begun = sorted((k for k in known if name and k.startswith(name)), key=len)
+    return begun[:3] or difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
 
 
 class Registry:
@@ -32,6 +43,13 @@ class Registry:
                 f"no {self.kind} {name!r}{nearest(name, self._table)}",
                 do=f"choose one of {', '.join(self._table)}",
             )
+
+    def first_line(self, name: str) -> str:
+        """The first line of the docstring of entry `name`'s module, which is not imported."""
+        spec = importlib.util.find_spec(self._table[name].partition(":")[0])
+        assert spec is not None and spec.origin is not None
+        with Path(spec.origin).open(encoding="utf-8") as f:
+            return f.readline().strip().strip('"')
 
     def load(self, name: str) -> Any:
         """Import and return the entry `name`."""

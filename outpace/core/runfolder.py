@@ -7,14 +7,20 @@ metrics.jsonl    one record a logged step
 evals.jsonl      one record an evaluation
 samples.jsonl    generated text
 events.jsonl     starts, saves, fall-backs, stops
+incidents/       batches of steps whose numbers were bad
 checkpoints/     step-00001000/...
+verdict.json     whether it beats another model, as last asked
 report.html
 """
 
+import contextlib
 import datetime
+import errno
 import json
 import os
 import socket
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +29,21 @@ from filelock import FileLock, Timeout
 
 from outpace.core.errors import RunInUse, StorageError
 from outpace.core.files import (
+    JsonObject,
     append_json_line,
     json_line,
     read_json_lines,
     replace_file,
     replace_json,
 )
+from outpace.core.log import warn
 
+WARN_EVERY_S = 60.0
+LOCK_PATIENCE_S = 0.2
+"""`outpace status` holds the lock for a moment to see who has it."""
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What a file system without locks answers."""
+_warned_at: dict[Path, float] = {}
 RUN_FORMAT = 1
 """Version of the layout above; written into plan.json and STATUS.json."""
 
@@ -69,8 +83,16 @@ class RunFolder:
         return self.root / "events.jsonl"
 
     @property
+    def incidents(self) -> Path:
+        return self.root / "incidents"
+
+    @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
+
+    @property
+    def verdict(self) -> Path:
+        return self.root / "verdict.json"
 
     @property
     def report(self) -> Path:
@@ -91,13 +113,20 @@ class RunFolder:
         """Take the run's lock, released when the process ends however it ends; RunInUse if held."""
         lock = FileLock(self.root / ".lock")
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=LOCK_PATIENCE_S)
         except Timeout as error:
             raise RunInUse(
                 "RUN-IN-USE",
                 f"another process is training in {self.root}{_holder(self.status)}",
                 do="wait for it, stop it, or choose another --run_dir",
             ) from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            warn(
+                f"[NO-LOCK] the file system of {self.root} has no locks ({error.strerror}): "
+                "nothing keeps a second run out of this folder"
+            )
         return lock
 
     def write_status(self, state: str, *, code: int | None = None, **fields: Any) -> None:
@@ -108,20 +137,41 @@ class RunFolder:
             "code": code,
             "pid": os.getpid(),
             "host": socket.gethostname(),
+            "boot_id": boot_id(),
             "time": now(),
+            "degraded": self.root in _warned_at,
             **fields,
         }
-        replace_json(self.status, record)
+        with self._going_on(self.status):
+            replace_json(self.status, record)
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append one line to events.jsonl."""
-        append_json_line(self.events, {"time": now(), "event": kind, **fields})
+        self.record(self.events, {"time": now(), "event": kind, **fields})
+
+    def record(self, path: Path, record: JsonObject) -> None:
+        """Append one line to one of the files above."""
+        with self._going_on(path):
+            append_json_line(path, record)
+
+    @contextlib.contextmanager
+    def _going_on(self, path: Path) -> Iterator[None]:
+        """Records that cannot be written are warned of, at most once a minute, and never stop a
+        run: only a checkpoint that cannot be written does."""
+        try:
+            yield
+        except (OSError, StorageError) as error:
+            last = _warned_at.get(self.root)
+            if last is None or time.monotonic() - last >= WARN_EVERY_S:
+                _warned_at[self.root] = time.monotonic()
+                reason = getattr(error, "strerror", None) or str(error)
+                warn(f"[DEGRADED] {path} is not written ({reason}); training goes on")
 
     def forget_after(self, step: int) -> None:
         """Drop records of steps after `step`, and a line cut by a crash, before a resume repeats
         them, so that every step stands once."""
         for path in (self.metrics, self.evals, self.samples):
-            if not path.exists():
+            if not path.is_file():
                 continue
             lines = path.read_bytes().splitlines(keepends=True)
             good = [r for r in read_json_lines(path) if r.get("step", 0) <= step]
@@ -132,6 +182,14 @@ class RunFolder:
 def now() -> str:
     """UTC time in ISO 8601, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def boot_id() -> str | None:
+    """Changes when the machine starts anew; None where there is no telling."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
 
 
 def _holder(status: Path) -> str:

@@ -1,0 +1,88 @@
+"""Which checkpoints stay: the newest few, milestones, and the best by validation loss.
+
+Only those count that verify and that lie on the way to where the run stands: not those of another
+run in the same folder, nor those that a rollback left behind.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from outpace.checkpoint import store
+from outpace.core.log import warn
+
+LEAST = 2
+"""Good checkpoints that are always left."""
+
+
+@dataclass
+class Retention:
+    """What to keep of one run's checkpoints."""
+
+    last: int = LEAST
+    """How many of the newest."""
+    milestone_every_steps: int = 0
+    """Keep every checkpoint whose step is a multiple; 0: none."""
+    best: bool = False
+    """Keep the one with the lowest validation loss."""
+    verified: set[Path] = field(default_factory=set)
+    """Checkpoints that this process has read back and found whole."""
+
+    def prune(
+        self,
+        folder: Path,
+        *,
+        run: str,
+        left_at: Sequence[int] = (),
+        losses: Mapping[int, float] | None = None,
+    ) -> list[Path]:
+        """Let go of what need not be kept, and return it. `left_at[i]` is the step at which the
+        run left lineage i; `losses` is validation loss by step. Touches nothing when the newest
+        does not verify, or when fewer than two would be left."""
+        candidates = [p for p in store.paths(folder) if self._origin(p) in (run, "", None)]
+        way = [p for p in candidates if on_the_way(p, left_at)]
+        if not way or not self._good(way[-1]):
+            return []
+        newest: list[Path] = []
+        for path in reversed(way):
+            if len(newest) < max(self.last, LEAST) and self._good(path):
+                newest.append(path)
+        if len(newest) < max(self.last, LEAST):
+            return []
+        stay = set(newest) | {p for p in way if self._is_milestone(p)}
+        if self.best and (scored := [p for p in way if store.step_of(p) in (losses or {})]):
+            stay.add(min(scored, key=lambda p: (losses or {})[store.step_of(p)]))
+        return [p for p in candidates if p not in stay and self._let_go(p)]
+
+    def _let_go(self, path: Path) -> bool:
+        """Delete a checkpoint. One that cannot be deleted is warned of: it is no reason to stop."""
+        try:
+            store.discard(path)
+        except OSError as error:
+            warn(f"[NOT-REMOVED] {path}: {error.strerror or error}; training goes on")
+            return False
+        self.verified.discard(path)
+        return True
+
+    def _is_milestone(self, path: Path) -> bool:
+        every = self.milestone_every_steps
+        return every > 0 and store.step_of(path) % every == 0
+
+    def _good(self, path: Path) -> bool:
+        if path not in self.verified and store.fault(path) is None:
+            self.verified.add(path)
+        return path in self.verified
+
+    @staticmethod
+    def _origin(path: Path) -> str | None:
+        """The run that a manifest names; "" before format 2, None when it cannot be read."""
+        try:
+            return str(store.read_manifest(path).get("run", ""))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
+
+
+def on_the_way(path: Path, left_at: Sequence[int]) -> bool:
+    """Whether a run that left lineage i at step `left_at[i]` has passed through a checkpoint."""
+    lineage, step = store.place(path) or (0, 0)
+    return lineage <= len(left_at) and all(step <= left for left in left_at[lineage:])

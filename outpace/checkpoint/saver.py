@@ -1,0 +1,139 @@
+"""Saving behind the training: the training thread waits for a copy in host memory; a writer thread
+hashes it, writes it and commits it. One save at a time. What fails is raised by the next `poll`.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import psutil
+import torch
+
+from outpace.checkpoint.store import Tensors
+from outpace.core.crash import is_out_of_memory
+from outpace.core.errors import NumericsError, StorageError
+from outpace.core.log import warn
+from outpace.core.units import gib
+
+RETRY_AFTER_S = 1.0
+SPARE_BYTES = 1 << 30
+"""Host memory that a copy leaves to others."""
+Files = Mapping[str, Tensors]
+"""File name -> tensors by name."""
+Write = Callable[[Files], Path]
+"""Commits tensors and returns the checkpoint's folder."""
+Done = Callable[[Path, float, float], None]
+"""Told of a committed checkpoint, the seconds that training waited, and those of the writing."""
+
+
+class Saver:
+    """Commits checkpoints behind the training or, where memory is short or `background` is off, in
+    front of it."""
+
+    def __init__(self, *, background: bool) -> None:
+        self.background = background
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+        self._buffers: dict[str, dict[str, torch.Tensor]] = {}
+        self._waited_s = 0.0
+        """For the save before, since the last one began: a part of the next one's stall."""
+
+    def save(self, files: Files, write: Write, done: Done) -> None:
+        """Commit `files`. Waits for the save before, if it is still under way, and raises what that
+        failed with; what this one fails with is `poll`'s to tell."""
+        self.wait()
+        started = time.perf_counter() - self._waited_s
+        self._waited_s = 0.0
+        copied = self._copy(files) if self.background else None
+        if copied is None:
+            self._commit(files, write, done, started, None)
+            return
+        stall_s = time.perf_counter() - started
+        arguments = (copied, write, done, started, stall_s)
+        self._thread = threading.Thread(target=self._commit, args=arguments, name="outpace-saver")
+        self._thread.start()
+
+    @property
+    def failed(self) -> bool:
+        """Whether a save has failed and `poll` has not told yet."""
+        return self._error is not None
+
+    def poll(self) -> None:
+        """Raise what a save failed with, once."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def wait(self) -> None:
+        """Return when nothing is being written; raises what failed."""
+        self.close()
+        self.poll()
+
+    def close(self) -> None:
+        """Return when nothing is being written."""
+        if self._thread is not None:
+            started = time.perf_counter()
+            self._thread.join()
+            self._thread = None
+            self._waited_s += time.perf_counter() - started
+
+    def _commit(
+        self, files: Files, write: Write, done: Done, started: float, stall_s: float | None
+    ) -> None:
+        try:
+            check_finite(files)
+            try:
+                path = write(files)
+            except StorageError as error:
+                if error.name == "CKPT-SPACE":
+                    raise
+                warn(f"{error.what}; trying once more in {RETRY_AFTER_S:g} s")
+                time.sleep(RETRY_AFTER_S)
+                path = write(files)
+            seconds = time.perf_counter() - started
+            done(path, seconds if stall_s is None else stall_s, seconds)
+        except Exception as error:  # raised again by `poll`, on the training thread
+            self._error = error
+
+    def _copy(self, files: Files) -> Files | None:
+        """The tensors in host memory of our own, or None when that is short. The next save
+        overwrites the copy."""
+        try:
+            copied = {
+                file: {name: self._copy_one(file, name, t) for name, t in tensors.items()}
+                for file, tensors in files.items()
+            }
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._buffers.clear()
+            self.background = False
+            warn(f"[SAVE-IN-FRONT] no memory for a copy ({error}): training waits for each save")
+            return None
+        if any(t.device.type == "cuda" for tensors in files.values() for t in tensors.values()):
+            torch.cuda.current_stream().synchronize()
+        return copied
+
+    def _copy_one(self, file: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        buffers = self._buffers.setdefault(file, {})
+        if name not in buffers:
+            free = psutil.virtual_memory().available
+            if free < tensor.numel() * tensor.element_size() + SPARE_BYTES:
+                raise MemoryError(f"{gib(free)} are free")
+            pin = tensor.device.type == "cuda"
+            buffers[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pin)
+        return buffers[name].copy_(tensor.detach(), non_blocking=True)
+
+
+def check_finite(files: Files) -> None:
+    """NumericsError when a tensor holds what is not a number: such a state is never saved."""
+    for file, tensors in files.items():
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise NumericsError(
+                    "POISONED",
+                    f"{name} ({file}) is not finite, and such a state is not saved",
+                    kept="the older checkpoints",
+                    do="run the same command again: it continues from the last good one",
+                )

@@ -1,0 +1,155 @@
+"""A run's state as seen from outside: what its files say, and whether its process still lives.
+Reads only, and may read while the run writes.
+"""
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from outpace.core.errors import UsageError
+from outpace.core.files import JsonObject
+from outpace.core.runfolder import RunFolder, boot_id
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+STATES = ("running", "finished", "stopped", "failed")
+"""What STATUS.json may say. `interrupted` is what a reader makes of `running` without a process."""
+TAIL_BYTES = 1 << 16
+
+
+def read_state(folder: RunFolder) -> JsonObject:
+    """STATUS.json, with `state` interrupted when the process is gone without having said so, and
+
+    held                whether a process holds the run's lock
+    last_logged_step    of metrics.jsonl, with `tokens_per_second` and `loss` of that record
+    last_record_age_s   seconds since metrics.jsonl was last written
+    max_steps           of plan.json
+
+    as far as they are known. UsageError NOT-A-RUN for a folder without any sign of a run.
+    """
+    status = _status(folder)
+    held = is_held(folder, status)
+    if not held:
+        status = _status(folder)  # it may have ended in good order between the two looks
+    if status is None:
+        if not (held or folder.plan.is_file() or folder.metrics.is_file()):
+            raise _no_run(folder)
+        status = {"state": "running", "reason": "it has no readable STATUS.json"}
+    if status["state"] == "running" and not held:
+        status |= {"state": "interrupted", "reason": _why_gone(status)}
+    status["held"] = held
+    if found := last_record(folder.metrics):
+        record, age_s = found
+        status["last_logged_step"] = record.get("step")
+        status["last_record_age_s"] = round(age_s, 1)
+        status |= {k: record[k] for k in ("tokens_per_second", "loss") if k in record}
+    plan = _object(folder.plan).get("plan")
+    if isinstance(plan, dict) and "max_steps" in plan:
+        status["max_steps"] = plan["max_steps"]
+    return status
+
+
+def is_held(folder: RunFolder, status: JsonObject | None = None) -> bool:
+    """Whether a process holds the run's lock. Where the file system cannot tell, whether the
+    process that `status` names is alive on this machine."""
+    path = folder.root / ".lock"
+    try:
+        if fcntl is None:
+            lock = FileLock(path)
+            if path.exists():
+                lock.acquire(timeout=0)
+                lock.release()
+            return False
+        fd = os.open(path, os.O_RDONLY)  # a folder of another user's can be asked, too
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except Timeout:
+        return True
+    except OSError:
+        return _is_alive(status or {})
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # so that two may ask
+    except BlockingIOError:
+        return True
+    except OSError:
+        return _is_alive(status or {})
+    finally:
+        os.close(fd)
+    return False
+
+
+def last_record(path: Path) -> tuple[JsonObject, float] | None:
+    """The last whole record of a JSON-lines file and the file's age in seconds, from its end alone,
+    however long it is; None without one."""
+    try:
+        with open(path, "rb") as f:
+            size = f.seek(0, os.SEEK_END)
+            f.seek(max(0, size - TAIL_BYTES))
+            lines = f.read().splitlines()
+            age_s = max(0.0, time.time() - os.fstat(f.fileno()).st_mtime)
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict):
+            return record, age_s
+    return None
+
+
+def _status(folder: RunFolder) -> JsonObject | None:
+    status = _object(folder.status)
+    return status if status.get("state") in STATES else None
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _why_gone(status: JsonObject) -> str:
+    """How the process of a run that says it is running may have ended."""
+    pid, host, boot = (status.get(key) for key in ("pid", "host", "boot_id"))
+    if host not in (None, socket.gethostname()):
+        how = f"its process {pid} on {host} is gone"
+    elif boot not in (None, boot_id()):
+        how = "the machine was restarted"
+    elif pid is None:
+        how = "its process is gone"
+    else:
+        how = f"its process {pid} was killed (kill -9, or the system ran out of memory)"
+    return f"{how}; the same command continues it"
+
+
+def _is_alive(status: JsonObject) -> bool:
+    pid = status.get("pid")
+    if not isinstance(pid, int) or status.get("host") != socket.gethostname():
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return status.get("boot_id") in (None, boot_id())
+
+
+def _no_run(folder: RunFolder) -> UsageError:
+    return UsageError(
+        "NOT-A-RUN",
+        f"{folder.root} is not a run folder (no readable STATUS.json)",
+        do="name the folder that training printed, such as runs/NAME",
+    )
