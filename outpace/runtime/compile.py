@@ -2,10 +2,66 @@
 compiler or Triton costs a line, not a run.
 """
 
+import contextlib
+import logging
+import os
 import platform
 import shutil
+import tempfile
+from collections.abc import Callable
+from typing import Any
 
 import torch
+
+from outpace.core.cache import cache_folder
+
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+CACHE_LOGGERS = ("torch._inductor.codecache", "torch._functorch._aot_autograd.autograd_cache")
+TUNED: dict[str, str | int | bool | Callable[..., Any]] = {
+    "max_autotune": True,
+    "coordinate_descent_tuning": True,
+    "epilogue_fusion": True,
+    "triton.cudagraphs": False,
+}
+"""Inductor's `max-autotune-no-cudagraphs` and a search over each kernel's launch parameters."""
+
+
+def compiled(module: torch.nn.Module, mode: str) -> torch.nn.Module:
+    """torch.compile for constant shapes, in the mode `default` or `tuned`."""
+    keep_compiled_code()
+    options = TUNED if mode == "tuned" else None
+    return torch.compile(module, dynamic=False, options=options)  # type: ignore[return-value]
+
+
+class _OneLine(logging.Filter):
+    """A cache that cannot be read or written is compiled around; its traceback tells nothing."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and record.exc_info[1] is not None:
+            record.msg = f"{record.getMessage()}, going on without: {record.exc_info[1]!r}"[:200]
+            record.args, record.exc_info = (), None
+        return True
+
+
+_one_line = _OneLine()
+
+
+def keep_compiled_code() -> None:
+    """Let the compiler keep its code and graphs in our cache folder, which the next run finds, and
+    not in the temporary folder, which a restart empties. A folder that the user has named stays;
+    where ours cannot be written, PyTorch's own is taken. What is wrong with it takes a line."""
+    for name in CACHE_LOGGERS:
+        logging.getLogger(name).addFilter(_one_line)  # the same filter is added once
+    # Importing the compiler sets the variable, if nobody has, to a temporary folder.
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    if os.environ.get(CACHE_VARIABLE, default_cache_dir()) != default_cache_dir():
+        return
+    folder = cache_folder() / "inductor"
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):  # os.access is no answer on a read-only mount
+            os.environ[CACHE_VARIABLE] = str(folder)
 
 
 def why_not(device: torch.device) -> str | None:
@@ -21,6 +77,7 @@ def why_not(device: torch.device) -> str | None:
     def probe(x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.gelu(x @ x).sum()
 
+    keep_compiled_code()
     x = torch.ones(8, 8, device=device, requires_grad=True)
     try:
         torch.compile(probe)(x).backward()

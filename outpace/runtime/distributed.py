@@ -48,6 +48,12 @@ def lost_peer(error: Exception, ranks: Ranks) -> PeerLost | None:
     text = str(error).lower()
     if ranks.world_size == 1 or not isinstance(error, RuntimeError):
         return None
+    if "address already in use" in text:
+        return PeerLost(
+            "PORT-IN-USE",
+            f"the rendezvous port {os.environ.get('MASTER_PORT', '')} is in use on this host",
+            do="choose another (torchrun --master_port, or --standalone) and run it again",
+        )
     if not any(words in text for words in LOST):
         return None
     return PeerLost(
@@ -66,9 +72,21 @@ class Group:
         self._control: dist.ProcessGroup | None = None
         if ranks.world_size > 1:
             backend = "nccl" if device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+            timeout = timedelta(seconds=timeout_s)
+            # torchrun restarts a group on the same store, where the last one's addresses still are.
+            store, rank, world_size = next(
+                dist.rendezvous("env://", timeout=timeout)  # type: ignore[attr-defined]
+            )
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            dist.init_process_group(
+                backend,
+                store=dist.PrefixStore(f"attempt-{attempt}", store),  # type: ignore[attr-defined]
+                rank=rank,
+                world_size=world_size,
+                timeout=timeout,
+            )
             # Stop flags travel over gloo, so that asking each step never waits for the GPU.
-            self._control = dist.new_group(backend="gloo")
+            self._control = dist.new_group(backend="gloo", timeout=timeout)
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         """Sum of a device tensor over all processes, on each."""

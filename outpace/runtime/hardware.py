@@ -1,35 +1,16 @@
-"""What this machine is. Peaks are dense tensor-core FLOP/s of the vendor's data sheet; a machine
-that is not in the table has no peak, and then no MFU is printed.
+"""What this machine is. Peaks are those of `machines.py`; a machine that is not in that table has
+no peak, and then no MFU is printed.
 """
 
 import os
 import platform
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
 
-# Whole words of torch.cuda.get_device_name() -> (bf16/fp16 dense FLOP/s, source). First match wins.
-PEAK_FLOPS: tuple[tuple[str, float, str], ...] = (
-    ("H200", 989.4e12, "NVIDIA H200 data sheet, SXM"),
-    ("H100 PCIe", 756e12, "NVIDIA H100 data sheet, PCIe"),
-    ("H100 NVL", 835e12, "NVIDIA H100 data sheet, NVL"),
-    ("GH200", 989.4e12, "NVIDIA GH200 data sheet"),
-    ("H100", 989.4e12, "NVIDIA H100 data sheet, SXM"),
-    ("B200", 2250e12, "NVIDIA B200 data sheet"),
-    ("A100", 312e12, "NVIDIA A100 data sheet"),
-    ("A800", 312e12, "NVIDIA A800 data sheet"),
-    ("L40S", 362e12, "NVIDIA L40S data sheet"),
-    ("L4", 121e12, "NVIDIA L4 data sheet"),
-    ("A10G", 70e12, "NVIDIA A10G, AWS G5 figure"),
-    ("A10", 125e12, "NVIDIA A10 data sheet"),
-    ("V100", 125e12, "NVIDIA V100 data sheet, SXM, fp16"),
-    ("T4", 65e12, "NVIDIA T4 data sheet, fp16"),
-    ("RTX 4090", 165.2e12, "NVIDIA Ada architecture white paper, fp32 accumulate"),
-    ("RTX 3090", 71e12, "NVIDIA Ampere GA102 white paper, fp32 accumulate"),
-)
+from outpace.runtime.machines import by_device_name
 
 
 @dataclass(frozen=True)
@@ -77,10 +58,8 @@ def detect(device: str) -> Machine:
 
 def peak_of(name: str) -> tuple[float | None, str | None]:
     """Peak FLOP/s of a GPU and its source, or None for one that is not in the table."""
-    return next(
-        ((p, s) for key, p, s in PEAK_FLOPS if re.search(rf"\b{re.escape(key)}\b", name)),
-        (None, None),
-    )
+    gpu = by_device_name(name)
+    return (gpu.half, gpu.source) if gpu else (None, None)
 
 
 def memory_in_use(device: torch.device) -> int:

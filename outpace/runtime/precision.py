@@ -21,7 +21,7 @@ def grad_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
-def fast_fp32_matmul() -> None:
-    """TF32 for the fp32 products that remain beside autocast on CUDA; none on a CPU."""
-    torch.backends.cuda.matmul.allow_tf32 = True
-    torch.backends.cudnn.allow_tf32 = True
+def use_tf32(on: bool) -> None:
+    """TF32 or full fp32 for fp32 products on CUDA; a CPU has no TF32."""
+    torch.backends.cuda.matmul.allow_tf32 = on
+    torch.backends.cudnn.allow_tf32 = on

@@ -1,28 +1,40 @@
 """From a plan to the objects that train."""
 
+import functools
 from dataclasses import dataclass
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from outpace.checkpoint.retention import Retention
+from outpace.checkpoint.saver import Saver
+from outpace.config.presets import GPT2Shape
 from outpace.config.schema import RunConfig
 from outpace.core.errors import UsageError
 from outpace.core.runfolder import RunFolder
 from outpace.data.loader import BatchShape, Loader
-from outpace.data.shards import Dataset, TokenStream
-from outpace.model.gpt2 import GPT2
-from outpace.ops.attention import BACKENDS
+from outpace.data.mixture import Mixture
+from outpace.data.verify import BackgroundCheck
+from outpace.model.gpt2 import GPT2, Compute
+from outpace.ops import attention, cross_entropy, fp8
 from outpace.optim import OPTIMIZERS
 from outpace.optim.groups import parameter_groups
+from outpace.runtime.compile import compiled
 from outpace.runtime.compile import why_not as compile_why_not
 from outpace.runtime.distributed import Group
-from outpace.runtime.precision import DTYPES, fast_fp32_matmul, grad_scaler
+from outpace.runtime.huge_pages import use_huge_pages
+from outpace.runtime.precision import DTYPES, grad_scaler, use_tf32
 from outpace.runtime.seeds import generator, use_deterministic_kernels
 from outpace.tokenizer import Tokenizer, get_tokenizer
+from outpace.train.guard import Guard
 from outpace.train.load_model import load_model
 from outpace.train.plan import Capabilities, Plan, check_pretrained_context
 from outpace.train.step import Trainable
 from outpace.train.stop import StopRequest
+from outpace.train.watchdog import Watchdog
+
+MOST_SKIPPED = {"fp16": 30, "bf16": 5, "no": 5}
+"""Steps in a row that may be skipped; fp16 needs some while its loss scale settles."""
 
 
 @dataclass
@@ -33,14 +45,19 @@ class Session:
     plan: Plan
     folder: RunFolder
     group: Group
-    dataset: Dataset
+    mixture: Mixture
     tokenizer: Tokenizer
     model: GPT2
     trainable: Trainable
     loader: Loader
-    validation: TokenStream | None
     stop: StopRequest
     identity: dict[str, object]
+    guard: Guard
+    saver: Saver
+    retention: Retention
+    watchdog: Watchdog
+    shard_check: BackgroundCheck | None
+    """Of the first process of each host."""
 
 
 def choose_device(asked: str, local_rank: int) -> torch.device:
@@ -48,6 +65,7 @@ def choose_device(asked: str, local_rank: int) -> torch.device:
     if asked == "cuda" and not torch.cuda.is_available():
         raise UsageError("NO-GPU", "--device cuda, but PyTorch sees no GPU", do="--device cpu")
     if asked == "cpu" or not torch.cuda.is_available():
+        use_huge_pages()
         return torch.device("cpu")
     if local_rank >= (gpus := torch.cuda.device_count()):
         raise UsageError(
@@ -62,53 +80,84 @@ def choose_device(asked: str, local_rank: int) -> torch.device:
 def capabilities(device: torch.device) -> Capabilities:
     """What this machine can do, found out by asking."""
 
-    def attention(
-        backend: str, precision: str, head_dim: int, dropout: float
+    def backend(
+        name: str, precision: str, head_dim: int, dropout: float, masked: bool
     ) -> tuple[str | None, str]:
-        module, dtype = BACKENDS.load(backend), DTYPES[precision]
-        return (
-            module.why_not(device, dtype, head_dim),
-            module.kernel(device, dtype, head_dim, dropout),
+        module, dtype = attention.BACKENDS.load(name), DTYPES[precision]
+        why_not = module.why_not(device, dtype, head_dim)
+        if not masked:
+            return why_not, module.kernel(device, dtype, head_dim, dropout)
+        if no_mask := attention.document_mask_why_not(name):
+            return no_mask, ""
+        return why_not, module.kernel(device, dtype, head_dim, dropout, masked)
+
+    def fastest_attention(precision: str, shape: GPT2Shape) -> tuple[str, str]:
+        B, H, T, D = attention.MEASURED_BATCH, shape.n_head, shape.context, shape.head_dim
+        return attention.choose(device, DTYPES[precision], B, H, T, D)
+
+    def fastest_cross_entropy(
+        precision: str, shape: GPT2Shape, compiled: bool, eight_bits: bool
+    ) -> tuple[str, str]:
+        C, V = shape.n_embd, shape.padded_vocab_size
+        return cross_entropy.choose(device, DTYPES[precision], C, V, compiled, eight_bits)
+
+    def cross_entropy_why_not(
+        row: str, precision: str, compiled: bool, eight_bits: bool
+    ) -> str | None:
+        why: str | None = cross_entropy.LOSSES.load(row).why_not(
+            device, DTYPES[precision], compiled, eight_bits
         )
+        return why
 
-    return Capabilities(attention, lambda: compile_why_not(device))
+    def fp8_why_not(precision: str, shape: GPT2Shape) -> str | None:
+        return fp8.why_not(device, DTYPES[precision], shape.n_embd, shape.padded_vocab_size)
+
+    return Capabilities(
+        attention=backend,
+        compile_why_not=functools.cache(lambda: compile_why_not(device)),
+        fastest_attention=fastest_attention,
+        fastest_cross_entropy=fastest_cross_entropy,
+        cross_entropy_why_not=cross_entropy_why_not,
+        fp8_why_not=fp8_why_not,
+    )
 
 
-def assemble(
-    config: RunConfig,
-    plan: Plan,
-    *,
-    folder: RunFolder,
-    group: Group,
-    dataset: Dataset,
-    device: torch.device,
-    stop: StopRequest,
-    identity: dict[str, object],
-) -> Session:
-    """Build model, optimiser, loss scaler and loader as planned. Weights are the seed's, or
-    those of `--init_from`; a checkpoint is loaded over them later."""
-    if plan.mixed_precision != "no":
-        fast_fp32_matmul()
+def build_trainable(
+    config: RunConfig, plan: Plan, *, group: Group, device: torch.device, end_of_text: int
+) -> Trainable:
+    """Model, compiled forward, optimiser and loss scaler as planned. Weights are the seed's, or
+    those of `--init_from`. Documents that are kept apart begin with the token `end_of_text`."""
+    use_tf32(plan.tf32)
     use_deterministic_kernels(plan.deterministic)
-    model = GPT2(plan.shape, BACKENDS.load(plan.attention_backend).attend)
-    if config.model.init_from:
-        _load_initial(model, config.model.init_from)
-    else:
-        model.init_weights(generator(plan.seed, "init"))
+    loss_sum = cross_entropy.LOSSES.load(plan.cross_entropy).loss_sum
+    if plan.compile and plan.cross_entropy == "eager":
+        # Here and not on the function: it imports the compiler, which is half of all imports.
+        loss_sum = torch.compiler.disable(loss_sum)
+    backend = attention.BACKENDS.load(plan.attention_backend)
+    compute = Compute(
+        attend=backend.attend,
+        loss_sum=loss_sum,
+        bf16_residual=plan.bf16_residual,
+        checkpointing=plan.activation_checkpointing,
+        fp8_head=plan.fp8_head,
+        document_mask=backend.document_mask if plan.document_mask else None,
+        end_of_text=end_of_text,
+    )
+    model = GPT2(plan.shape, compute)
+    _initialise(model, config, plan)
     model.to(device).train()
-    ranks = group.ranks
     ddp = None
-    if ranks.world_size > 1:
+    if group.ranks.world_size > 1:
         ids = [device.index] if device.type == "cuda" else None
         ddp = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
     forward: torch.nn.Module = ddp or model
     if plan.compile:
-        forward = torch.compile(forward, dynamic=False)  # type: ignore[assignment]
+        forward = compiled(forward, plan.compile_mode)
     o = config.optimizer
     optimizer = OPTIMIZERS.load(o.optimizer)(
         parameter_groups(model, o.weight_decay), plan.lr, betas=(o.beta1, o.beta2), eps=o.eps
     )
-    trainable = Trainable(
+    return Trainable(
         model=model,
         forward=forward,
         optimizer=optimizer,
@@ -119,24 +168,81 @@ def assemble(
         seed=plan.seed,
         ddp=ddp,
         dropout=plan.dropout,
+        group=group,
+        guard=config.safety.guard,
+    )
+
+
+def assemble(
+    config: RunConfig,
+    plan: Plan,
+    *,
+    folder: RunFolder,
+    group: Group,
+    mixture: Mixture,
+    device: torch.device,
+    stop: StopRequest,
+    identity: dict[str, object],
+    watchdog: Watchdog,
+) -> Session:
+    """Build all that the loop works with, as planned. A checkpoint is loaded over it later."""
+    ranks = group.ranks
+    tokenizer = get_tokenizer(mixture.tokenizer)
+    trainable = build_trainable(
+        config, plan, group=group, device=device, end_of_text=tokenizer.end_of_text
     )
     shape = BatchShape(
         plan.micro_batch_size, plan.gradient_accumulation_steps, ranks.rank, ranks.world_size
     )
-    loader = Loader(dataset, shape, context=plan.context, seed=plan.seed, device=device)
+    loader = Loader(mixture, shape, plan.order, device=device)
     return Session(
         config=config,
         plan=plan,
         folder=folder,
         group=group,
-        dataset=dataset,
-        tokenizer=get_tokenizer(dataset.tokenizer),
-        model=model,
+        mixture=mixture,
+        tokenizer=tokenizer,
+        model=trainable.model,
         trainable=trainable,
         loader=loader,
-        validation=dataset.stream("val") if dataset.tokens("val") > 1 else None,
         stop=stop,
         identity=identity,
+        guard=_guard(config, plan),
+        saver=Saver(background=config.run.async_save),
+        retention=Retention(
+            last=config.run.keep_checkpoints,
+            milestone_every_steps=config.run.milestone_every_steps,
+            best=config.run.keep_best,
+        ),
+        watchdog=watchdog,
+        shard_check=BackgroundCheck(mixture.datasets) if ranks.local_rank == 0 else None,
+    )
+
+
+def initial_weights(s: Session) -> None:
+    """Put the model and the optimiser back to where the run began."""
+    fresh = GPT2(s.plan.shape)
+    _initialise(fresh, s.config, s.plan)  # on the CPU, where it was done the first time
+    s.model.load_state_dict(fresh.state_dict())
+    s.trainable.optimizer.state.clear()
+
+
+def _initialise(model: GPT2, config: RunConfig, plan: Plan) -> None:
+    if config.model.init_from:
+        _load_initial(model, config.model.init_from)
+    else:
+        model.init_weights(generator(plan.seed, "init"))
+
+
+def _guard(config: RunConfig, plan: Plan) -> Guard:
+    safety = config.safety
+    most = safety.max_skipped_steps
+    if most == "auto":
+        most = MOST_SKIPPED[plan.mixed_precision]
+    return Guard(
+        most_skipped=most,
+        threshold=safety.spike_threshold if safety.guard else 0.0,
+        skip_spikes=safety.skip_spikes,
     )
 
 

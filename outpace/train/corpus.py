@@ -3,12 +3,17 @@
 import time
 from pathlib import Path
 
+from outpace.config.datasets import parse_datasets
+from outpace.config.schema import RunConfig
 from outpace.core.errors import DataError
 from outpace.core.log import note, warn
 from outpace.core.registry import nearest
+from outpace.data.documents import unread
+from outpace.data.mixture import Mixture
 from outpace.data.prepare import PrepareOptions, prepare
-from outpace.data.shards import MANIFEST, Dataset, open_dataset
+from outpace.data.shards import JOURNAL, MANIFEST, Dataset, open_dataset
 from outpace.data.sources.pydocs import PydocsSource
+from outpace.train.plan import DatasetFacts
 
 DATA = Path("data")
 """Where prepared datasets live by name."""
@@ -33,7 +38,7 @@ def find_dataset(name: str, *, make: bool = False, is_main: bool = True) -> Path
         _make_pydocs(DATA / "pydocs", first=is_main)
         return DATA / "pydocs"
     for folder in (Path(name), DATA / name):
-        if (folder / MANIFEST).exists():
+        if (folder / MANIFEST).exists() or (folder / JOURNAL).exists():
             return folder
     prepared = sorted(p.parent.name for p in DATA.glob(f"*/{MANIFEST}"))
     raise DataError(
@@ -46,6 +51,27 @@ def find_dataset(name: str, *, make: bool = False, is_main: bool = True) -> Path
 def open_named(name: str, *, make: bool = False, is_main: bool = True) -> Dataset:
     """`find_dataset`, opened and checked."""
     return open_dataset(find_dataset(name, make=make, is_main=is_main))
+
+
+def open_mixture(text: str, *, make: bool = False, is_main: bool = True) -> Mixture:
+    """All that `--dataset` names, opened and checked. A folder whose own name looks like several
+    is taken for what it is."""
+    names, weights = [text], None
+    if not any((folder / MANIFEST).exists() for folder in (Path(text), DATA / text)):
+        names, weights = parse_datasets(text)
+    found = [open_named(name, make=make, is_main=is_main) for name in names]
+    return Mixture.of(found, weights)
+
+
+def facts_of(mixture: Mixture, config: RunConfig) -> DatasetFacts:
+    """What the plan needs to know of the data."""
+    return DatasetFacts(
+        mixture.name,
+        mixture.vocab_size,
+        mixture.tokens_to_first_end,
+        mixture.tokens("val"),
+        unread(mixture, config.model.context) if config.data.bos_aligned else 0.0,
+    )
 
 
 def _make_pydocs(folder: Path, *, first: bool) -> None:

@@ -2,36 +2,46 @@
 generators of its own, so training goes on as if nothing had been asked.
 """
 
+import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from outpace.core.files import append_json_line, read_json_lines
-from outpace.core.published import gpt2_hellaswag
-from outpace.core.units import count
-from outpace.evals.loss import validation_loss
+from outpace.core.crash import is_out_of_memory
+from outpace.core.errors import DataError, OutOfMemory
+from outpace.core.files import read_json_lines
+from outpace.core.log import warn
+from outpace.data.stream import TokenStream
+from outpace.evals import task
+from outpace.evals.loss import Loss, validation_loss
+from outpace.evals.memory import no_memory
 from outpace.evals.tasks import hellaswag
 from outpace.generate.engine import complete
 from outpace.generate.sampling import Sampling
 from outpace.runtime.precision import autocast
 from outpace.runtime.seeds import generator
 from outpace.train.assemble import Session
-
-if TYPE_CHECKING:
-    from outpace.train.loop import Progress
+from outpace.train.progress import Progress
+from outpace.train.score_lines import loss_line, task_line
+from outpace.train.validate import validate
 
 FINAL_SAMPLES = 2
+ALWAYS_S = 20.0
+"""Evaluations at intervals may take this long in all, however short the training."""
 
 
 class Evaluation:
     """Evaluations of one run, each due at its own interval and all at the end."""
 
-    def __init__(self, s: Session, progress: "Progress") -> None:
+    def __init__(self, s: Session, progress: Progress) -> None:
         self.s, self.progress = s, progress
         self.complete = False
-        self.questions = self._questions()
+        self.questions_fault = ""
+        self.asked = self._questions()
+        self.share = _TimeShare(s, progress)
 
     def is_due(self, step: int) -> bool:
         """Whether anything falls on this step."""
@@ -39,7 +49,13 @@ class Evaluation:
 
     def due(self, step: int) -> Iterator[str]:
         """Run what falls on this step; yields lines to show."""
-        yield from self._run(self._falls_on(step), samples=1)
+        tasks = self._falls_on(step)
+        if "validation" in tasks and self.s.config.evaluation.eval_every_steps == "auto":
+            line = self.share.refuses(step)
+            if line is not None:
+                tasks -= {"validation"}
+                yield from filter(None, [line])
+        yield from self._run(tasks, samples=1)
 
     def missed(self) -> Iterator[str]:
         """Run what fell on the step of a resume and was cut off by what ended the run before."""
@@ -51,15 +67,36 @@ class Evaluation:
         """Run what has not been recorded for the last step; `complete` unless told to stop."""
         everything = {"validation", "hellaswag", "sample"}
         yield from self._run(everything - self._recorded(), samples=FINAL_SAMPLES)
+        yield from self.share.summary()
         self.complete = not self.s.group.largest(int(self.s.stop.requested))
 
     def _run(self, tasks: set[str], *, samples: int) -> Iterator[str]:
+        if tasks:
+            self.s.watchdog.beat(f"evaluating step {self.progress.step}")
+        with self.share.counted("validation" in tasks):
+            yield from self._each(tasks, samples)
+
+    def _each(self, tasks: set[str], samples: int) -> Iterator[str]:
         if "validation" in tasks:
-            yield from self._validate()
+            with self._giving_up("validation"):
+                yield from self._validate()
         if "hellaswag" in tasks:
-            yield from self._hellaswag()
+            with self._giving_up("hellaswag"):
+                yield from self._hellaswag()
         if "sample" in tasks:
-            yield from self._sample(samples)
+            with self._giving_up("sample"):
+                yield from self._sample(samples)
+
+    @contextlib.contextmanager
+    def _giving_up(self, task: str) -> Iterator[None]:
+        """What does not fit in memory is recorded as failed, and training goes on."""
+        try:
+            yield
+        except OutOfMemory:
+            self._record({"task": task, "failed": "out of memory"})
+            if self.s.group.ranks.is_main:
+                where = f"{task} at step {self.progress.step:,}"
+                warn(f"[EVAL-MEMORY] {where} is out of memory and left out; training goes on")
 
     def _falls_on(self, step: int) -> set[str]:
         e = self.s.config.evaluation
@@ -73,20 +110,26 @@ class Evaluation:
     def _recorded(self) -> set[str]:
         """Tasks that stand in the run folder for the present step."""
         folder, step = self.s.folder, self.progress.step
-        done = {str(r.get("task")) for r in read_json_lines(folder.evals) if r.get("step") == step}
+        found = {
+            (str(r.get("task")), str(r.get("protocol")))
+            for r in read_json_lines(folder.evals)
+            if r.get("step") == step and "failed" not in r
+        }
+        done = {name for name, _ in found}
+        if any(("hellaswag", asked.protocol) not in found for asked in self.asked):
+            done.discard("hellaswag")
         if any(r.get("step") == step for r in read_json_lines(folder.samples)):
             done.add("sample")
         return done
 
     def _validate(self) -> Iterator[str]:
         s = self.s
-        if s.validation is None or s.plan.val_tokens < 1:
-            return
-        with _evaluating(s.model):
-            result = validation_loss(
+
+        def score(stream: TokenStream, tokens: int) -> Loss | None:
+            return validation_loss(
                 s.model,
-                s.validation.read,
-                tokens=s.plan.val_tokens,
+                stream.read,
+                tokens=tokens,
                 context=s.plan.context,
                 token_bytes=s.tokenizer.token_bytes(),
                 device=s.trainable.device,
@@ -94,35 +137,35 @@ class Evaluation:
                 group=s.group,
                 keep_going=self._keep_going,
             )
+
+        with _evaluating(s.model):
+            result = validate(score, s.mixture, s.plan.val_tokens)
         if result is None:
             return
-        self._record(result.record())
-        yield (
-            f"step {self.progress.step}: validation loss {result.loss:.4f} nats a token "
-            f"(unigram entropy {s.dataset.unigram_entropy:.4f}), perplexity "
-            f"{result.perplexity:.2f}, {result.bits_per_byte:.4f} bits a byte, over "
-            f"{count(result.tokens_scored)} tokens"
-        )
+        record = result.record()
+        self._record(record)
+        line = loss_line(record, s.mixture.name, s.mixture.unigram_entropy)
+        yield f"step {self.progress.step}: {line}"
 
     def _hellaswag(self) -> Iterator[str]:
         s = self.s
-        if not self.questions:
-            return
-        with _evaluating(s.model):
-            result = hellaswag.evaluate(
-                s.model,
-                s.tokenizer,
-                self.questions,
-                device=s.trainable.device,
-                precision=s.plan.mixed_precision,
-                group=s.group,
-                keep_going=self._keep_going,
-            )
-        if result is None:
-            return
-        record, _ = result
-        self._record(record)
-        yield f"step {self.progress.step}: {hellaswag_line(record)}"
+        if self.questions_fault:
+            self._record({"task": "hellaswag", "failed": self.questions_fault})
+        for asked in self.asked:
+            with _evaluating(s.model):
+                result = task.evaluate(
+                    s.model,
+                    asked,
+                    device=s.trainable.device,
+                    precision=s.plan.mixed_precision,
+                    group=s.group,
+                    keep_going=self._keep_going,
+                )
+            if result is None:
+                return
+            record, _ = result
+            self._record(record)
+            yield f"step {self.progress.step}: {task_line(record)}"
 
     def _sample(self, number: int) -> Iterator[str]:
         s, e = self.s, self.s.config.evaluation
@@ -130,16 +173,21 @@ class Evaluation:
             return
         how, tokenizer = Sampling(), s.tokenizer
         prompt = tokenizer.encode(e.sample_prompt) or [tokenizer.end_of_text]
-        with _evaluating(s.model), autocast(s.trainable.device, s.plan.mixed_precision):
-            samples = complete(
-                s.model,
-                prompt,
-                max_new_tokens=e.sample_tokens,
-                how=how,
-                generator=generator(s.plan.seed, "sample", self.progress.step),
-                num_samples=number,
-                stop_token=tokenizer.end_of_text,
-            )
+        try:
+            with _evaluating(s.model), autocast(s.trainable.device, s.plan.mixed_precision):
+                samples = complete(
+                    s.model,
+                    prompt,
+                    max_new_tokens=e.sample_tokens,
+                    how=how,
+                    generator=generator(s.plan.seed, "sample", self.progress.step),
+                    num_samples=number,
+                    stop_token=tokenizer.end_of_text,
+                )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise no_memory() from error
         for i, ids in enumerate(samples):
             text = tokenizer.decode(ids)
             record = {
@@ -150,7 +198,7 @@ class Evaluation:
                 "temperature": how.temperature,
                 "top_k": how.top_k,
             }
-            append_json_line(s.folder.samples, record)
+            s.folder.record(s.folder.samples, record)
             yield f"sample {i + 1}: {e.sample_prompt}{text}"
 
     def _record(self, record: dict[str, Any]) -> None:
@@ -160,28 +208,77 @@ class Evaluation:
                 "tokens": self.progress.step * self.s.plan.tokens_per_step,
                 "elapsed_s": self.progress.elapsed_s,
             }
-            append_json_line(self.s.folder.evals, {**where, **record})
+            folder = self.s.folder
+            folder.record(folder.evals, {**where, **record})
 
     def _keep_going(self) -> bool:
+        self.s.watchdog.beat()
         return not self.s.stop.requested
 
-    def _questions(self) -> list[hellaswag.Question]:
-        limit = self.s.plan.hellaswag_limit
+    def _questions(self) -> list[task.Asked]:
+        """HellaSwag in each protocol asked for, in tokens; nothing where it cannot be scored."""
+        limit, wanted = self.s.plan.hellaswag_limit, self.s.config.evaluation.hellaswag_protocol
         path = Path(self.s.config.evaluation.hellaswag_path)
         if limit == 0 or not path.exists() or self.s.tokenizer.name != "gpt2":
             return []
-        return hellaswag.subset(hellaswag.load(path), limit)
+        try:
+            questions = hellaswag.subset(hellaswag.load(path), limit)
+            protocols = hellaswag.PROTOCOLS if wanted == "both" else (wanted,)
+            return [hellaswag.ask(questions, p, self.s.tokenizer) for p in protocols]
+        except DataError as error:  # questions are not worth a run
+            self.questions_fault = error.what
+            if self.s.group.ranks.is_main:
+                warn(f"[HELLASWAG] {error.what}: not scored; training goes on; do: {error.do}")
+            return []
 
 
-def hellaswag_line(record: dict[str, Any]) -> str:
-    """A score with its standard error, and GPT-2's published one in the same protocol."""
-    published = gpt2_hellaswag(record["protocol"], "acc_norm")
-    return (
-        f"HellaSwag ({record['protocol']}, {record['questions']:,} questions): "
-        f"acc_norm {record['acc_norm']:.4f} ± {record['acc_norm_stderr']:.4f}, "
-        f"acc {record['acc']:.4f} ± {record['acc_stderr']:.4f}; "
-        f"{published.model}: acc_norm {published.value:.4f} on all 10,042 ({published.source})"
-    )
+class _TimeShare:
+    """Time that evaluations took, against the time that training took, in this process."""
+
+    def __init__(self, s: Session, progress: Progress) -> None:
+        self.s, self.progress = s, progress
+        self._trained_before = progress.elapsed_s
+        self._took = self._last = 0.0
+        """Seconds, of all evaluations and of the newest with a validation loss."""
+        self._said = False
+
+    @contextlib.contextmanager
+    def counted(self, whole: bool) -> Iterator[None]:
+        """Time inside counts; `whole` where it is what the next one will take, too."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - begun
+            self._took += seconds
+            if whole:
+                self._last = seconds
+
+    def refuses(self, step: int) -> str | None:
+        """None, or why an evaluation whose interval was left to us is left out at `step`, the same
+        in all processes: with it, evaluations would take more than their share. Said once."""
+        allowed = max(ALWAYS_S, self.s.config.evaluation.eval_time_share * self._trained)
+        if not self.s.group.largest(int(self._took + self._last > allowed)):
+            return None
+        first, self._said = not self._said, True
+        share = f"{self.s.config.evaluation.eval_time_share:.0%}"
+        return (
+            f"step {step}: not evaluated, to keep evaluations within {share} of the training time "
+            "(--eval_time_share, or set --eval_every_steps)"
+            if first
+            else ""
+        )
+
+    def summary(self) -> Iterator[str]:
+        """How much it was in all."""
+        if self._took and self._trained:
+            share = self._took / self._trained
+            training = f"{self._trained:.1f} s of training"
+            yield f"evaluation took {self._took:.1f} s, {share:.1%} of the {training}"
+
+    @property
+    def _trained(self) -> float:
+        return self.progress.elapsed_s - self._trained_before
 
 
 class _evaluating:

@@ -1,19 +1,28 @@
-"""A model by reference: a run, a checkpoint, a Hugging Face folder, nanoGPT's ckpt.pt, hf:NAME."""
+"""A model by reference: a run, a checkpoint, a Hugging Face folder, hf:NAME; OpenAI's TensorFlow
+folder, nanoGPT's ckpt.pt, llm.c's .bin."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from outpace.checkpoint import store
 from outpace.checkpoint.state import load_weights
 from outpace.config.presets import GPT2Shape
-from outpace.core.errors import CheckpointError, NetworkError, UsageError
+from outpace.core.errors import CheckpointError, UsageError
 from outpace.core.runfolder import RunFolder
-from outpace.interop import huggingface, nanogpt
-from outpace.model.gpt2 import GPT2
+from outpace.interop import hub, huggingface, llmc, nanogpt, openai
+from outpace.interop.declared import check_shape, check_tensors
+from outpace.model.gpt2 import GPT2, Compute
+from outpace.ops.attention import sdpa
 from outpace.tokenizer.bytes_ import BytesTokenizer
 from outpace.tokenizer.gpt2 import Gpt2Tokenizer
+
+NAMES = (
+    "a run, a checkpoint, a Hugging Face or OpenAI folder, nanoGPT's ckpt.pt, llm.c's model.bin, "
+    "or hf:NAME"
+)
 
 
 @dataclass(frozen=True)
@@ -24,79 +33,103 @@ class LoadedModel:
     tokenizer: str
     source: str
     step: int | None = None
+    folder: Path | None = None
+    """The Hugging Face folder it was read from."""
 
 
 def load_model(reference: str, device: torch.device) -> LoadedModel:
     """Find, verify and load what `reference` names."""
     if reference.startswith("hf:"):
-        return _from_huggingface(_hub_folder(reference.removeprefix("hf:")), device, reference)
+        return _from_huggingface(_from_hub(reference), device, reference)
     path = Path(reference)
     if path.is_file() and path.suffix == ".pt":
         shape, weights, iterations = nanogpt.read_checkpoint(path)
-        model = GPT2(shape)
-        load_weights(model, weights)
-        return LoadedModel(model.to(device).eval(), "gpt2", reference, iterations)
+        return _loaded(shape, weights, device, reference, iterations)
+    if llmc.is_file(path):
+        return _loaded(*llmc.read_model(path), device, reference)
     if not path.is_dir():
         raise UsageError(
             "NO-MODEL",
-            f"there is no folder {reference}",
-            do="name a run, a checkpoint or a Hugging Face folder, or hf:NAME",
+            f"there is no model {reference}",
+            do=f"name {NAMES}",
         )
     if (path / store.STATE).exists():
         return _from_checkpoint(store.load(path), device)
     if huggingface.is_folder(path):
         return _from_huggingface(path, device, reference)
+    if openai.is_folder(path):
+        return _loaded(*openai.read_folder(path), device, reference)
     if checkpoint := store.latest(RunFolder(path).checkpoints, set_aside=False):
         return _from_checkpoint(checkpoint, device)
     raise CheckpointError(
         "NO-MODEL",
-        f"{reference} holds neither a checkpoint nor a Hugging Face GPT-2",
+        f"{reference} holds neither a checkpoint nor a GPT-2 of Hugging Face or OpenAI"
+        + huggingface.why_not_folder(path),
         do="name a run with a saved checkpoint, or a folder with config.json and model.safetensors",
     )
 
 
 def _from_checkpoint(checkpoint: store.Checkpoint, device: torch.device) -> LoadedModel:
-    state = checkpoint.state
-    model = GPT2(GPT2Shape(**state["shape"]))
-    load_weights(model, checkpoint.model(torch.device("cpu")))
-    return LoadedModel(
-        model.to(device).eval(), state["tokenizer"], str(checkpoint.path), checkpoint.step
-    )
+    """The model of a checkpoint whose hashes are right. Anyone can write right hashes, so what it
+    declares is checked too, before memory is taken for it."""
+    try:
+        shape = check_shape(GPT2Shape(**checkpoint.state["shape"]))
+        weights = checkpoint.model(torch.device("cpu"))  # mapped from the file, not read
+        check_tensors(shape, {k: tuple(t.shape) for k, t in weights.items()}, padded=True)
+    except (SafetensorError, OSError, ValueError, TypeError, LookupError) as error:
+        raise CheckpointError(
+            "CKPT-MODEL",
+            f"{checkpoint.path} holds no model ({type(error).__name__}: {error})",
+            do="use another checkpoint",
+        ) from error
+    # Trained with its documents kept apart, it is to read them so.
+    identity = checkpoint.state.get("identity")
+    apart = isinstance(identity, dict) and identity.get("document_mask") is True
+    loaded = _loaded(shape, weights, device, str(checkpoint.path), checkpoint.step, apart)
+    if checkpoint.state.get("tokenizer") != loaded.tokenizer:
+        raise CheckpointError(
+            "TOKENIZER",
+            f"{checkpoint.path} has {loaded.tokenizer}'s vocabulary and names another tokenizer",
+            do="use another checkpoint",
+        )
+    return loaded
 
 
 def _from_huggingface(path: Path, device: torch.device, source: str) -> LoadedModel:
     shape, weights = huggingface.read_folder(path)
-    tokenizer = {t.vocab_size: t.name for t in (Gpt2Tokenizer, BytesTokenizer)}
+    return replace(_loaded(shape, weights, device, source), folder=path)
+
+
+def _from_hub(reference: str) -> Path:
+    files = (huggingface.CONFIG, huggingface.WEIGHTS)
+    return hub.fetch(reference.removeprefix("hf:"), files)
+
+
+def _loaded(
+    shape: GPT2Shape,
+    weights: dict[str, torch.Tensor],
+    device: torch.device,
+    source: str,
+    step: int | None = None,
+    documents_apart: bool = False,
+) -> LoadedModel:
+    tokenizer = {t.vocab_size: (t.name, t.end_of_text) for t in (Gpt2Tokenizer, BytesTokenizer)}
     if shape.vocab_size not in tokenizer:
         raise CheckpointError(
             "VOCABULARY",
             f"{source} has {shape.vocab_size:,} tokens; GPT-2's vocabulary has 50,257",
             do="name a model that reads GPT-2's vocabulary",
         )
-    model = GPT2(shape)
-    load_weights(model, weights)
-    return LoadedModel(model.to(device).eval(), tokenizer[shape.vocab_size], source)
-
-
-def _hub_folder(name: str) -> Path:
-    """Download the two files of a hub model, or take them from the local cache."""
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import (
-            HfHubHTTPError,
-            HFValidationError,
-            LocalEntryNotFoundError,
+    if bad := next((name for name, t in weights.items() if not _is_finite(t)), None):
+        raise CheckpointError(
+            "NOT-FINITE", f"{source}: {bad} is not all finite numbers", do="use another checkpoint"
         )
-    except ImportError as error:
-        raise UsageError(
-            "NO-HUB", "hf:NAME needs huggingface_hub", do="pip install 'outpace[interop]'"
-        ) from error
-    try:
-        files = [huggingface.CONFIG, huggingface.WEIGHTS]
-        return Path(snapshot_download(name, allow_patterns=files))
-    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise NetworkError(
-            "HUB",
-            f"cannot fetch {name} from the hub ({type(error).__name__})",
-            do="check the name and the network, or give a local folder",
-        ) from error
+    name, end_of_text = tokenizer[shape.vocab_size]
+    compute = Compute(document_mask=sdpa.document_mask, end_of_text=end_of_text)
+    model = GPT2(shape, compute if documents_apart else None)
+    load_weights(model, weights)
+    return LoadedModel(model.to(device).eval(), name, source, step)
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() and bool(tensor.isfinite().all())

@@ -1,91 +1,105 @@
 """The story of a run, top to bottom: step, log, validate, sample, save, stop."""
 
+import contextlib
+import gc
 import math
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from outpace.checkpoint import store
-from outpace.checkpoint.state import optimizer_tensors
-from outpace.core.errors import NumericsError
-from outpace.core.files import append_json_line
+from outpace.core.crash import explain
+from outpace.core.errors import OutOfMemory, OutpaceError
+from outpace.core.log import warn
+from outpace.data.loader import MicroBatch
 from outpace.optim.schedules import from_config as lr_multiplier
 from outpace.runtime.hardware import Machine, memory_in_use
+from outpace.train import incident
 from outpace.train.assemble import Session
 from outpace.train.display import Display
 from outpace.train.evaluate import Evaluation
-from outpace.train.step import StepResult, train_step
+from outpace.train.guard import Diverged, Incident, Values
+from outpace.train.progress import Progress
+from outpace.train.save import save
+from outpace.train.step import Reading, StepResult, TooLarge, train_step, try_micro_batch
+from outpace.train.stop import CONTINUE, FAILED, OUT_OF_MEMORY, SAVE, STOP
 
-MOST_SKIPPED = {"fp16": 30, "bf16": 5, "no": 5}
-"""Steps in a row whose gradient may be non-finite; fp16 needs some while its scale settles."""
-
-
-@dataclass
-class Progress:
-    """Where training stands; all of it is in a checkpoint."""
-
-    step: int = 0
-    """Optimiser steps done."""
-    elapsed_s: float = 0.0
-    """Seconds spent in steps, over all processes' lives; not in evaluation or saving."""
+Batches = Sequence[MicroBatch]
 
 
-def train(s: Session, progress: Progress, machine: Machine, environment: dict[str, Any]) -> bool:
-    """Train to the plan's end. Returns True when it is reached, False when asked to stop before;
-    either way the newest step is in a committed checkpoint."""
+def train(
+    s: Session,
+    progress: Progress,
+    machine: Machine,
+    environment: dict[str, Any],
+    *,
+    until: int | None = None,
+) -> bool:
+    """Train to the plan's end. Returns True when it is reached, False when asked to stop before, or
+    to go only `until` a step; either way the newest step is in a committed checkpoint. Raises
+    Diverged, the checkpoints as they are, when too many steps in a row were bad."""
     plan, saved_at = s.plan, progress.step
-    clock = _Clock(progress)
+    end = plan.max_steps if until is None else min(until, plan.max_steps)
+    clock, books = _Clock(progress), Books(s, progress)
     evaluation = Evaluation(s, progress)
-    skipped_in_a_row = torch.zeros((), device=s.trainable.device)
-    interrupted = lambda: bool(s.group.largest(int(s.stop.requested)))  # noqa: E731
 
-    def save() -> None:
+    def commit() -> None:
         nonlocal saved_at
         if progress.step > saved_at:
-            commit(s, progress, environment)
+            s.watchdog.beat(f"saving step {progress.step}")
+            s.saver.close()
+            agree(s)  # all know what the save before failed with
+            save(s, progress, books.policy(), environment)
             saved_at = progress.step
 
-    with Display(progress.step, plan.max_steps, s.group.ranks.is_main) as display:
-        steps = s.loader.steps(progress.step, plan.max_steps)
-        for line in evaluation.missed():
-            display.line(line)
-        stopped = interrupted()
-        while progress.step < plan.max_steps and not stopped:
-            batches = next(steps)
-            lr = plan.lr * lr_multiplier(
-                s.config.schedule, progress.step, plan.max_steps, plan.warmup_steps
-            )
-            result = train_step(
-                s.trainable, batches, step=progress.step, lr=lr, interrupted=interrupted
-            )
-            if result is None:
-                break
-            progress.step += 1
-            step = progress.step
-            skipped_in_a_row = (skipped_in_a_row + 1) * result.skipped
-            last = step == plan.max_steps
+    shown = s.group.ranks.is_main and until is None
+    with Display(progress.step, plan.max_steps, shown) as display:
+        rest = end - progress.step
+        steps = s.loader.steps(progress.data_step, progress.data_step + rest)
+        try:
+            if s.trainable.ddp and rest:
+                _fit_together(s, progress)
+            for line in evaluation.missed():
+                display.line(line)
+            asked = agree(s)
+            while progress.step < end and asked < STOP:
+                s.watchdog.beat(f"step {progress.step + 1}")
+                batches = next(steps)
+                lr = plan.lr * lr_multiplier(
+                    s.config.schedule, progress.step, plan.max_steps, plan.warmup_steps
+                )
+                result = _fitting_step(s, progress, batches, lr)
+                if result is None:
+                    break
+                progress.step += 1
+                step = progress.step
+                books.enter(result)
+                last = step == end
 
-            if last or step == 1 or _due(step, plan.log_every_steps):
-                record = measure(s, progress, result, lr, clock, machine)
-                _check_numerics(s, step, float(skipped_in_a_row))
-                if s.group.ranks.is_main:
-                    append_json_line(s.folder.metrics, record)
-                display.show(record, eta_s=clock.eta(plan.max_steps - step))
-            saves = _due(step, plan.save_every_steps)
-            if not last and (saves or evaluation.is_due(step)):
-                float(result.grad_norm)  # wait for the GPU, so that its steps count as training
-                with clock.paused():
-                    if saves:
-                        save()
-                    for line in evaluation.due(step):
-                        display.line(line)
-            stopped = interrupted()
-        steps.close()
-        finished = progress.step == plan.max_steps
-        save()
-        s.group.largest(0)  # nobody leaves while the first process still writes
+                if last or step == 1 or _due(step, plan.log_every_steps):
+                    record = measure(s, progress, books.newest(), lr, clock, machine)
+                    if s.group.ranks.is_main:
+                        s.folder.record(s.folder.metrics, record)
+                    display.show(record, eta_s=clock.eta(plan.max_steps - step))
+                saves = _due(step, plan.save_every_steps) or asked == SAVE
+                if not last and (saves or evaluation.is_due(step)):
+                    books.newest()  # wait for the GPU, so that its steps count as training
+                    with clock.paused():
+                        if saves:
+                            s.stop.wants_save = False
+                            commit()
+                        for line in evaluation.due(step):
+                            display.line(line)
+                asked = agree(s)
+            finished = until is None and progress.step == plan.max_steps
+            commit()
+            if finished:
+                books.close()
+        finally:
+            steps.close()
+            s.saver.close()
+        agree(s)  # nobody leaves while the first process still writes, or has failed to
         if finished:
             for line in evaluation.final():
                 display.line(line)
@@ -93,18 +107,159 @@ def train(s: Session, progress: Progress, machine: Machine, environment: dict[st
     return finished
 
 
+def agree(s: Session, code: int = CONTINUE) -> int:
+    """What this process wants, and what all of them do: the largest code (see `stop.py`). Raises
+    what failed behind the training, here or elsewhere."""
+    s.watchdog.beat()
+    error = _failure(s)
+    code = max(code, s.stop.code) if error is None else FAILED + error.exit_code
+    everyone = s.group.largest(code)
+    if error is not None:
+        raise error
+    if everyone >= FAILED:
+        peer = OutpaceError(
+            "PEER-FAILED",
+            "another process failed; its own line says why",
+            kept="the last verified checkpoint",
+        )
+        peer.exit_code = everyone - FAILED
+        raise peer
+    return everyone
+
+
+def _failure(s: Session) -> OutpaceError | None:
+    try:
+        s.saver.poll()
+        if s.shard_check is not None:
+            s.shard_check.poll()
+    except Exception as error:  # of the writer thread: a bug, too, ends all processes
+        return explain(error, s.folder.root)
+    return None
+
+
+def _fitting_step(s: Session, progress: Progress, batches: Batches, lr: float) -> StepResult | None:
+    """`train_step`, its micro-batches halved for as long as they do not fit in memory."""
+    loss_limit, norm_limit = s.guard.skip_limits()
+    while True:
+        try:
+            return train_step(
+                s.trainable,
+                _cut(batches, progress.pieces),
+                step=progress.step,
+                lr=lr,
+                agree=lambda code: agree(s, code),
+                loss_limit=loss_limit,
+                norm_limit=norm_limit,
+            )
+        except TooLarge:
+            _halve(s, progress)
+
+
+def _fit_together(s: Session, progress: Progress) -> None:
+    """Find out whether a micro-batch fits while no process waits for another in a backward."""
+    with contextlib.closing(s.loader.steps(progress.data_step, progress.data_step + 1)) as one:
+        batches = next(one)
+    while True:
+        fits = try_micro_batch(s.trainable, _cut(batches, progress.pieces)[0])
+        if agree(s, CONTINUE if fits else OUT_OF_MEMORY) != OUT_OF_MEMORY:
+            return
+        _halve(s, progress)
+
+
+def _cut(batches: Batches, pieces: int) -> list[MicroBatch]:
+    """Micro-batches of a `pieces`-th of the size: the same rows in the same order."""
+    return [
+        MicroBatch(part, pieces * batch.position + i)
+        for batch in batches
+        for i, part in enumerate(batch.tokens.chunk(pieces))
+    ]
+
+
+def _halve(s: Session, progress: Progress) -> None:
+    """Half the rows in a micro-batch and twice as many of them: the same gradient. OutOfMemory when
+    there is but one row."""
+    rows = math.ceil(s.plan.micro_batch_size / progress.pieces)
+    if rows == 1:
+        raise OutOfMemory(
+            "MEMORY",
+            f"out of memory with one sequence of {s.plan.context:,} tokens at a time",
+            kept="the last verified checkpoint",
+            do="choose a smaller --context or --model_size, --mixed_precision bf16, or end other "
+            "programs",
+        )
+    progress.pieces *= 2
+    gc.collect()
+    if s.trainable.device.type == "cuda":
+        torch.cuda.empty_cache()
+    smaller = math.ceil(s.plan.micro_batch_size / progress.pieces)
+    if s.group.ranks.is_main:
+        s.folder.event("memory", step=progress.step + 1, micro_batch_size=smaller)
+        warn(
+            f"[MEMORY] a micro-batch of {rows} sequences does not fit: going on with {smaller}, "
+            "the same batch in more micro-steps"
+        )
+
+
+class Books:
+    """Enters each step in the guard's books one step late, when the device has long finished it, so
+    that the host never waits; has the batches of bad steps kept."""
+
+    def __init__(self, s: Session, progress: Progress) -> None:
+        self.s, self.progress = s, progress
+        self._waiting, s.guard.pending = s.guard.pending, None
+        """The step that is still to be entered."""
+        self._reading: tuple[int, Reading] | None = None
+        """Of the newest step, while it has not been waited for."""
+        self._newest = self._waiting
+        self._data_step = progress.data_step - 1
+
+    def enter(self, result: StepResult) -> None:
+        """A step was queued: enter the one before it. Raises Diverged."""
+        self.close()
+        self._reading = self.progress.step, Reading(result)
+        self._data_step = self.progress.data_step - 1
+
+    def newest(self) -> Values:
+        """The newest step's numbers; waits for the device."""
+        if self._reading is not None:
+            step, reading = self._reading
+            self._newest = self._waiting = Values(step, *reading.wait())
+            self._reading = None
+        assert self._newest is not None
+        return self._newest
+
+    def policy(self) -> dict[str, Any]:
+        """The guard's state, for a checkpoint of the newest step."""
+        self.newest()
+        return self.s.guard.state(self._waiting)
+
+    def close(self) -> None:
+        """Enter the newest step, too. Raises Diverged."""
+        if self._reading is not None:
+            self.newest()
+        if self._waiting is not None:
+            values, self._waiting = self._waiting, None
+            try:
+                self._record(self.s.guard.absorb(values))
+            except Diverged as diverged:
+                self._record(diverged.incident)
+                raise
+
+    def _record(self, found: Incident | None) -> None:
+        if found is not None and self.s.config.safety.guard:
+            incident.record(self.s, self.progress, found, self._data_step)
+
+
 def measure(
     s: Session,
     progress: Progress,
-    result: StepResult,
+    values: Values,
     lr: float,
     clock: "_Clock",
     machine: Machine,
 ) -> dict[str, Any]:
-    """One record of metrics.jsonl. Reads from the device: the loop's only host synchronisation."""
+    """One record of metrics.jsonl."""
     plan, W = s.plan, s.group.ranks.world_size
-    loss = float(s.group.sum(result.loss_sum)) / (result.tokens * W)
-    norm = float(result.grad_norm)
     rate = clock.steps_per_second()
     tokens_per_second = rate * plan.tokens_per_step if rate else None
     mfu = None
@@ -113,10 +268,10 @@ def measure(
     return {
         "step": progress.step,
         "tokens": progress.step * plan.tokens_per_step,
-        "loss": loss,
+        "loss": values.loss,
         "lr": lr,
-        "grad_norm": norm,
-        "skipped": bool(result.skipped),
+        "grad_norm": values.grad_norm,
+        "skipped": values.skipped,
         "loss_scale": s.trainable.scaler.get_scale() if s.trainable.scaler.is_enabled() else None,
         "tokens_per_second": tokens_per_second,
         "mfu": mfu,
@@ -125,56 +280,8 @@ def measure(
     }
 
 
-def commit(s: Session, progress: Progress, environment: dict[str, Any]) -> None:
-    """Save a checkpoint by the protocol of `checkpoint.store`; the first process writes."""
-    if not s.group.ranks.is_main:
-        return
-    started = time.perf_counter()
-    weights = dict(s.model.named_parameters())
-    path = store.save(
-        s.folder.checkpoints,
-        progress.step,
-        {
-            store.MODEL: weights,
-            store.OPTIMIZER: optimizer_tensors(s.model, s.trainable.optimizer),
-        },
-        {
-            "format": store.FORMAT,
-            "step": progress.step,
-            "tokens": progress.step * s.plan.tokens_per_step,
-            "elapsed_s": progress.elapsed_s,
-            "max_steps": s.plan.max_steps,
-            "shape": asdict(s.plan.shape),
-            "tokenizer": s.tokenizer.name,
-            "weights_sha256": store.weights_sha256(weights),
-            "scaler": s.trainable.scaler.state_dict(),
-            "identity": s.identity,
-            "environment": environment,
-            "random_numbers": "derived from (seed, step, position); there is no generator state",
-        },
-    )
-    seconds = time.perf_counter() - started
-    s.folder.event("checkpoint", step=progress.step, path=path.name, seconds=round(seconds, 3))
-    s.folder.write_status(
-        "running", last_step=progress.step, last_verified_checkpoint=path.name, resumable=True
-    )
-    store.prune(s.folder.checkpoints, s.config.run.keep_checkpoints, committed=path)
-
-
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _check_numerics(s: Session, step: int, skipped: float) -> None:
-    most = MOST_SKIPPED[s.plan.mixed_precision]
-    if skipped >= most:
-        raise NumericsError(
-            "NON-FINITE",
-            f"the gradient has not been finite for {skipped:.0f} steps, up to step {step}",
-            kept="the weights: none of these steps changed them; and the last checkpoint",
-            do="choose a smaller --lr or a longer --warmup_steps"
-            + (", or --mixed_precision bf16" if s.plan.mixed_precision == "fp16" else ""),
-        )
 
 
 class _Clock:

@@ -2,18 +2,22 @@
 made in `planner.py`.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from outpace.config.presets import (
     GPT2_CONTEXT,
+    VOCAB_MULTIPLE,
     GPT2Shape,
     size,
 )
 from outpace.config.schema import RunConfig
 from outpace.core.errors import UsageError
 from outpace.core.files import sha256_json
+from outpace.data.order import VERSION as ORDER_VERSION
+from outpace.data.order import OrderSpec
 
 
 @dataclass(frozen=True)
@@ -23,16 +27,32 @@ class DatasetFacts:
     name: str
     vocab_size: int
     train_tokens: int
+    """Tokens of training in which all of it has been read once; with several datasets, the one
+    that ends first."""
     val_tokens: int
+    unread: float = 0.0
+    """Share of the text that `--bos_aligned` leaves out."""
 
 
 @dataclass(frozen=True)
 class Capabilities:
     """What was found out by trying, asked only when it matters."""
 
-    attention: Callable[[str, str, int, float], tuple[str | None, str]]
-    """(backend, precision, head_dim, dropout) -> why not, and the kernel that runs."""
+    attention: Callable[[str, str, int, float, bool], tuple[str | None, str]]
+    """(backend, precision, head_dim, dropout, documents kept apart) -> why not, and the kernel that
+    runs."""
     compile_why_not: Callable[[], str | None]
+    """Why it cannot compile."""
+    fastest_attention: Callable[[str, GPT2Shape], tuple[str, str]]
+    """(precision, shape) -> the backend that is fastest here, and how that is known."""
+    fastest_cross_entropy: Callable[[str, GPT2Shape, bool, bool], tuple[str, str]]
+    """(precision, shape, compiled, fp8) -> the row that is fastest, and how that is known."""
+    cross_entropy_why_not: Callable[[str, str, bool, bool], str | None]
+    """(row, precision, compiled, fp8) -> why it cannot serve."""
+    fp8_why_not: Callable[[str, GPT2Shape], str | None]
+    """(precision, shape) -> why the head cannot be made in fp8."""
+    compile_reason: str = "a probe compiled and ran"
+    """How it is known that it can."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +75,7 @@ class Plan:
     context: int
     vocab_size: int
     padded_vocab_size: int
+    vocab_multiple: int
     dropout: float
     parameters: int
     flops_per_token: float
@@ -69,11 +90,21 @@ class Plan:
     schedule: str
     warmup_steps: int
     mixed_precision: str
+    tf32: bool
     attention_backend: str
     attention_kernel: str
+    cross_entropy: str
+    bf16_residual: bool
+    activation_checkpointing: str
+    fp8_head: bool
     compile: bool
+    compile_mode: str
     deterministic: bool
     device: str
+    order_chunk: int
+    phase: bool
+    bos_aligned: bool
+    document_mask: bool
     seed: int
     predicted_memory_bytes: float
     val_tokens: int
@@ -87,14 +118,25 @@ class Plan:
     @property
     def shape(self) -> GPT2Shape:
         return GPT2Shape(
-            self.n_layer, self.n_head, self.n_embd, self.context, self.vocab_size, self.dropout
+            self.n_layer,
+            self.n_head,
+            self.n_embd,
+            self.context,
+            self.vocab_size,
+            self.dropout,
+            self.vocab_multiple,
         )
+
+    @property
+    def order(self) -> OrderSpec:
+        return OrderSpec(self.context, self.seed, self.order_chunk, self.phase, self.bos_aligned)
 
     def arithmetic(self) -> str:
         """The invariant, with its numbers."""
         return (
             f"{self.micro_batch_size} sequences x {self.context} tokens x "
-            f"{self.gradient_accumulation_steps} micro-steps x {self.world_size} "
+            f"{self.gradient_accumulation_steps} micro-step"
+            f"{'s' if self.gradient_accumulation_steps > 1 else ''} x {self.world_size} "
             f"process{'es' if self.world_size > 1 else ''} = {self.tokens_per_step:,} tokens a step"
         )
 
@@ -115,6 +157,7 @@ def model_shape(config: RunConfig, vocab_size: int) -> GPT2Shape:
         m.context,
         vocab_size,
         m.dropout,
+        m.vocab_multiple,
     )
 
 
@@ -131,7 +174,18 @@ def check_pretrained_context(context: int, positions: int, source: str) -> None:
 def identity(config: RunConfig, plan: Plan, fingerprint: str) -> dict[str, Any]:
     """What makes two runs the same run on any machine: model, data, batch, recipe."""
     o, s = config.optimizer, config.schedule
-    return {
+    # Only where it is not what runs had before there was a choice.
+    later = {
+        "vocab_multiple": (plan.vocab_multiple, VOCAB_MULTIPLE),
+        "bf16_residual": (plan.bf16_residual, False),
+        "fp8_head": (plan.fp8_head, False),
+        "order": (ORDER_VERSION, 1),
+        "order_chunk": (plan.order_chunk, 1),
+        "phase": (plan.phase, True),
+        "bos_aligned": (plan.bos_aligned, False),
+        "document_mask": (plan.document_mask, False),
+    }
+    return {name: now for name, (now, before) in later.items() if now != before} | {
         "n_layer": plan.n_layer,
         "n_head": plan.n_head,
         "n_embd": plan.n_embd,
@@ -158,5 +212,7 @@ def identity(config: RunConfig, plan: Plan, fingerprint: str) -> dict[str, Any]:
 
 
 def run_name(plan: Plan, dataset: str, identity: dict[str, Any]) -> str:
-    """`SIZE-DATASET-HASH`: the same settings find the same run again."""
-    return f"{plan.model_size}-{dataset}-{sha256_json([identity, plan.max_steps])[:8]}"
+    """`SIZE-DATASET-HASH`: the same settings find the same run again. A dataset names itself; what
+    is no plain name in it is left out."""
+    name = re.sub(r"[^\w.-]+", "-", dataset)[:60]
+    return f"{plan.model_size}-{name}-{sha256_json([identity, plan.max_steps])[:8]}"

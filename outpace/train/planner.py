@@ -5,7 +5,7 @@ found out about kernels and compilers, all plain values, so that any machine can
 """
 
 import math
-from functools import partial
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from outpace.config.load import SetBy
@@ -14,6 +14,7 @@ from outpace.config.schema import RunConfig
 from outpace.core.errors import OutOfMemory, UsageError
 from outpace.core.units import count, gib
 from outpace.model import cost
+from outpace.model.memory import Attention, Memory, Moment, StepSettings, training_memory
 from outpace.runtime.hardware import Machine
 from outpace.train.plan import Capabilities, Choice, DatasetFacts, Plan, model_shape
 
@@ -21,8 +22,9 @@ T = TypeVar("T")
 
 MEMORY_SHARE = 0.85
 """Share of a machine's memory that a plan may fill; the rest is for fragmentation and others."""
-CPU_MICRO_BATCH_TOKENS = 4096
-"""On a CPU more tokens at once are no faster, they only delay the step (docs/lab-log.md)."""
+USEFUL_TOKENS = {"cpu": 4096, "cuda": 65_536}
+"""Tokens of a micro-batch from which on more are no faster. A CPU's: docs/lab-log.md. A GPU's: the
+weights' casts and gradients, 0.7 ms on an H100, are then a hundredth of the micro-step."""
 CPU_FLOPS_PER_CORE = 100e9
 """Rough rate of one core, to judge whether compiling pays."""
 DEFAULT_TOKENS = 10_000_000_000
@@ -70,19 +72,31 @@ class _Planner:
         c, shape = self.config, self.shape
         precision = self._precision()
         backend, kernel = self._attention(precision)
-        memory = partial(
-            cost.training_memory,
+        bf16_residual = self._bf16_residual(precision)
+        fp8_head = self._fp8_head(precision)
+        settings = StepSettings(
             shape,
             precision,
-            flash=not _is_materialised(backend, kernel),
+            attention=attention_kind(backend, kernel),
+            bf16_residual=bf16_residual,
+            checkpointing=c.compute.activation_checkpointing,
+            optimizer=c.optimizer.optimizer,
             ddp=self.world_size > 1,
+            device=self.machine.device,
         )
-        # Whether to compile depends on the length, the length on the batch, and the batch on the
-        # memory, which is larger without compiling: so plan the batch for the larger need.
-        micro, accumulation = self._batch(memory(compiled=False))
+        # On a CPU, whether to compile depends on the length, that on the batch, and the batch on
+        # the memory, which depends on whether it is compiled: so plan the batch for either.
+        known = self.machine.device == "cuda" or c.compute.compile != "auto"
+        compiled = self._compile(math.inf) if known else None
+        micro, accumulation = self._batch(self._memory(settings, compiled, fp8_head))
         tokens_per_step = micro * shape.context * accumulation * self.world_size
         max_steps = self._length(tokens_per_step)
-        compiled = self._compile(max_steps * tokens_per_step)
+        if compiled is None:
+            compiled = self._compile(max_steps * tokens_per_step)
+        loss_row = self._cross_entropy(precision, compiled, fp8_head)
+        settings = replace(
+            settings, compiled=compiled, cross_entropy=loss_row, accumulates=accumulation > 1
+        )
         lr, warmup = self._learning_rate(tokens_per_step), self._warmup(max_steps)
         run, on_gpu = c.run, self.machine.device == "cuda"
         save_every, log_every = run.save_every_steps, run.log_every_steps
@@ -98,6 +112,7 @@ class _Planner:
             context=shape.context,
             vocab_size=shape.vocab_size,
             padded_vocab_size=shape.padded_vocab_size,
+            vocab_multiple=shape.vocab_multiple,
             dropout=shape.dropout,
             parameters=cost.parameters(shape),
             flops_per_token=cost.flops_per_token(shape),
@@ -112,13 +127,23 @@ class _Planner:
             schedule=c.schedule.schedule,
             warmup_steps=warmup,
             mixed_precision=precision,
+            tf32=c.compute.tf32 == "on" or (c.compute.tf32 == "auto" and precision != "no"),
             attention_backend=backend,
             attention_kernel=kernel,
+            cross_entropy=loss_row,
+            bf16_residual=bf16_residual,
+            activation_checkpointing=c.compute.activation_checkpointing,
+            fp8_head=fp8_head,
             compile=compiled,
+            compile_mode=c.compute.compile_mode,
             deterministic=self._deterministic(),
             device=self.machine.device,
+            order_chunk=c.data.order_chunk,
+            phase=c.data.phase,
+            bos_aligned=self._bos_aligned(),
+            document_mask=c.data.document_mask,
             seed=run.seed,
-            predicted_memory_bytes=memory(compiled=compiled).peak(micro * shape.context),
+            predicted_memory_bytes=training_memory(settings).peak(micro * shape.context),
             val_tokens=self._val_tokens(),
             eval_every_steps=max_steps // 20 if eval_every == "auto" else eval_every,
             hellaswag_limit=limit,
@@ -150,11 +175,18 @@ class _Planner:
 
     def _attention(self, precision: str) -> tuple[str, str]:
         compute, shape = self.config.compute, self.shape
-        backend = compute.attention_backend
-        if backend == "auto":
-            backend = "sdpa" if compute.use_flash_attention else "reference"
-        why_not, kernel = self.can.attention(backend, precision, shape.head_dim, shape.dropout)
-        if compute.use_flash_attention and (why_not or _is_materialised(backend, kernel)):
+        backend, reason = compute.attention_backend, "asked of PyTorch for this shape"
+        if backend == "auto" and compute.use_flash_attention:
+            backend, reason = self.can.fastest_attention(precision, shape)
+        elif backend == "auto":
+            backend = "reference"
+        masked = self.config.data.document_mask
+        if masked:
+            backend, reason = self._masking(backend, reason, precision)
+        why_not, kernel = self.can.attention(
+            backend, precision, shape.head_dim, shape.dropout, masked
+        )
+        if compute.use_flash_attention and (why_not or is_materialised(kernel)):
             reason = why_not or (
                 f"with dropout {shape.dropout:g} PyTorch falls back to its {kernel} kernel here"
             )
@@ -165,10 +197,76 @@ class _Planner:
                     do="set --dropout 0" if shape.dropout else "add --no_use_flash_attention",
                 )
             self.warnings.append(f"attention will store the T x T matrix: {reason}")
-        self.choose("attention_backend", f"{backend} ({kernel})", "asked of PyTorch for this shape")
+        self.choose("attention_backend", f"{backend} ({kernel})", reason)
         return backend, kernel
 
-    def _batch(self, memory: cost.Memory) -> tuple[int, int]:
+    def _masking(self, backend: str, reason: str, precision: str) -> tuple[str, str]:
+        """A backend that can keep documents apart, and why it is that one."""
+        head_dim, dropout = self.shape.head_dim, self.shape.dropout
+        why_not, _ = self.can.attention(backend, precision, head_dim, dropout, True)
+        if self.config.compute.attention_backend != "auto":
+            if backend == "flex" and dropout:
+                why_not = "FlexAttention has no dropout"
+            if why_not:
+                raise UsageError(
+                    "NO-DOCUMENT-MASK",
+                    f"--attention_backend {backend} cannot keep documents apart: {why_not}",
+                    do="leave it at auto, or leave --document_mask out",
+                )
+            return backend, reason
+        if backend == "reference":
+            return backend, reason
+        no_flex, _ = self.can.attention("flex", precision, head_dim, dropout, True)
+        if no_flex is None and not dropout:
+            return "flex", "it skips what a document mask leaves out"
+        return "sdpa", f"it takes a document mask, {self.shape.context} x {self.shape.context} bits"
+
+    def _bf16_residual(self, precision: str) -> bool:
+        asked = self.config.compute.bf16_residual
+        if asked == "on" and precision != "bf16":
+            raise UsageError(
+                "BF16-RESIDUAL",
+                f"--bf16_residual on needs bf16 products, and the precision is {precision}",
+                do="add --mixed_precision bf16",
+            )
+        if asked != "auto":
+            return asked == "on"
+        if precision == "bf16":
+            return self.choose("bf16_residual", True, "less memory traffic, as in llm.c")
+        return False
+
+    def _memory(self, settings: StepSettings, compiled: bool | None, fp8: bool) -> Memory:
+        """What a micro-batch needs: the most of either case where compiling is undecided."""
+        asked = self.config.compute.cross_entropy
+        moments: list[Moment] = []
+        for way in (False, True) if compiled is None else (compiled,):
+            row = asked
+            if row == "auto":
+                row, _ = self.can.fastest_cross_entropy(settings.precision, self.shape, way, fp8)
+            moments += training_memory(replace(settings, compiled=way, cross_entropy=row)).moments
+        return Memory(tuple(moments))
+
+    def _cross_entropy(self, precision: str, compiled: bool, fp8: bool) -> str:
+        row = self.config.compute.cross_entropy
+        if row == "auto":
+            row, reason = self.can.fastest_cross_entropy(precision, self.shape, compiled, fp8)
+            return self.choose("cross_entropy", row, reason)
+        if why_not := self.can.cross_entropy_why_not(row, precision, compiled, fp8):
+            raise UsageError(
+                "NO-CROSS-ENTROPY",
+                f"--cross_entropy {row} cannot serve here: {why_not}",
+                do="leave it at auto",
+            )
+        return row
+
+    def _fp8_head(self, precision: str) -> bool:
+        if not self.config.compute.fp8_head:
+            return False
+        if why_not := self.can.fp8_why_not(precision, self.shape):
+            raise UsageError("NO-FP8", f"no fp8 head: {why_not}", do="leave --fp8_head out")
+        return True
+
+    def _batch(self, memory: Memory) -> tuple[int, int]:
         """Micro-batch and accumulation that keep the invariant with all that is hard."""
         b, T, W = self.config.batch, self.shape.context, self.world_size
         S, A, M = b.tokens_per_step, b.gradient_accumulation_steps, b.micro_batch_size
@@ -179,8 +277,7 @@ class _Planner:
         if S != "auto" and S % (T * W * (1 if A == "auto" else A) * (1 if M == "auto" else M)):
             raise self._indivisible(S, A, M)
         # All memory, not what is free just now: the same command must plan the same run again.
-        room = self.machine.memory_bytes * MEMORY_SHARE - memory.static
-        fits = int(room // (memory.per_token * T))
+        fits = memory.most_sequences(T, self.machine.memory_bytes * MEMORY_SHARE)
         if M != "auto":
             if A != "auto":
                 return self._checked(M, memory), A
@@ -204,17 +301,19 @@ class _Planner:
         return M, A
 
     def _fitting(
-        self, wanted: int, fits: int, memory: cost.Memory, divisor_of: int | None = None
+        self, wanted: int, fits: int, memory: Memory, divisor_of: int | None = None
     ) -> int:
         """The largest micro-batch up to `wanted` that fits and is of use."""
         T = self.shape.context
         limit, reason = wanted, f"{wanted} x {T} tokens fit"
         if fits < wanted:
             limit, reason = max(1, fits), f"{max(1, fits)} x {T} tokens is what fits"
-        useful = max(1, CPU_MICRO_BATCH_TOKENS // T)
-        if self.machine.device == "cpu" and useful < limit:
+        device = self.machine.device
+        useful = max(1, USEFUL_TOKENS[device] // T)
+        if useful < limit:
             limit = useful
-            reason = f"{useful} x {T} tokens keep a CPU busy, more are no faster; they fit"
+            busy = f"keep a {'CPU' if device == 'cpu' else 'GPU'} busy"
+            reason = f"{useful} x {T} tokens {busy}, more are no faster; they fit"
         if divisor_of:
             limit = next(m for m in range(limit, 0, -1) if divisor_of % m == 0)
         elif limit < wanted:
@@ -227,7 +326,7 @@ class _Planner:
             f"{reason}: about {gib(need)} of {gib(self.machine.memory_bytes)}",
         )
 
-    def _checked(self, micro: int, memory: cost.Memory) -> int:
+    def _checked(self, micro: int, memory: Memory) -> int:
         """Refuse a micro-batch that cannot fit in the machine at all; warn when it is close."""
         need = memory.peak(micro * self.shape.context)
         if need > self.machine.memory_bytes:
@@ -309,14 +408,21 @@ class _Planner:
         )
         return self.choose("max_steps", max(1, tokens // tokens_per_step), reason)
 
-    def _compile(self, tokens: int) -> bool:
+    def _bos_aligned(self) -> bool:
+        if not self.config.data.bos_aligned:
+            return False
+        unread = f"leaves {self.dataset.unread:.0%} of the text unread: what is cut off documents"
+        return self.choose("bos_aligned", True, unread)
+
+    def _compile(self, tokens: float) -> bool:
         asked = self.config.compute.compile
         if asked == "off":
             return False
-        seconds = tokens * cost.flops_per_token(self.shape)
-        seconds /= CPU_FLOPS_PER_CORE * self.machine.cores
-        if asked == "auto" and self.machine.device == "cpu" and seconds < 120:
-            return self.choose("compile", False, "on a CPU so short a run does not repay compiling")
+        if asked == "auto" and self.machine.device == "cpu":
+            flops = tokens * cost.flops_per_token(self.shape)
+            if flops < 120 * CPU_FLOPS_PER_CORE * self.machine.cores:
+                reason = "on a CPU so short a run does not repay compiling"
+                return self.choose("compile", False, reason)
         if why_not := self.can.compile_why_not():
             if asked == "on":
                 raise UsageError(
@@ -326,7 +432,7 @@ class _Planner:
                 )
             self.warnings.append(f"torch.compile is off: {why_not}; expect half the speed")
             return self.choose("compile", False, why_not)
-        return self.choose("compile", True, "a probe compiled and ran")
+        return self.choose("compile", True, self.can.compile_reason)
 
     def _deterministic(self) -> bool:
         asked, on_gpu = self.config.compute.deterministic, self.machine.device == "cuda"
@@ -364,6 +470,13 @@ class _Planner:
         return self.choose("val_tokens", tokens, "bounded so that a CPU scores it quickly")
 
 
-def _is_materialised(backend: str, kernel: str) -> bool:
-    """Whether the T x T matrix is stored: by the reference, or by PyTorch's last resort."""
-    return backend == "reference" or kernel in ("MATH", "ERROR")
+def is_materialised(kernel: str) -> bool:
+    """Whether the T x T matrix is stored: by plain operators, or by PyTorch's last resort."""
+    return kernel in ("MATH", "ERROR", "materialised")
+
+
+def attention_kind(backend: str, kernel: str) -> Attention:
+    """What attention keeps in memory."""
+    if not is_materialised(kernel):
+        return "fused"
+    return "reference" if backend == "reference" else "eager"

@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import os
 import platform
+import shutil
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,52 +16,49 @@ import torch
 
 import outpace
 from outpace.checkpoint import store
-from outpace.checkpoint.state import differences, load_optimizer, load_weights
+from outpace.checkpoint.state import differences
 from outpace.config.load import SetBy, to_toml
-from outpace.config.schema import RunConfig
+from outpace.config.schema import RunConfig, flat
 from outpace.core.crash import explain
 from outpace.core.errors import (
     DONE,
     STOPPED_RESUMABLE,
     CheckpointError,
-    DataError,
     OutpaceError,
-    UsageError,
+    StorageError,
 )
 from outpace.core.files import replace_file, replace_json
 from outpace.core.log import note, say, warn
 from outpace.core.runfolder import RUN_FORMAT, RunFolder
+from outpace.core.secrets import redact
 from outpace.core.units import count, duration, gib
-from outpace.data.shards import Dataset
+from outpace.data.mixture import Mixture
 from outpace.runtime import distributed
 from outpace.runtime.hardware import Machine, detect
 from outpace.train.assemble import Session, assemble, capabilities, choose_device
-from outpace.train.corpus import open_named
-from outpace.train.loop import Progress, train
-from outpace.train.plan import DatasetFacts, Plan, identity, run_name
+from outpace.train.corpus import facts_of, open_mixture
+from outpace.train.forecast import CHECKPOINT_BYTES, checkpoints_kept
+from outpace.train.guard import Diverged
+from outpace.train.loop import agree, train
+from outpace.train.plan import Plan, identity, run_name
 from outpace.train.planner import make_plan
+from outpace.train.progress import Progress
+from outpace.train.resume import check_startable, resume, roll_back
 from outpace.train.stop import StopRequest
-
-ENVIRONMENT_MATTERS = (
-    "torch", "cuda", "cudnn", "device", "threads", "world_size", "micro_batch_size", "compile",
-    "attention_kernel", "deterministic",
-)  # fmt: skip
-"""Equal bits are promised where these are equal; elsewhere the same data in the same order."""
+from outpace.train.watchdog import Watchdog
 
 
 def plan_run(
     config: RunConfig, set_by: SetBy, ranks: distributed.Ranks, *, make_data: bool = False
-) -> tuple[Plan, Machine, Dataset, torch.device]:
+) -> tuple[Plan, Machine, Mixture, torch.device]:
     """Everything up to the plan. Nothing is written, but for the default dataset with
     `make_data`."""
     device = choose_device(config.compute.device, ranks.local_rank)
     machine = _share(detect(device.type))
-    dataset = open_named(config.data.dataset, make=make_data, is_main=ranks.local_rank == 0)
-    facts = DatasetFacts(
-        dataset.name, dataset.vocab_size, dataset.tokens("train"), dataset.tokens("val")
-    )
+    mixture = open_mixture(config.data.dataset, make=make_data, is_main=ranks.local_rank == 0)
+    facts = facts_of(mixture, config)
     plan = make_plan(config, set_by, machine, facts, ranks.world_size, capabilities(device))
-    return plan, machine, dataset, device
+    return plan, machine, mixture, device
 
 
 def _share(machine: Machine) -> Machine:
@@ -78,40 +77,53 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
     """Train. Returns the exit code (0 or 75) and the run folder; raises OutpaceError else."""
     stop = StopRequest(None if config.schedule.max_hours == "auto" else config.schedule.max_hours)
     ranks = distributed.from_environment()
-    plan, machine, dataset, device = plan_run(config, set_by, ranks, make_data=True)
-    same = identity(config, plan, dataset.fingerprint)
+    plan, machine, mixture, device = plan_run(config, set_by, ranks, make_data=True)
+    same = identity(config, plan, mixture.fingerprint)
     root = config.run.run_dir
     if root == "auto":
-        root = str(Path("runs") / run_name(plan, dataset.name, same))
+        root = str(Path("runs") / run_name(plan, mixture.name, same))
     folder = RunFolder(Path(root))
     environment = describe_environment(plan, machine)
     lock = None
     if ranks.is_main:
-        _check_startable(config, plan, folder, dataset, same)
-        print_plan(plan, machine, dataset, folder)
-    group = None
+        check_startable(config, plan, folder, mixture, same, environment)
+        print_plan(plan, machine, data_line(mixture, plan), folder)
+        _check_room(config, plan, folder)
+    group = session = None
     try:
-        group = distributed.Group(ranks, device)
+        group = distributed.Group(ranks, device, 60 * config.safety.peer_timeout_minutes)
+        watchdog = _watchdog(config, folder, ranks)
         # Assembling refuses a model, optimiser or dataset that cannot serve; only then write.
         session = assemble(
             config,
             plan,
             folder=folder,
             group=group,
-            dataset=dataset,
+            mixture=mixture,
             device=device,
             stop=stop,
             identity=same,
+            watchdog=watchdog,
         )
         if ranks.is_main:
             folder.create()
             lock = folder.lock()
+            store.sweep(folder.root)
             store.sweep(folder.checkpoints)
             _write_start(session, set_by, machine, environment, argv)
         stop.listen()  # from here on a signal saves; before, there is nothing to save
-        progress = _resume(session, environment)
+        watchdog.start()
+        progress = resume(session, environment)
         _check_agreement(group, progress.step)
-        finished = train(session, progress, machine, environment)
+        while True:
+            try:
+                finished = train(session, progress, machine, environment)
+                break
+            except Diverged as diverged:
+                agree(session)  # no checkpoint is being written any more
+                progress = roll_back(session, progress, diverged)
+                _check_agreement(group, progress.step)
+        watchdog.beat("ending")
         code = DONE if finished else STOPPED_RESUMABLE
         if ranks.is_main:
             _write_end(session, progress, finished)
@@ -121,116 +133,48 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
         known = distributed.lost_peer(error, ranks) or explain(error, folder.root)
         if lock is not None:  # the run folder is ours to write in
             with contextlib.suppress(OSError, OutpaceError):  # its disk may be what failed
-                folder.event("failed", error=str(known))
-                folder.write_status(
-                    "failed", code=known.exit_code, reason=str(known), **_last_checkpoint(folder)
-                )
+                _write_failure(folder, known)
         if known is error:
             raise
         raise known from error
     finally:
+        if session is not None:
+            session.watchdog.stop()
+            if session.shard_check is not None:
+                session.shard_check.close()
         if group is not None:
             group.close()
         if lock is not None:
             lock.release()
 
 
-def _check_startable(
-    config: RunConfig, plan: Plan, folder: RunFolder, dataset: Dataset, same: dict[str, Any]
-) -> None:
-    """Refuse, before anything is written, a folder in use, a used one when a new run was asked for,
-    and the continuation of another run."""
-    if (folder.root / ".lock").exists():
-        folder.lock().release()  # taken for good only after assembling, which may take long
-    if config.run.resume == "never" and folder.root.is_dir() and any(folder.root.iterdir()):
-        raise UsageError(
-            "RUN-DIR-USED",
-            f"{folder.root} holds a run already",
-            do="choose another --run_dir, or leave --resume at auto to continue it",
-        )
-    checkpoint = _to_resume(config.run.resume, folder)
-    if checkpoint is None:
+def _check_room(config: RunConfig, plan: Plan, folder: RunFolder) -> None:
+    """StorageError without space for the checkpoints that will stand at the same time."""
+    if not config.run.space_check:
         return
-    newer = [p for p in store.paths(folder.checkpoints) if p.name > checkpoint.path.name]
-    if newer and config.run.resume != "auto":
-        raise UsageError(
-            "RESUME-OLDER",
-            f"{folder.root} has newer checkpoints than {checkpoint.path.name} ({newer[-1].name})",
-            do="continue with --resume auto, or from the older one in another --run_dir",
+    below = folder.root.absolute()
+    while not below.exists():
+        below = below.parent
+    size = CHECKPOINT_BYTES * plan.parameters
+    there = sum(f.stat().st_size for p in store.paths(folder.checkpoints) for f in p.iterdir())
+    number = checkpoints_kept(config, plan)
+    free = shutil.disk_usage(below).free
+    if number * size > free + there:
+        raise StorageError(
+            "SPACE",
+            f"{number} checkpoints of {gib(size)} are to be kept, {below} has {gib(free)} free",
+            do="free space, choose another --run_dir, keep fewer checkpoints, or start anyway with "
+            "--no_space_check",
         )
-    if checkpoint.step > plan.max_steps:
-        raise UsageError(
-            "SHORTER",
-            f"the run in {folder.root} stands at step {checkpoint.step:,}, beyond the "
-            f"{plan.max_steps:,} steps asked for",
-            kept="the run",
-            do="give at least as many steps, or another --run_dir",
-        )
-    if "identity" not in checkpoint.state:
-        raise CheckpointError(
-            "WEIGHTS-ONLY", f"{checkpoint.path} holds weights only", do="use it with --init_from"
-        )
-    changed = differences(checkpoint.state["identity"], same)
-    if not changed:
-        return
-    if any(c.startswith("dataset:") for c in changed):
-        raise DataError(
-            "DATA-CHANGED",
-            f"the run in {folder.root} was trained on another dataset than {dataset.folder}",
-            kept=f"the run, at step {checkpoint.step}",
-            do="give the dataset it was started with, or another --run_dir",
-        )
-    raise CheckpointError(
-        "CONFIG-CHANGED",
-        f"the run in {folder.root} has other settings: {', '.join(changed)}",
-        kept=f"the run, at step {checkpoint.step}",
-        do="give the settings it was started with, or another --run_dir",
-    )
 
 
-def _to_resume(
-    resume: str, folder: RunFolder, *, set_aside: bool = False
-) -> store.Checkpoint | None:
-    if resume == "never":
-        return None
-    if resume == "auto":
-        return store.latest(folder.checkpoints, set_aside=set_aside)
-    path = Path(resume)
-    if not path.is_dir():
-        raise CheckpointError("NO-CKPT", f"there is no checkpoint {resume}", do="check --resume")
-    return store.load(path)
+def _watchdog(config: RunConfig, folder: RunFolder, ranks: distributed.Ranks) -> Watchdog:
+    def give_up(error: OutpaceError) -> None:
+        if ranks.is_main:
+            _write_failure(folder, error)
 
-
-def _resume(s: Session, environment: dict[str, Any]) -> Progress:
-    """Load the newest good checkpoint into the session; every process reads the same files."""
-    checkpoint = _to_resume(s.config.run.resume, s.folder, set_aside=s.group.ranks.is_main)
-    if checkpoint is None:
-        if s.group.ranks.is_main:
-            s.folder.forget_after(0)  # of a run that died before its first checkpoint
-        return Progress()
-    cpu = torch.device("cpu")
-    load_weights(s.model, checkpoint.model(cpu))
-    load_optimizer(s.model, s.trainable.optimizer, checkpoint.optimizer(cpu))
-    s.trainable.scaler.load_state_dict(checkpoint.state["scaler"])
-    if s.group.ranks.is_main:
-        s.folder.forget_after(checkpoint.step)
-        say(f"resuming from {checkpoint.path} at step {checkpoint.step:,}")
-        then = checkpoint.state["environment"]
-        changed = [
-            c for c in differences(then, environment) if c.split(":")[0] in ENVIRONMENT_MATTERS
-        ]
-        if changed:
-            warn(
-                "[NOT-BIT-EXACT] same data in the same order, but not the same bits: "
-                + ", ".join(changed)
-            )
-        if (before := checkpoint.state["max_steps"]) != s.plan.max_steps:
-            warn(
-                f"the run's length changes from {before:,} to {s.plan.max_steps:,} steps, and its "
-                "schedule with it"
-            )
-        s.folder.event("resumed", step=checkpoint.step, path=checkpoint.path.name, changed=changed)
-    return Progress(checkpoint.step, checkpoint.state["elapsed_s"])
+    minutes = config.safety.watchdog_minutes if config.safety.guard else 0.0
+    return Watchdog(60 * minutes, folder.root, ranks.rank, give_up)
 
 
 def _check_agreement(group: distributed.Group, step: int) -> None:
@@ -246,8 +190,9 @@ def _check_agreement(group: distributed.Group, step: int) -> None:
 def _write_start(
     s: Session, set_by: SetBy, machine: Machine, environment: dict[str, Any], argv: list[str]
 ) -> None:
-    folder, dataset = s.folder, s.dataset
-    replace_file(folder.config, to_toml(s.config, set_by))
+    folder = s.folder
+    changed = _changed_settings(folder, s.config)
+    replace_file(folder.config, redact(to_toml(s.config, set_by)))
     replace_json(
         folder.plan,
         {
@@ -257,20 +202,26 @@ def _write_start(
             "machine": vars(machine),
             "versions": versions(),
             "environment": environment,
-            "dataset": {
-                "name": dataset.name,
-                "path": str(dataset.folder),
-                "fingerprint": dataset.fingerprint,
-                "train_tokens": dataset.tokens("train"),
-                "val_tokens": dataset.tokens("val"),
-                "documents": sum(sh["documents"] for sh in dataset.manifest["shards"]),
-                "unigram_entropy": dataset.unigram_entropy,
-                "tokenizer": dataset.tokenizer,
-            },
+            "dataset": s.mixture.record(),
         },
     )
     folder.write_status("running", **_last_checkpoint(folder))
-    folder.event("started", command=argv)
+    folder.event("started", command=argv, changed_settings=changed)
+
+
+def _changed_settings(folder: RunFolder, config: RunConfig) -> list[str]:
+    """What the command line asks otherwise than the one before it."""
+    try:
+        before = tomllib.loads(folder.config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    then = {
+        k: v for values in before.values() if isinstance(values, dict) for k, v in values.items()
+    }
+    now = flat(config)
+    return differences(
+        {k: then[k] for k in then if k in now}, {k: now[k] for k in now if k in then}
+    )
 
 
 def _write_end(s: Session, progress: Progress, finished: bool) -> None:
@@ -294,6 +245,12 @@ def _write_end(s: Session, progress: Progress, finished: bool) -> None:
         say(f"stopped at {where} ({reason}); the same command continues")
 
 
+def _write_failure(folder: RunFolder, error: OutpaceError) -> None:
+    folder.event("failed", error=str(error))
+    last = _last_checkpoint(folder)
+    folder.write_status("failed", code=error.exit_code, reason=str(error), **last)
+
+
 def _last_checkpoint(folder: RunFolder) -> dict[str, Any]:
     names = [p.name for p in store.paths(folder.checkpoints)]
     return {"last_verified_checkpoint": names[-1] if names else None, "resumable": bool(names)}
@@ -308,7 +265,11 @@ def describe_environment(plan: Plan, machine: Machine) -> dict[str, Any]:
         "world_size": plan.world_size,
         "micro_batch_size": plan.micro_batch_size,
         "compile": plan.compile,
+        "compile_mode": plan.compile_mode,
         "attention_kernel": plan.attention_kernel,
+        "cross_entropy": plan.cross_entropy,
+        "activation_checkpointing": plan.activation_checkpointing,
+        "tf32": plan.tf32,
         "deterministic": plan.deterministic,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if torch.version.cuda else None,
@@ -334,19 +295,32 @@ def versions() -> dict[str, str]:
     return found
 
 
-def print_plan(plan: Plan, machine: Machine, dataset: Dataset, folder: RunFolder | None) -> None:
+def data_line(mixture: Mixture, plan: Plan | None = None) -> str:
+    """The data as people read it; with a plan, how often it reads each of several datasets."""
+    text = (
+        f"{mixture.where}: {mixture.tokens('train'):,} training and {mixture.tokens('val'):,} "
+        f"validation tokens, unigram entropy {mixture.unigram_entropy:.4f} nats a token"
+    )
+    if plan is not None and len(mixture.datasets) > 1:
+        passes = mixture.passes(plan.max_tokens)
+        for dataset, share, times in zip(mixture.datasets, mixture.shares, passes, strict=True):
+            text += (
+                f"\n  {float(share):.2%} of the samples from {dataset.folder}: "
+                f"{dataset.tokens('train'):,} tokens, {times:.2f} times"
+            )
+    return text
+
+
+def print_plan(plan: Plan, machine: Machine, data: str, folder: RunFolder | None) -> None:
     """The plan as people read it: what, on what, and why."""
     say(
         f"GPT-2 {plan.model_size}: {plan.parameters:,} parameters, {plan.n_layer} layers, "
         f"{plan.n_head} heads, {plan.n_embd} channels, context {plan.context}"
     )
     peak = f", peak {plan_peak(machine)}" if machine.peak_flops else ""
-    say(f"on {machine.device_name} ({machine.device}, {gib(machine.memory_bytes)}{peak})")
-    say(
-        f"data {dataset.folder}: {dataset.tokens('train'):,} training and "
-        f"{dataset.tokens('val'):,} validation tokens, unigram entropy "
-        f"{dataset.unigram_entropy:.4f} nats a token"
-    )
+    number = f"{plan.world_size} x " if plan.world_size > 1 and plan.device == "cuda" else ""
+    say(f"on {number}{machine.device_name} ({machine.device}, {gib(machine.memory_bytes)}{peak})")
+    say(f"data {data}")
     say(f"batch {plan.arithmetic()}")
     say(
         f"length {plan.max_steps:,} steps, {count(plan.max_tokens)} tokens, "

@@ -3,22 +3,30 @@ the tests all call this.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from outpace.core.crash import is_out_of_memory
 from outpace.data.loader import MicroBatch
+from outpace.model.gpt2 import GPT2
+from outpace.runtime.distributed import Group, Ranks
 from outpace.runtime.precision import autocast
 from outpace.runtime.seeds import seed_micro_step
+from outpace.train.stop import CONTINUE, OUT_OF_MEMORY, STOP
+
+CLIP_EPS = 1e-6
+"""torch.nn.utils.clip_grad_norm_'s."""
 
 
 @dataclass
 class Trainable:
     """What a step changes, and what it computes with."""
 
-    model: torch.nn.Module
+    model: GPT2
     """The bare model: the one that is saved and evaluated."""
     forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     """The model as trained, compiled or not, (idx, targets) -> summed loss."""
@@ -30,20 +38,44 @@ class Trainable:
     seed: int
     ddp: DistributedDataParallel | None = None
     dropout: float = 0.0
+    group: Group = field(default_factory=lambda: Group(Ranks(), torch.device("cpu")))
+    guard: bool = True
+    """Leave out updates that are not finite."""
 
 
 @dataclass
 class StepResult:
-    """Device tensors; reading them is the caller's host synchronisation."""
+    """Device scalars; reading them is the caller's host synchronisation."""
 
-    loss_sum: torch.Tensor
-    """Summed loss of this process's targets, nats."""
-    tokens: int
-    """Targets of this process."""
+    loss: torch.Tensor
+    """Mean over the targets of all processes, nats."""
     grad_norm: torch.Tensor
     """Global norm before clipping."""
     skipped: torch.Tensor
-    """1 where the gradient was not finite and nothing was updated, else 0."""
+    """1 where nothing was updated, else 0."""
+
+
+class Reading:
+    """A step's three numbers on their way to the host, behind the work that is queued there."""
+
+    def __init__(self, result: StepResult) -> None:
+        values = torch.stack([result.loss, result.grad_norm, result.skipped])  # (3,)
+        self._values = values.to("cpu", non_blocking=True)
+        self._arrived: torch.cuda.Event | None = None
+        if values.device.type == "cuda":
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def wait(self) -> tuple[float, float, bool]:
+        """Loss, gradient norm, and whether the step was skipped."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        loss, norm, skipped = self._values.tolist()
+        return loss, norm, bool(skipped)
+
+
+class TooLarge(Exception):
+    """A micro-batch did not fit in memory; nothing has changed, and all processes know."""
 
 
 def train_step(
@@ -52,31 +84,43 @@ def train_step(
     *,
     step: int,
     lr: float,
-    interrupted: Callable[[], bool] = lambda: False,
+    agree: Callable[[int], int] = lambda code: code,
+    loss_limit: float = math.inf,
+    norm_limit: float = math.inf,
 ) -> StepResult | None:
     """Accumulate the gradient of `batches` and update once.
 
     The gradient is that of the mean loss over all targets of all micro-batches and processes, so
-    micro-batches weigh by their tokens and accumulation equals one large batch. A gradient that is
-    not finite changes neither weights nor moments (decided on the device). Returns None, with
-    nothing changed, when `interrupted` says so between micro-batches.
+    micro-batches weigh by their tokens and accumulation equals one large batch. Where loss or
+    gradient norm is not finite, or beyond its limit, neither weights nor moments change; that is
+    decided on the device. `agree` is called before each micro-step with this process's code (see
+    `stop.py`) and returns that of all: STOP ends the step, nothing changed, with None. Raises
+    TooLarge, nothing changed, when a process runs out of memory.
     """
     tokens = sum(b.targets.numel() for b in batches)
     # The mean over this process's targets; DDP averages over processes, all of which have as many.
     scale = 1.0 / tokens
     loss_sum = torch.zeros((), device=t.device)
+    code = CONTINUE
     for i, batch in enumerate(batches):
-        if interrupted():
-            t.optimizer.zero_grad(set_to_none=True)
+        if _ended(t, agree(code)):
             return None
-        last = i == len(batches) - 1
+        synchronise = i == len(batches) - 1 and t.ddp is not None
         if t.dropout:
             seed_micro_step(t.seed, step, batch.position)
-        with t.ddp.no_sync() if t.ddp and not last else contextlib.nullcontext():
-            with autocast(t.device, t.precision):
-                loss = t.forward(batch.inputs, batch.targets)
-            t.scaler.scale(loss * scale).backward()
-        loss_sum += loss.detach()
+        try:
+            with t.ddp.no_sync() if t.ddp and not synchronise else contextlib.nullcontext():
+                with autocast(t.device, t.precision):
+                    loss = t.forward(batch.inputs, batch.targets)
+                t.scaler.scale(loss * scale).backward()
+            loss_sum += loss.detach()
+        except (RuntimeError, MemoryError) as error:
+            # Other processes already wait inside the last, synchronising backward.
+            if synchronise or not is_out_of_memory(error):
+                raise
+            code = OUT_OF_MEMORY
+        if code == OUT_OF_MEMORY and _ended(t, agree(code)):
+            return None
 
     for group in t.optimizer.param_groups:
         group["lr"] = lr
@@ -84,14 +128,53 @@ def train_step(
     parameters = list(t.model.parameters())
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if t.grad_clip:
-        torch.nn.utils.clip_grads_with_norm_(parameters, t.grad_clip, grad_norm)
-    skipped = (~torch.isfinite(grad_norm)).float()
-    if t.scaler.is_enabled():
-        t.scaler.step(t.optimizer)
-        t.scaler.update()
-    else:
+        _clip(t, parameters, grad_norm)
+    loss = t.group.sum(loss_sum) / (tokens * t.group.ranks.world_size)
+    skipped = torch.zeros((), device=t.device)
+    if t.guard or t.scaler.is_enabled():
+        good = torch.isfinite(grad_norm) & torch.isfinite(loss)
+        good &= (grad_norm <= norm_limit) & (loss <= loss_limit)
+        skipped = (~good).float()
         # The fused kernel leaves everything as it is where this is 1: a skip without a host sync.
         t.optimizer.found_inf = skipped  # type: ignore[attr-defined]
-        t.optimizer.step()
+    t.optimizer.step()
+    t.scaler.update()
     t.optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss_sum, tokens, grad_norm, skipped)
+    return StepResult(loss, grad_norm, skipped)
+
+
+def _clip(t: Trainable, parameters: list[torch.nn.Parameter], grad_norm: torch.Tensor) -> None:
+    """Scale the gradient to a norm of at most `grad_clip`, as torch.nn.utils.clip_grad_norm_ does.
+    A fused optimiser divides by `grad_scale` while it reads the gradient: no pass of its own."""
+    if t.optimizer.defaults.get("fused"):
+        scale = ((grad_norm + CLIP_EPS) / t.grad_clip).clamp_min(1.0)
+        t.optimizer.grad_scale = scale  # type: ignore[attr-defined]
+    else:
+        torch.nn.utils.clip_grads_with_norm_(parameters, t.grad_clip, grad_norm)
+
+
+def try_micro_batch(t: Trainable, batch: MicroBatch) -> bool:
+    """Whether a forward and backward of `batch` fits in memory; nothing changes. With several
+    processes this is found out before any of them waits for another inside a backward."""
+    fits = True
+    try:
+        with t.ddp.no_sync() if t.ddp else contextlib.nullcontext():
+            with autocast(t.device, t.precision):
+                loss = t.forward(batch.inputs, batch.targets)
+            loss.backward()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        fits = False
+    t.optimizer.zero_grad(set_to_none=True)
+    return fits
+
+
+def _ended(t: Trainable, code: int) -> bool:
+    """Whether all processes end this step; TooLarge when it is for want of memory."""
+    if code < STOP:
+        return False
+    t.optimizer.zero_grad(set_to_none=True)
+    if code == OUT_OF_MEMORY:
+        raise TooLarge
+    return True

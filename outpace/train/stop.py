@@ -1,4 +1,6 @@
-"""Leaving in good order: the first SIGTERM or Ctrl-C asks for a save, the second leaves at once."""
+"""Requests from outside: stop and save, or save and go on. Asked for between micro-steps and
+between the batches of an evaluation; all processes agree on the answer.
+"""
 
 import contextlib
 import os
@@ -9,20 +11,31 @@ from types import FrameType
 SAME_STOP_S = 1.0
 """Signals this close together are one request: a scheduler may signal torchrun and its workers, and
 torchrun passes it on."""
+CONTINUE, SAVE, STOP, OUT_OF_MEMORY, FAILED = 0, 1, 2, 3, 100
+"""What processes agree on: the largest counts. FAILED + n: a process ends with exit code n."""
 
 
 class StopRequest:
-    """Whether and why the run should save and stop. Asked between micro-steps and batches."""
+    """Whether and why the run should save, or save and stop.
+
+    SIGTERM, SIGINT, SIGUSR1 (what schedulers send ahead of a time limit) and SIGHUP (a terminal
+    that closes; ignored under nohup, as everywhere) stop it; a second of them ends the process at
+    once. SIGUSR2 saves and goes on. `--max_hours` acts like the first.
+    """
 
     def __init__(self, max_hours: float | None = None) -> None:
         self.reason = ""
+        self.wants_save = False
         self._signalled: float | None = None
         self._deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
 
     def listen(self) -> None:
-        """Handle SIGTERM and SIGINT from now on."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+        """Handle the signals from now on."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self._on_stop)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._on_stop)
+        signal.signal(signal.SIGUSR2, self._on_save)
 
     @property
     def requested(self) -> bool:
@@ -30,15 +43,26 @@ class StopRequest:
             self.reason = "the time of --max_hours is over"
         return bool(self.reason)
 
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+    @property
+    def code(self) -> int:
+        """CONTINUE, SAVE or STOP."""
+        return STOP if self.requested else SAVE if self.wants_save else CONTINUE
+
+    def _on_stop(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
         if self._signalled is None:
             self._signalled = now
             name = signal.Signals(number).name
             self.reason = self.reason or f"{name} received"
-            # Straight to the descriptor: the handler may run inside a write to standard error.
-            text = f"warning: {name} received: saving, then stopping; once more to stop at once\n"
-            with contextlib.suppress(OSError):
-                os.write(2, text.encode())
+            _tell(f"{name} received: saving, then stopping; once more to stop at once")
         elif now - self._signalled > SAME_STOP_S:
-            os._exit(128 + number)
+            os._exit(128 + (number if number != signal.SIGUSR1 else signal.SIGTERM))
+
+    def _on_save(self, _number: int, _frame: FrameType | None) -> None:
+        self.wants_save = True
+
+
+def _tell(text: str) -> None:
+    # Straight to the descriptor: the handler may run inside a write to standard error.
+    with contextlib.suppress(OSError):
+        os.write(2, f"warning: {text}\n".encode())

@@ -1,0 +1,57 @@
+"""What a GPU's driver tells of its clocks, power and heat, through nvidia-smi where it is there."""
+
+import shutil
+import subprocess
+
+import torch
+
+QUERY = {
+    "sm_clock_mhz": "clocks.sm",
+    "memory_clock_mhz": "clocks.mem",
+    "power_w": "power.draw",
+    "power_limit_w": "power.limit",
+    "temperature_c": "temperature.gpu",
+    "utilisation_percent": "utilization.gpu",
+    "throttle_reasons": "clocks_throttle_reasons.active",
+}
+"""Our names, and the fields of `nvidia-smi --help-query-gpu`. Throttle reasons are a bit mask."""
+TIMEOUT_S = 5.0
+
+State = dict[str, float | str | None]
+
+
+def gpu_state(device: torch.device) -> State | None:
+    """The state of a GPU now; a field that the driver does not tell is None. None on a CPU, and
+    where there is no nvidia-smi or it does not answer."""
+    if device.type != "cuda":
+        return None
+    return ask(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+
+
+def ask(gpu: str) -> State | None:
+    """What nvidia-smi tells of a GPU, by UUID, which CUDA_VISIBLE_DEVICES does not renumber."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    command = [tool, f"--id={gpu}", f"--query-gpu={','.join(QUERY.values())}"]
+    command += ["--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    values = answer.stdout.strip().split(", ")
+    if len(values) != len(QUERY):
+        return None
+    return dict(zip(QUERY, map(_value, values), strict=True))
+
+
+def _value(text: str) -> float | str | None:
+    """A number, a mask as it stands, or None for `[N/A]` and the like."""
+    if text.startswith("["):
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        return text

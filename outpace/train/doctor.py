@@ -1,0 +1,351 @@
+"""What may go wrong on this machine, found out before a run does: facts, each with a verdict and,
+where something should be done, what. Changes nothing but PyTorch's own cache of compiled code.
+"""
+
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from outpace.checkpoint import store
+from outpace.core.errors import (
+    CheckpointError,
+    DataError,
+    OutpaceError,
+    StorageError,
+    UsageError,
+)  # fmt: skip
+from outpace.core.files import fsync_folder
+from outpace.core.runfolder import RunFolder
+from outpace.core.runstate import is_held, read_state
+from outpace.core.units import GIB, MIB, gib
+from outpace.data.shards import MANIFEST, open_dataset
+from outpace.evals.tasks import hellaswag
+from outpace.ops.attention import sdpa
+from outpace.runtime.compile import why_not as compile_why_not
+from outpace.runtime.hardware import detect
+from outpace.runtime.precision import DTYPES
+from outpace.tokenizer import get_tokenizer
+from outpace.train.audit import audit_run
+from outpace.train.corpus import DATA
+
+PYTHON, TORCH = (3, 11), ((2, 11), (2, 14))
+"""The least Python; the least torch, and the first that is too new. As in pyproject.toml."""
+CHECKPOINT_BYTES = 12 * 124_439_808
+"""Weights and two moments of the 124M model in fp32."""
+CHECKPOINTS = 3
+"""Two that are kept, and the one that is being written."""
+TRAINING_BYTES = 4 * GIB
+"""Weights, gradients and moments of the 124M model, and activations of a small micro-batch."""
+SMALL_BYTES = 64 * MIB
+"""Of /dev/shm: what containers have by default, and too little for several GPUs' nccl."""
+HELLASWAG = DATA / "hellaswag" / "hellaswag_val.jsonl"
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A fact about this machine or a run."""
+
+    check: str
+    found: str
+    verdict: str = "ok"
+    """ok, warning (training works, but worse than it could) or fault (it will fail)."""
+    do: str = ""
+    error: OutpaceError | None = None
+    """Of a fault."""
+
+    def record(self) -> dict[str, Any]:
+        code = self.error.exit_code if self.error else None
+        fields = {k: getattr(self, k) for k in ("check", "found", "verdict", "do")}
+        return fields | {"exit_code": code}
+
+
+def warning(check: str, found: str, do: str) -> Finding:
+    return Finding(check, found, "warning", do)
+
+
+def fault(check: str, error: OutpaceError) -> Finding:
+    return Finding(check, error.what, "fault", error.do, error)
+
+
+def examine(run: Path | None = None) -> Iterator[Finding]:
+    """Look at this machine, at runs/ and data/ in the working folder, and at one run."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    yield from _versions()
+    yield from _threads()
+    yield from _memory()
+    yield from _gpus()
+    yield from _kernels(device)
+    yield from _places()
+    yield from _shared_memory()
+    yield from _vocabulary()
+    yield from _data()
+    yield from _runs()
+    if run is not None:
+        yield from _run(RunFolder(run))
+
+
+def _versions() -> Iterator[Finding]:
+    for name, version, least, beyond in (
+        ("Python", platform.python_version(), PYTHON, None),
+        ("torch", torch.__version__, *TORCH),
+    ):
+        own = tuple(int(part) for part in version.split("+")[0].split(".")[:2])
+        needs = ".".join(map(str, least)) + (f" to {beyond[0]}.{beyond[1] - 1}" if beyond else "+")
+        if own < least:
+            error = UsageError("VERSION", f"{version} is too old", do=f"install {name} {needs}")
+            yield fault(name, error)
+        elif beyond and own >= beyond:
+            yield warning(name, f"{version} is newer than what was tested", f"use {name} {needs}")
+        else:
+            yield Finding(name, f"{version}, supported are {needs}")
+
+
+def _threads() -> Iterator[Finding]:
+    cores, threads = _cores(), torch.get_num_threads()
+    asked = os.environ.get("OMP_NUM_THREADS")
+    found = f"{threads} of torch on {cores} cores, OMP_NUM_THREADS {asked or 'not set'}"
+    if threads > cores:
+        yield warning("threads", found, f"export OMP_NUM_THREADS={cores}: they wait for each other")
+    elif threads == 1 and cores > 3 and not torch.cuda.is_available():
+        yield warning("threads", found, f"export OMP_NUM_THREADS={cores}, to train on all cores")
+    else:
+        yield Finding("threads", found)
+
+
+def _cores() -> int:
+    """Cores this process may use, by affinity and by its container's quota."""
+    cores = detect("cpu").cores
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, -(-int(quota) // int(period))))
+
+
+def _memory() -> Iterator[Finding]:
+    machine = detect("cpu")
+    found = f"{gib(machine.available_bytes)} free of {gib(machine.memory_bytes)}"
+    if machine.available_bytes < TRAINING_BYTES and not torch.cuda.is_available():
+        do = f"the 124M model takes about {gib(TRAINING_BYTES)}: end other programs, or train less"
+        yield warning("memory", found, do)
+    else:
+        yield Finding("memory", found)
+
+
+def _gpus() -> Iterator[Finding]:
+    there = shutil.which("nvidia-smi") is not None or Path("/dev/nvidia0").exists()
+    if not torch.cuda.is_available():
+        if not there:
+            yield Finding("GPU", "none; training on the CPU")
+        elif torch.version.cuda is None:
+            do = "install torch with CUDA: the index of its wheels is on pytorch.org"
+            yield warning("GPU", "there is one, but this torch is built for CPUs", do)
+        else:
+            do = f"install a driver for CUDA {torch.version.cuda}, or look at CUDA_VISIBLE_DEVICES"
+            yield warning("GPU", "there is one, but torch cannot use it", do)
+        return
+    driver = _driver()
+    for i in range(torch.cuda.device_count()):
+        name, check = torch.cuda.get_device_name(i), f"GPU {i}"
+        try:
+            free, total = torch.cuda.mem_get_info(i)
+            ones = torch.ones(64, 64, device=f"cuda:{i}")
+            right = bool((ones @ ones == 64).all())
+        except RuntimeError as error:
+            right, free, total, driver = False, 0, 0, str(error).splitlines()[0]
+        if not right:
+            do = "restart the machine, or leave this GPU out with CUDA_VISIBLE_DEVICES"
+            yield fault(check, UsageError("GPU", f"{name} does not compute ({driver})", do=do))
+        elif free < TRAINING_BYTES:
+            found = f"{name}, {gib(free)} free of {gib(total)}, {driver}"
+            yield warning(check, found, "end what else runs on it (nvidia-smi)")
+        else:
+            yield Finding(check, f"{name}, {gib(free)} free of {gib(total)}, {driver}")
+
+
+def _driver() -> str:
+    version = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
+    return f"driver for CUDA {version // 1000}.{version % 1000 // 10}, torch {torch.version.cuda}"
+
+
+def _kernels(device: torch.device) -> Iterator[Finding]:
+    kernels = {p: sdpa.kernel(device, DTYPES[p], 64, 0.0) for p in ("no", "bf16")}
+    found = f"fp32 {kernels['no']}, bf16 {kernels['bf16']} on {device.type}"
+    if sdpa.MATERIALISING & set(kernels.values()):
+        yield warning("attention", found, "this torch has no fused kernel here: use another")
+    else:
+        yield Finding("attention", found)
+    started = time.monotonic()
+    if why := compile_why_not(device):
+        yield warning("torch.compile", why, "train without it (--compile off), or mend the above")
+    else:
+        yield Finding("torch.compile", f"works; a probe took {time.monotonic() - started:.1f} s")
+
+
+def _places() -> Iterator[Finding]:
+    """Where runs, data and temporary files go: room, and whether the file system keeps its word."""
+    needs = {
+        RUNS: (CHECKPOINTS * CHECKPOINT_BYTES, CHECKPOINT_BYTES),
+        DATA: (GIB, 0),
+        Path(tempfile.gettempdir()): (GIB, 0),
+    }
+    seen = set()
+    for place, (enough, least) in needs.items():
+        folder = _existing(place)
+        check = f"{place}/" if place in (RUNS, DATA) else "TMPDIR"
+        yield _space(check, folder, enough, least)
+        if folder not in seen:
+            yield from _file_system(check, folder)
+        seen.add(folder)
+
+
+def _existing(place: Path) -> Path:
+    """The folder that is there already, in which `place` is or would be."""
+    place = place.absolute()
+    while not place.is_dir() and place != place.parent:
+        place = place.parent
+    return place
+
+
+def _space(check: str, folder: Path, enough: int, least: int) -> Finding:
+    free = shutil.disk_usage(folder).free
+    found = f"{gib(free)} free in {folder}"
+    if free < least:
+        do = f"free space: one checkpoint of the 124M model takes {gib(least)}"
+        return fault(check, StorageError("SPACE", found, do=do))
+    if free < enough:
+        return warning(check, found, f"free space: {gib(enough)} are needed to be safe")
+    return Finding(check, found)
+
+
+def _file_system(check: str, folder: Path) -> Iterator[Finding]:
+    """Locks, and fsync with rename, in a folder of our own."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=".outpace-doctor-", dir=folder) as own:
+            a, b = Path(own, "a"), Path(own, "b")
+            b.write_bytes(b"old")
+            with open(a, "wb") as f:
+                f.write(b"new")
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(a, b)
+            fsync_folder(Path(own))
+            renamed = b.read_bytes() == b"new" and not a.exists()
+            locks = _locks_work(RunFolder(Path(own)))
+    except OSError as error:
+        what = f"cannot write in {folder}: {error.strerror or error}"
+        yield fault(check, StorageError("WRITE", what, do="mount it writable, or work elsewhere"))
+        return
+    if not renamed:
+        what = f"a renamed file in {folder} is not what was written"
+        yield fault(check, StorageError("RENAME", what, do="work on a local disk"))
+    if not locks:
+        do = "take care not to start a run twice, or work on a file system with flock"
+        yield warning(check, f"the file system of {folder} has no locks", do)
+
+
+def _locks_work(folder: RunFolder) -> bool:
+    """Whether one who asks sees that another holds a lock."""
+    try:
+        lock = folder.lock()
+    except OSError:
+        return False
+    try:
+        return is_held(folder)
+    finally:
+        lock.release()
+
+
+def _shared_memory() -> Iterator[Finding]:
+    if sys.platform != "linux" or not Path("/dev/shm").is_dir():
+        return
+    size = psutil.disk_usage("/dev/shm").total
+    if size <= SMALL_BYTES and torch.cuda.device_count() > 1:
+        yield warning("/dev/shm", gib(size), "give nccl room: docker run --shm-size 1g")
+    else:
+        yield Finding("/dev/shm", gib(size))
+
+
+def _vocabulary() -> Iterator[Finding]:
+    try:
+        tokenizer = get_tokenizer("gpt2")
+    except DataError as error:
+        yield fault("vocabulary", error)
+    else:
+        yield Finding("vocabulary", f"GPT-2's {tokenizer.vocab_size:,} tokens, hash right")
+
+
+def _data() -> Iterator[Finding]:
+    if not HELLASWAG.exists():
+        yield Finding("HellaSwag", "not here, and will not be scored (outpace prepare hellaswag)")
+    else:
+        yield _checked("HellaSwag", _questions)
+    prepared = sorted(path.parent for path in DATA.glob(f"*/{MANIFEST}"))
+    if not prepared:
+        yield Finding("datasets", "none prepared; training would make pydocs")
+    for folder in prepared:
+        yield _checked(str(folder), partial(_tokens, folder))
+
+
+def _questions() -> str:
+    return f"{len(hellaswag.load(HELLASWAG)):,} questions, hash right"
+
+
+def _tokens(folder: Path) -> str:
+    dataset = open_dataset(folder)
+    return f"{dataset.tokens('train'):,} training tokens of {dataset.tokenizer}, sizes right"
+
+
+def _checked(check: str, look: Callable[[], str]) -> Finding:
+    try:
+        return Finding(check, look())
+    except OutpaceError as error:
+        return fault(check, error)
+
+
+def _runs() -> Iterator[Finding]:
+    """Runs that were interrupted, and those that are running."""
+    for root in sorted(path.parent for path in RUNS.glob("*/STATUS.json")):
+        yield from _state(RunFolder(root))
+
+
+def _state(run: RunFolder) -> Iterator[Finding]:
+    try:
+        state = read_state(run)
+    except UsageError as error:
+        yield fault(str(run.root), error)
+        return
+    found = f"{state['state']}, step {state.get('last_step')}"
+    if state["held"]:
+        found += f", lock held by process {state.get('pid')} on {state.get('host')}"
+    if state["state"] in ("interrupted", "failed"):
+        yield warning(str(run.root), f"{found}: {state.get('reason')}", "run its command again")
+    else:
+        yield Finding(str(run.root), found)
+
+
+def _run(run: RunFolder) -> Iterator[Finding]:
+    """One run: its state, its checkpoints' hashes, and room for the next ones."""
+    yield from _state(run)
+    verdicts = audit_run(run)
+    for v in verdicts:
+        if v.fault:
+            do = "restore it from a copy; training goes on from the newest that is whole"
+            yield fault(v.name, CheckpointError("CKPT-BAD", f"{v.name}: {v.fault}", do=do))
+        else:
+            yield Finding(v.name, "whole, every hash is right")
+    if paths := store.paths(run.checkpoints):
+        size = sum(file.stat().st_size for file in paths[-1].iterdir())
+        yield _space(f"{run.root}", run.checkpoints, CHECKPOINTS * size, size)

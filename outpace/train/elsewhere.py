@@ -1,0 +1,115 @@
+"""A plan for another machine, by its name: from the table of `runtime/machines.py` alone. Neither
+that machine nor a dataset need be here; what is assumed instead is said.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from outpace.config.load import SetBy
+from outpace.config.presets import GPT2Shape
+from outpace.config.schema import RunConfig
+from outpace.core.errors import DataError, UsageError
+from outpace.ops import cross_entropy
+from outpace.ops.attention import document_mask_why_not
+from outpace.runtime.hardware import Machine
+from outpace.runtime.machines import Gpu, named
+from outpace.runtime.precision import DTYPES
+from outpace.train.corpus import facts_of, open_mixture
+from outpace.train.plan import Capabilities, DatasetFacts, Plan
+from outpace.train.planner import make_plan
+from outpace.train.run import data_line
+
+OPENWEBTEXT = DatasetFacts("openwebtext", 50257, 9_035_582_198, 4_434_897)
+"""Its size as nanoGPT prepares it (nanoGPT, data/openwebtext/prepare.py)."""
+
+MEASURED_THERE = "assumed; it is measured where it runs"
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A plan for a machine that is not this one."""
+
+    plan: Plan
+    machine: Machine
+    gpu: Gpu
+    facts: DatasetFacts
+    data: str
+    """The dataset in words, and whether it is assumed."""
+
+
+def plan_elsewhere(config: RunConfig, set_by: SetBy, name: str) -> Elsewhere:
+    """Plan for the GPUs of `--machine`. UsageError when there is no such machine."""
+    gpu, number = named(name)
+    if config.compute.device == "cpu":
+        raise UsageError(
+            "MACHINE", f"--machine {name} has GPUs, and --device is cpu", do="leave one of them out"
+        )
+    machine = Machine(
+        device="cuda",
+        device_name=gpu.device_name,
+        cores=0,
+        memory_bytes=gpu.memory_bytes,
+        available_bytes=gpu.memory_bytes,
+        bf16=gpu.bf16,
+        peak_flops=gpu.half,
+        peak_source=gpu.source,
+    )
+    facts, data = _dataset(config)
+    plan = make_plan(config, set_by, machine, facts, number, _assumed(gpu))
+    return Elsewhere(plan, machine, gpu, facts, data)
+
+
+def _dataset(config: RunConfig) -> tuple[DatasetFacts, str]:
+    """The facts of the dataset if it is prepared here, else those of OpenWebText."""
+    name = config.data.dataset
+    try:
+        mixture = open_mixture("openwebtext" if name == "auto" else name)
+    except DataError:
+        known = OPENWEBTEXT
+        what = "OpenWebText" if name == "auto" else f"{name}, as large as OpenWebText"
+        return known, (
+            f"assumed to be {what}, for it is not prepared here: {known.train_tokens:,} training "
+            f"and {known.val_tokens:,} validation tokens"
+        )
+    return facts_of(mixture, config), data_line(mixture)
+
+
+def _assumed(gpu: Gpu) -> Capabilities:
+    """What a GPU of that kind can do with PyTorch's own kernels; what would be measured there is
+    assumed, and says so."""
+
+    def attention(
+        backend: str, precision: str, head_dim: int, dropout: float, masked: bool
+    ) -> tuple[str | None, str]:
+        if masked and (no_mask := document_mask_why_not(backend)):
+            return no_mask, ""
+        if backend in ("reference", "eager", "math"):
+            return None, "materialised"
+        fused = precision != "no" and gpu.bf16 and head_dim <= 256
+        return None, "FLASH_ATTENTION" if fused else "EFFICIENT_ATTENTION"
+
+    def fastest_cross_entropy(
+        precision: str, shape: GPT2Shape, compiled: bool, fp8: bool
+    ) -> tuple[str, str]:
+        return ("compiled" if compiled else "triton"), MEASURED_THERE
+
+    def cross_entropy_why_not(row: str, precision: str, compiled: bool, fp8: bool) -> str | None:
+        if row == "triton":  # which need not be installed here
+            return None
+        module = cross_entropy.LOSSES.load(row)
+        why: str | None = module.why_not(torch.device("cuda"), DTYPES[precision], compiled, fp8)
+        return why
+
+    def fp8_why_not(precision: str, shape: GPT2Shape) -> str | None:
+        return None if gpu.fp8 else f"{gpu.device_name} has no fp8 units"
+
+    return Capabilities(
+        attention=attention,
+        compile_why_not=lambda: None,
+        compile_reason="assumed; it is tried where it runs",
+        fastest_attention=lambda precision, shape: ("sdpa", MEASURED_THERE),
+        fastest_cross_entropy=fastest_cross_entropy,
+        cross_entropy_why_not=cross_entropy_why_not,
+        fp8_why_not=fp8_why_not,
+    )

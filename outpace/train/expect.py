@@ -1,0 +1,77 @@
+"""What to expect of a run: its plan and its forecast, on this machine or on another by name."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from outpace.config.load import SetBy
+from outpace.config.schema import RunConfig
+from outpace.runtime import calibration
+from outpace.runtime.distributed import from_environment
+from outpace.runtime.hardware import Machine
+from outpace.runtime.machines import by_device_name
+from outpace.train.corpus import facts_of
+from outpace.train.elsewhere import plan_elsewhere
+from outpace.train.forecast import Forecast, forecast, lines, rates_here, sheet_rates
+from outpace.train.plan import DatasetFacts, Plan
+from outpace.train.run import data_line, plan_run
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A plan with its forecast."""
+
+    plan: Plan
+    machine: Machine
+    facts: DatasetFacts
+    data: str
+    """The dataset in words."""
+    forecast: Forecast
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            **self.plan.record(),
+            "machine": vars(self.machine),
+            "dataset": vars(self.facts),
+            **self.forecast.record(),
+        }
+
+    def lines(self) -> list[str]:
+        """The forecast as people read it."""
+        return lines(self.forecast, self.plan)
+
+
+def expect(config: RunConfig, set_by: SetBy, price_per_hour: float) -> Expected:
+    """Of this machine: predicted from its calibration, else from its data sheet."""
+    plan, machine, mixture, _ = plan_run(config, set_by, from_environment())
+    facts = facts_of(mixture, config)
+    gpu = by_device_name(machine.device_name) if machine.device == "cuda" else None
+    rates, why_not = rates_here(plan, gpu, calibration.read(machine.device_name))
+    predicted = forecast(
+        config,
+        plan,
+        facts,
+        rates,
+        why_not=why_not,
+        peak_flops=machine.peak_flops,
+        watts=gpu.watts if gpu else None,
+        price_per_hour=price_per_hour,
+    )
+    return Expected(plan, machine, facts, data_line(mixture, plan), predicted)
+
+
+def expect_elsewhere(
+    config: RunConfig, set_by: SetBy, machine: str, price_per_hour: float
+) -> Expected:
+    """Of the GPUs that `--machine` names, predicted from their data sheet."""
+    there = plan_elsewhere(config, set_by, machine)
+    predicted = forecast(
+        config,
+        there.plan,
+        there.facts,
+        sheet_rates(there.gpu, there.plan),
+        peak_flops=there.gpu.half,
+        watts=there.gpu.watts,
+        price_per_hour=price_per_hour,
+    )
+    return Expected(there.plan, there.machine, there.facts, there.data, predicted)

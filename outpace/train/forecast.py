@@ -1,0 +1,219 @@
+"""What a planned run will take: tokens a second, time, energy, money, disk. All of it predicted,
+from the roofline of `model/roofline.py` and the rates of a data sheet or of this machine.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from outpace.config.schema import RunConfig
+from outpace.core.units import count, duration
+from outpace.model.cost import Precision
+from outpace.model.memory import StepSettings
+from outpace.model.roofline import BANDWIDTH_SHARE, LINK_SHARE, Rates, StepTime, step_time
+from outpace.runtime.calibration import MAPS, Calibration
+from outpace.runtime.machines import Gpu
+from outpace.train.plan import DatasetFacts, Plan
+from outpace.train.planner import attention_kind
+
+CHECKPOINT_BYTES = 12
+"""A parameter's weight and two moments, fp32."""
+TOKEN_BYTES = 2
+"""A token in a shard, uint16."""
+FP32_SHARE = 0.8
+"""Of the peak without tensor cores, that fp32 products sustain; assumed."""
+FP8_HEAD = 1.4
+"""How much faster the head's products are in fp8; assumed, from modded-nanogpt's record 19."""
+ATTENTION_SHARE = 0.4
+"""Rate of attention by that of the qkv product, where a calibration has none; as on an H100."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Predictions. None where there is nothing to predict from."""
+
+    basis: str
+    """The rates that the prediction stands on, or why there are none."""
+    tokens_per_second: float | None
+    """Over all processes."""
+    mfu: float | None
+    step_ms: float | None
+    parts_ms: dict[str, float]
+    """Milliseconds of a step by part."""
+    seconds: float | None
+    """The whole run, training alone: no evaluation, no saving, no compiling."""
+    energy_kwh: float | None
+    """The GPUs alone, at their power limit."""
+    price: float | None
+    """In the currency of --price_per_hour."""
+    data_bytes: int
+    checkpoint_bytes: int
+    checkpoints: int
+    """How many stand at the same time."""
+
+    def record(self) -> dict[str, Any]:
+        return {"predicted": asdict(self)}
+
+
+def sheet_rates(gpu: Gpu, plan: Plan) -> Rates:
+    """What a GPU sustains by its data sheet and the shares that the table gives it."""
+    share, attention, fit = gpu.shares
+    if plan.mixed_precision != "no":
+        peak, products = gpu.half, gpu.half * share
+    elif plan.tf32:
+        peak, products = gpu.tf32, gpu.tf32 * share
+    else:
+        peak, products = gpu.fp32, gpu.fp32 * FP32_SHARE
+    return Rates(
+        products=_with_fp8(dict.fromkeys(MAPS, products), plan),
+        attention=peak * attention,
+        full=(gpu.tf32 * share if plan.tf32 else gpu.fp32 * FP32_SHARE),
+        bandwidth=gpu.bandwidth * BANDWIDTH_SHARE,
+        link=gpu.link * LINK_SHARE if plan.world_size > 1 else None,
+        basis=f"{gpu.source}; products at {share:.0%} of its peak, {fit}",
+    )
+
+
+def measured_rates(c: Calibration, plan: Plan, gpu: Gpu | None) -> Rates:
+    """What this machine was measured to sustain."""
+    attention = ATTENTION_SHARE * c.products["qkv"] if c.attention is None else c.attention
+    return Rates(
+        products=_with_fp8(c.products, plan),
+        attention=attention,
+        full=c.products["qkv"] if c.precision == "no" else c.products["qkv"] / 8,
+        bandwidth=c.bandwidth,
+        link=gpu.link * LINK_SHARE if gpu and plan.world_size > 1 else None,
+        basis=f"this machine's calibration of {c.date}, `outpace bench kernels`",
+    )
+
+
+def _with_fp8(products: Mapping[str, float], plan: Plan) -> dict[str, float]:
+    faster = FP8_HEAD if plan.fp8_head else 1.0
+    return dict(products) | {"head": products["head"] * faster}
+
+
+def rates_here(
+    plan: Plan, gpu: Gpu | None, calibration: Calibration | None
+) -> tuple[Rates | None, str]:
+    """The rates to predict this machine from: measured, else of its data sheet; or why none."""
+    why = "this machine is in no table and was not measured"
+    if calibration is not None:
+        if calibration.precision == plan.mixed_precision:
+            return measured_rates(calibration, plan, gpu), ""
+        why = f"this machine was measured in {calibration.precision}, not {plan.mixed_precision}"
+    if gpu is not None:
+        return sheet_rates(gpu, plan), ""
+    return None, f"{why}; `outpace bench kernels --precision {plan.mixed_precision}` measures it"
+
+
+def settings_of(plan: Plan, optimizer: str) -> StepSettings:
+    """What memory and time of the planned step depend on."""
+    precision: Precision = plan.mixed_precision  # type: ignore[assignment]
+    return StepSettings(
+        plan.shape,
+        precision,
+        attention=attention_kind(plan.attention_backend, plan.attention_kernel),
+        cross_entropy=plan.cross_entropy,
+        bf16_residual=plan.bf16_residual,
+        checkpointing=plan.activation_checkpointing,
+        optimizer=optimizer,
+        compiled=plan.compile,
+        accumulates=plan.gradient_accumulation_steps > 1,
+        ddp=plan.world_size > 1,
+        device=plan.device,
+    )
+
+
+def forecast(
+    config: RunConfig,
+    plan: Plan,
+    facts: DatasetFacts,
+    rates: Rates | None,
+    *,
+    why_not: str = "",
+    peak_flops: float | None = None,
+    watts: float | None = None,
+    price_per_hour: float = 0.0,
+) -> Forecast:
+    """Predict the planned run. `peak_flops` and `watts` are of one GPU, the price of all."""
+    A, W = plan.gradient_accumulation_steps, plan.world_size
+    seconds = tokens_per_second = mfu = step_s = None
+    parts: dict[str, float] = {}
+    if rates is not None:
+        settings = settings_of(plan, config.optimizer.optimizer)
+        time = step_time(settings, plan.micro_batch_size * plan.context, W, rates)
+        step_s, parts = time.step(A), _parts_ms(time, A)
+        tokens_per_second = plan.tokens_per_step / step_s
+        seconds = plan.max_steps * step_s
+        if peak_flops:
+            mfu = tokens_per_second * plan.flops_per_token / (peak_flops * W)
+    return Forecast(
+        basis=rates.basis if rates else why_not,
+        tokens_per_second=tokens_per_second,
+        mfu=mfu,
+        step_ms=None if step_s is None else 1e3 * step_s,
+        parts_ms=parts,
+        seconds=seconds,
+        energy_kwh=seconds * watts * W / 3.6e6 if seconds and watts else None,
+        price=seconds / 3600 * price_per_hour if seconds and price_per_hour else None,
+        data_bytes=TOKEN_BYTES * (facts.train_tokens + facts.val_tokens),
+        checkpoint_bytes=CHECKPOINT_BYTES * plan.parameters,
+        checkpoints=checkpoints_kept(config, plan),
+    )
+
+
+def checkpoints_kept(config: RunConfig, plan: Plan) -> int:
+    """Checkpoints that stand at the same time: the last ones, the best, milestones, and the one
+    that is being written."""
+    number = config.run.keep_checkpoints + 1 + config.run.keep_best
+    if config.run.milestone_every_steps:
+        number += plan.max_steps // config.run.milestone_every_steps
+    return number
+
+
+def lines(f: Forecast, plan: Plan) -> list[str]:
+    """The forecast as people read it."""
+    text = ["predicted, not measured:"]
+    if f.tokens_per_second is None or f.seconds is None or f.step_ms is None:
+        text.append(f"  speed    none: {f.basis}")
+    else:
+        mfu = f", MFU {f.mfu:.0%}" if f.mfu else ""
+        each = f" ({count(f.tokens_per_second / plan.world_size)} a process)"
+        text.append(
+            f"  speed    {count(f.tokens_per_second)} tokens/s{each if plan.world_size > 1 else ''}"
+            f"{mfu}, {f.step_ms:,.0f} ms a step"
+        )
+        text.append(f"  a step   {_shares(f.parts_ms)}")
+        text.append(f"  rates    {f.basis}")
+        text.append(
+            f"  time     {duration(f.seconds)} for {count(plan.max_tokens)} tokens, training alone"
+        )
+        if f.energy_kwh is not None:
+            text.append(f"  energy   at most {f.energy_kwh:,.2f} kWh, the GPUs alone")
+        if f.price is not None:
+            text.append(f"  cost     {f.price:,.2f} at the price given")
+    keep = f.checkpoints * f.checkpoint_bytes
+    text.append(
+        f"  disk     {_gb(f.data_bytes)} of data; {_gb(keep)} for {f.checkpoints} checkpoints of "
+        f"{_gb(f.checkpoint_bytes)}"
+    )
+    return text
+
+
+def _parts_ms(time: StepTime, micro_steps: int) -> dict[str, float]:
+    parts = {name: 1e3 * micro_steps * s for name, s in time.micro.items()}
+    parts["update"] = 1e3 * time.update
+    if time.reduce:
+        parts["all-reduce"] = 1e3 * time.reduce
+    return parts
+
+
+def _shares(parts: Mapping[str, float]) -> str:
+    """The parts that matter, the largest first."""
+    total = sum(parts.values())
+    ranked = sorted(parts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {ms / total:.0%}" for name, ms in ranked if ms >= 0.005 * total)
+
+
+def _gb(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.2f} MB"

@@ -1,0 +1,132 @@
+"""Bad numbers: what a step's loss and gradient norm may be, and what is done about the rest.
+
+A step whose loss or gradient is not finite changes nothing: that is decided on the device, in the
+step itself. This keeps the books on the host, one step behind the device, so that nobody waits:
+how many were skipped in a row, and which finite values are spikes. A spike lies far above the
+median of the last steps, measured in median absolute deviations (Iglewicz and Hoaglin 1993, "How to
+detect and handle outliers"); neither it nor what is not finite enters the window, so that detection
+goes on afterwards.
+"""
+
+import math
+import statistics
+from collections import deque
+from dataclasses import astuple, dataclass
+from typing import Any
+
+WINDOW = 128
+WARM = 32
+"""Values before anything is called a spike, and spikes in a row that make a new normal."""
+MAD_TO_SIGMA = 1.4826
+"""MAD of a normal distribution times this is its standard deviation."""
+LEAST_SIGMA = 0.01
+"""Of the median: a window that hardly varies does not make spikes of noise."""
+
+
+@dataclass(frozen=True)
+class Values:
+    """What the device said of one step."""
+
+    step: int
+    loss: float
+    """Mean over all processes' targets, nats."""
+    grad_norm: float
+    skipped: bool
+
+
+@dataclass(frozen=True)
+class Incident:
+    """A step whose numbers were bad."""
+
+    values: Values
+    kind: str
+    """`not finite`, or `spike`."""
+    loss_limit: float
+    norm_limit: float
+
+
+class Diverged(Exception):
+    """Too many steps in a row were skipped; the run rolls back."""
+
+    def __init__(self, first: int, last: int, incident: Incident) -> None:
+        super().__init__(f"steps {first} to {last} were skipped")
+        self.first, self.last, self.incident = first, last, incident
+
+
+class Guard:
+    """The books on one run's loss and gradient norm; all of them are in its checkpoints."""
+
+    def __init__(self, *, most_skipped: int, threshold: float, skip_spikes: bool) -> None:
+        self.most_skipped, self.threshold, self.skip_spikes = most_skipped, threshold, skip_spikes
+        self._losses: deque[float] = deque(maxlen=WINDOW)
+        self._norms: deque[float] = deque(maxlen=WINDOW)
+        self._skipped_in_a_row = self._spikes_in_a_row = 0
+        self.pending: Values | None = None
+        """A step that a checkpoint holds, and that is still to be absorbed."""
+
+    def forget_streak(self) -> None:
+        """After a rollback: what follows is judged anew."""
+        self._skipped_in_a_row = self._spikes_in_a_row = 0
+        self.pending = None
+
+    def limits(self) -> tuple[float, float]:
+        """Largest loss and gradient norm that are no spikes; infinite while there is no telling."""
+        return self._limit(self._losses), self._limit(self._norms)
+
+    def skip_limits(self) -> tuple[float, float]:
+        """Beyond which a step is to be skipped."""
+        return self.limits() if self.skip_spikes else (math.inf, math.inf)
+
+    def absorb(self, values: Values) -> Incident | None:
+        """Enter a step; what was wrong with it. Raises Diverged after too many skipped ones."""
+        loss_limit, norm_limit = self.limits()
+        finite = math.isfinite(values.loss) and math.isfinite(values.grad_norm)
+        spike = finite and (values.loss > loss_limit or values.grad_norm > norm_limit)
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if values.skipped else 0
+        self._spikes_in_a_row = self._spikes_in_a_row + 1 if spike else 0
+        if self._spikes_in_a_row >= WARM:  # that is where the run is now
+            self._losses.clear()
+            self._norms.clear()
+            self._spikes_in_a_row, spike = 0, False
+        if finite and not spike:
+            self._losses.append(values.loss)
+            self._norms.append(values.grad_norm)
+        kind = "spike" if finite else "not finite"
+        incident = Incident(values, kind, loss_limit, norm_limit)
+        if self._skipped_in_a_row >= self.most_skipped:
+            raise Diverged(values.step - self._skipped_in_a_row + 1, values.step, incident)
+        return None if finite and not spike else incident
+
+    def state(self, pending: Values | None) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "pending": pending and [_number(value) for value in astuple(pending)],
+            "losses": list(self._losses),
+            "norms": list(self._norms),
+            "skipped_in_a_row": self._skipped_in_a_row,
+            "spikes_in_a_row": self._spikes_in_a_row,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Put `state` back."""
+        pending = state["pending"]
+        self.pending = None
+        if pending is not None:
+            step, loss, norm, skipped = (math.nan if v is None else v for v in pending)
+            self.pending = Values(int(step), loss, norm, bool(skipped))
+        self._losses = deque(state["losses"], WINDOW)
+        self._norms = deque(state["norms"], WINDOW)
+        self._skipped_in_a_row = state["skipped_in_a_row"]
+        self._spikes_in_a_row = state["spikes_in_a_row"]
+
+    def _limit(self, window: deque[float]) -> float:
+        if not self.threshold or len(window) < WARM:
+            return math.inf
+        median = statistics.median(window)
+        mad = statistics.median(abs(value - median) for value in window)
+        return median + self.threshold * max(MAD_TO_SIGMA * mad, LEAST_SIGMA * abs(median))
+
+
+def _number(value: float) -> float | None:
+    """What JSON can hold."""
+    return value if math.isfinite(value) else None

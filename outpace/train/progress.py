@@ -1,0 +1,44 @@
+"""Where training stands. All of it is in a checkpoint."""
+
+import uuid
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class Progress:
+    """Changes from step to step; a resume puts it back."""
+
+    step: int = 0
+    """Optimiser steps done."""
+    elapsed_s: float = 0.0
+    """Seconds spent in steps, over all processes' lives; not in evaluation or saving."""
+    run: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    """Name of the run, made up when it started."""
+    left_at: list[int] = field(default_factory=list)
+    """Step to which each rollback returned."""
+    data_shift: int = 0
+    """Steps' worth of data that rollbacks have skipped."""
+    pieces: int = 1
+    """Parts into which each micro-batch is cut, because memory was short."""
+
+    @property
+    def lineage(self) -> int:
+        """Rollbacks so far."""
+        return len(self.left_at)
+
+    @property
+    def data_step(self) -> int:
+        """Place in the order of the data."""
+        return self.step + self.data_shift
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> "Progress":
+        """From a checkpoint's state; those before format 2 have step and time alone."""
+        return cls(
+            **state.get("progress", {"step": state["step"], "elapsed_s": state["elapsed_s"]})
+        )

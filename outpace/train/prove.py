@@ -1,0 +1,132 @@
+"""Proof of an exact resume on a run of one's own: train again from one of its checkpoints to the
+next, in a folder apart, and compare the bits of weights and moments.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from outpace.checkpoint import store
+from outpace.checkpoint.retention import on_the_way
+from outpace.config.load import load as load_config
+from outpace.core.errors import CheckpointError, UsageError
+from outpace.core.runfolder import RunFolder
+from outpace.runtime import distributed
+from outpace.train.assemble import assemble
+from outpace.train.loop import train
+from outpace.train.plan import identity
+from outpace.train.progress import Progress
+from outpace.train.resume import environment_changes, load_checkpoint
+from outpace.train.run import describe_environment, plan_run
+from outpace.train.stop import StopRequest
+from outpace.train.watchdog import Watchdog
+
+FILES = (store.MODEL, store.OPTIMIZER)
+NO_EVALUATION = ("eval_every_steps", "hellaswag_every_steps", "sample_every_steps")
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What two ways to the same step left."""
+
+    begin: int
+    end: int
+    recorded: dict[str, str]
+    """SHA-256 of each file as the run wrote it."""
+    again: dict[str, str]
+    """And as it came out again."""
+    environment_changes: list[str]
+    """Where this machine is not the run's, so that equal bits are not promised."""
+
+    @property
+    def equal(self) -> bool:
+        return self.recorded == self.again
+
+
+def prove_resume(folder: RunFolder, scratch: Path, at: int | None = None) -> Proof:
+    """Train from the checkpoint of step `at` (0: the initial weights; None: the last but one) to
+    the next one of the run, which is only read. CheckpointError when it has no checkpoint."""
+    config, set_by = load_config(_flags(folder, scratch), "outpace prove-resume")
+    begin, target = _pair(folder, at)
+    ranks = distributed.from_environment()
+    plan, machine, mixture, device = plan_run(config, set_by, ranks)
+    environment = describe_environment(plan, machine)
+    group = distributed.Group(ranks, device)
+    try:
+        session = assemble(
+            config,
+            plan,
+            folder=RunFolder(scratch),
+            group=group,
+            mixture=mixture,
+            device=device,
+            stop=StopRequest(),
+            identity=identity(config, plan, mixture.fingerprint),
+            watchdog=Watchdog(0.0, scratch, ranks.rank, lambda error: None),
+        )
+        progress = Progress(run=target.run)
+        if begin is not None:
+            progress = load_checkpoint(session, begin)
+        session.folder.create()
+        start = progress.step
+        train(session, progress, machine, environment, until=target.step)
+    finally:
+        group.close()
+    made = session.folder.checkpoints / target.path.name
+    return Proof(
+        start, target.step, _hashes(target.path), _hashes(made),
+        environment_changes(target, environment),
+    )  # fmt: skip
+
+
+def _flags(folder: RunFolder, scratch: Path) -> list[str]:
+    if not folder.config.is_file():
+        raise UsageError(
+            "NOT-A-RUN",
+            f"{folder.root} is not a run folder (no config.toml)",
+            do="name the folder that training printed, such as runs/NAME",
+        )
+    flags = ["--recipe", str(folder.config), "--run_dir", str(scratch), "--resume", "auto"]
+    for name in (*NO_EVALUATION, "save_every_steps"):
+        flags += [f"--{name}", "0"]
+    return flags
+
+
+def _pair(folder: RunFolder, at: int | None) -> tuple[store.Checkpoint | None, store.Checkpoint]:
+    """Two checkpoints of one lineage, the first None for the beginning of the run."""
+    newest = store.latest(folder.checkpoints, set_aside=False)
+    if newest is None:
+        raise CheckpointError(
+            "NO-CKPT", f"{folder.root} has no checkpoint", do="let the run reach its first one"
+        )
+    left_at = newest.state.get("progress", {}).get("left_at", [])
+    found = store.paths(folder.checkpoints)
+    way = [p for p in found[: found.index(newest.path) + 1] if on_the_way(p, left_at)]
+    here = way[-2] if len(way) > 1 else None
+    if at is not None:
+        here = next((p for p in way if store.step_of(p) == at), None)
+        if here is None and at:
+            raise UsageError(
+                "NO-CKPT",
+                f"{folder.root} has no checkpoint of step {at}",
+                do=f"choose --at 0 or one of {', '.join(str(store.step_of(p)) for p in way[:-1])}",
+            )
+    after = way if here is None else way[way.index(here) + 1 :]
+    if not after:
+        raise UsageError(
+            "NO-CKPT", f"step {at} is the newest checkpoint of {folder.root}", do="choose an older"
+        )
+    begin = None if here is None else store.load(here)
+    target = store.load(after[0])
+    if target.lineage != (begin.lineage if begin else 0):
+        raise UsageError(
+            "ROLLBACK",
+            f"the run rolled back between step {begin.step if begin else 0} and {target.step}",
+            do="choose another --at",
+        )
+    return begin, target
+
+
+def _hashes(path: Path) -> dict[str, str]:
+    files: dict[str, Any] = store.read_manifest(path)["files"]
+    return {name: files[name]["sha256"] for name in FILES}

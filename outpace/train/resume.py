@@ -1,0 +1,213 @@
+"""Going on: from the newest good checkpoint after an interruption, from an older one after too many
+bad steps; and refusing to go on with another run's settings.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from outpace.checkpoint import store
+from outpace.checkpoint.retention import on_the_way
+from outpace.checkpoint.state import differences, load_optimizer, load_weights
+from outpace.config.schema import RunConfig
+from outpace.core.errors import CheckpointError, DataError, NumericsError, UsageError
+from outpace.core.log import say, warn
+from outpace.core.runfolder import RunFolder
+from outpace.data.mixture import Mixture
+from outpace.train.assemble import Session, initial_weights
+from outpace.train.guard import Diverged
+from outpace.train.plan import Plan
+from outpace.train.progress import Progress
+
+ENVIRONMENT_MATTERS = (
+    "torch", "cuda", "cudnn", "device", "threads", "world_size", "micro_batch_size", "compile",
+    "compile_mode", "attention_kernel", "cross_entropy", "activation_checkpointing", "tf32",
+    "deterministic",
+)  # fmt: skip
+"""Equal bits are promised where these are equal; elsewhere the same data in the same order."""
+
+
+CLEAN_STEPS = 10
+"""Good steps after a checkpoint before it counts as one to roll back to."""
+
+
+def check_startable(
+    config: RunConfig,
+    plan: Plan,
+    folder: RunFolder,
+    mixture: Mixture,
+    same: dict[str, Any],
+    environment: dict[str, Any],
+) -> None:
+    """Refuse, before anything is written, a folder in use, a used one when a new run was asked for,
+    and the continuation of another run."""
+    if (folder.root / ".lock").exists():
+        folder.lock().release()  # taken for good only after assembling, which may take long
+    if config.run.resume == "never" and folder.root.is_dir() and any(folder.root.iterdir()):
+        raise UsageError(
+            "RUN-DIR-USED",
+            f"{folder.root} holds a run already",
+            do="choose another --run_dir, or leave --resume at auto to continue it",
+        )
+    checkpoint = _to_resume(config.run.resume, folder)
+    if checkpoint is None:
+        return
+    newest = (checkpoint.lineage, checkpoint.step)
+    newer = [p for p in store.paths(folder.checkpoints) if (store.place(p) or newest) > newest]
+    if newer and config.run.resume != "auto":
+        raise UsageError(
+            "RESUME-OLDER",
+            f"{folder.root} has newer checkpoints than {checkpoint.path.name} ({newer[-1].name})",
+            do="continue with --resume auto, or from the older one in another --run_dir",
+        )
+    if checkpoint.step > plan.max_steps:
+        raise UsageError(
+            "SHORTER",
+            f"the run in {folder.root} stands at step {checkpoint.step:,}, beyond the "
+            f"{plan.max_steps:,} steps asked for",
+            kept="the run",
+            do="give at least as many steps, or another --run_dir",
+        )
+    if "identity" not in checkpoint.state:
+        raise CheckpointError(
+            "WEIGHTS-ONLY", f"{checkpoint.path} holds weights only", do="use it with --init_from"
+        )
+    if config.run.strict_resume and (changed := environment_changes(checkpoint, environment)):
+        raise CheckpointError(
+            "NOT-BIT-EXACT",
+            f"equal bits cannot be promised: {', '.join(changed)}",
+            kept=f"the run, at step {checkpoint.step}",
+            do="continue where it was trained, or without --strict_resume",
+        )
+    changed = differences(checkpoint.state["identity"], same)
+    if not changed:
+        return
+    if any(c.startswith("dataset:") for c in changed):
+        raise DataError(
+            "DATA-CHANGED",
+            f"the run in {folder.root} was trained on another dataset than {mixture.where}",
+            kept=f"the run, at step {checkpoint.step}",
+            do="give the dataset it was started with, or another --run_dir",
+        )
+    raise CheckpointError(
+        "CONFIG-CHANGED",
+        f"the run in {folder.root} has other settings: {', '.join(changed)}",
+        kept=f"the run, at step {checkpoint.step}",
+        do="give the settings it was started with, or another --run_dir",
+    )
+
+
+def resume(s: Session, environment: dict[str, Any]) -> Progress:
+    """Load the newest good checkpoint into the session; every process reads the same files."""
+    main = s.group.ranks.is_main
+    checkpoint = _to_resume(s.config.run.resume, s.folder, set_aside=main)
+    if checkpoint is None:
+        if main:
+            s.folder.forget_after(0)  # of a run that died before its first checkpoint
+        return Progress()
+    progress = load_checkpoint(s, checkpoint)
+    if main:
+        s.folder.forget_after(checkpoint.step)
+        say(f"resuming from {checkpoint.path} at step {checkpoint.step:,}")
+        changed = environment_changes(checkpoint, environment)
+        if changed:
+            warn(
+                "[NOT-BIT-EXACT] same data in the same order, but not the same bits: "
+                + ", ".join(changed)
+            )
+        if (before := checkpoint.state["max_steps"]) != s.plan.max_steps:
+            warn(
+                f"the run's length changes from {before:,} to {s.plan.max_steps:,} steps, and its "
+                "schedule with it"
+            )
+        s.folder.event("resumed", step=checkpoint.step, path=checkpoint.path.name, changed=changed)
+    return progress
+
+
+def environment_changes(checkpoint: store.Checkpoint, environment: dict[str, Any]) -> list[str]:
+    """What is no longer as it was where bits depend on it."""
+    changed = differences(checkpoint.state["environment"], environment)
+    return [c for c in changed if c.split(":")[0] in ENVIRONMENT_MATTERS]
+
+
+def roll_back(s: Session, progress: Progress, diverged: Diverged) -> Progress:
+    """Load the newest checkpoint that `CLEAN_STEPS` good steps followed, or else the oldest, or
+    else the initial weights, and go on behind the data that led here. NumericsError when the run
+    has rolled back too often."""
+    if progress.lineage >= s.config.safety.max_rollbacks:
+        raise NumericsError(
+            "NON-FINITE",
+            f"steps {diverged.first:,} to {diverged.last:,} were skipped, as their loss or "
+            f"gradient was bad, and the run has rolled back {progress.lineage} times",
+            kept="the weights before them: none of these steps changed them; the last checkpoint",
+            do="choose a smaller --lr or a longer --warmup_steps"
+            + (", or --mixed_precision bf16" if s.plan.mixed_precision == "fp16" else "")
+            + "; `outpace replay RUN` looks into the batch",
+        )
+    checkpoint = _before(s.folder, progress, diverged.first - 1)
+    if checkpoint is not None:
+        found = load_checkpoint(s, checkpoint)
+    else:
+        initial_weights(s)
+        found = Progress(run=progress.run)
+    s.guard.forget_streak()
+    back = Progress(
+        step=found.step,
+        elapsed_s=progress.elapsed_s,
+        run=progress.run,
+        left_at=[*progress.left_at, found.step],
+        data_shift=diverged.last + progress.data_shift - found.step,
+        pieces=progress.pieces,
+    )
+    if s.group.ranks.is_main:
+        where = checkpoint.path.name if checkpoint else "the initial weights"
+        warn(
+            f"[ROLLBACK] steps {diverged.first:,} to {diverged.last:,} were skipped; going on from "
+            f"{where}, behind their data"
+        )
+        s.folder.forget_after(found.step)
+        s.folder.event(
+            "rollback",
+            step=diverged.last,
+            back_to=found.step,
+            path=where,
+            first_bad_step=diverged.first,
+            data_shift=back.data_shift,
+        )
+    return back
+
+
+def _before(folder: RunFolder, progress: Progress, step: int) -> store.Checkpoint | None:
+    """A checkpoint to roll back to: the newest of `CLEAN_STEPS` before `step`, or the oldest."""
+    good = [
+        path
+        for path in store.paths(folder.checkpoints)
+        if on_the_way(path, progress.left_at) and store.fault(path) is None
+    ]
+    early = [path for path in good if store.step_of(path) <= step - CLEAN_STEPS]
+    return store.open_verified((early or good[:1])[-1]) if good else None
+
+
+def _to_resume(
+    resume: str, folder: RunFolder, *, set_aside: bool = False
+) -> store.Checkpoint | None:
+    if resume == "never":
+        return None
+    if resume == "auto":
+        return store.latest(folder.checkpoints, set_aside=set_aside)
+    path = Path(resume)
+    if not path.is_dir():
+        raise CheckpointError("NO-CKPT", f"there is no checkpoint {resume}", do="check --resume")
+    return store.load(path)
+
+
+def load_checkpoint(s: Session, checkpoint: store.Checkpoint) -> Progress:
+    """Put a checkpoint's weights, moments, scale and guard into the session."""
+    cpu, state = torch.device("cpu"), checkpoint.state
+    load_weights(s.model, checkpoint.model(cpu))
+    load_optimizer(s.model, s.trainable.optimizer, checkpoint.optimizer(cpu))
+    s.trainable.scaler.load_state_dict(state["scaler"])
+    if "policy" in state:
+        s.guard.load(state["policy"])
+    return Progress.of(state)

@@ -1,0 +1,67 @@
+"""Scores as people read them: each with its protocol and error, and GPT-2's published one beside
+it."""
+
+from typing import Any
+
+from outpace.core.published import PublishedScore, gpt2_published
+from outpace.core.units import count
+
+
+def task_line(record: dict[str, Any]) -> str:
+    """One task's record, its metrics in the order of the record."""
+    task, protocol, n = record["task"], record["protocol"], record["questions"]
+    name = "HellaSwag" if task == "hellaswag" else task
+    metrics: list[str] = [m for m in ("acc_norm", "acc_bytes", "acc", "perplexity") if m in record]
+    scores = ", ".join(_score(record, metric) for metric in metrics)
+    return f"{name} ({protocol}, {n:,} questions): {scores}{_beside(task, protocol, metrics)}"
+
+
+def parts_lines(record: dict[str, Any]) -> list[str]:
+    """A line for each part of a task that has parts, and one for what is not contaminated."""
+    lines = []
+    for kind, named in record.get("by", {}).items():
+        for name, part in named.items():
+            metric = "acc_norm" if "acc_norm" in part else "acc"
+            lines.append(f"  {kind} {name} ({part['questions']:,}): {_score(part, metric)}")
+    if clean := record.get("clean"):
+        scores = ", ".join(_score(clean, m) for m in ("acc_norm", "acc_bytes", "acc") if m in clean)
+        lines.append(f"  not in {clean['dataset']} ({clean['questions']:,}): {scores}")
+    return lines
+
+
+def loss_line(record: dict[str, Any], dataset: str, unigram_entropy: float) -> str:
+    """A validation loss beside what a model without context would reach."""
+    each = ", ".join(f"{name} {loss:.4f}" for name, loss in record.get("by_dataset", {}).items())
+    return (
+        f"validation loss {record['loss']:.4f} nats a token on {dataset} (unigram entropy "
+        f"{unigram_entropy:.4f}{_beside('validation', dataset, ['loss'])}), perplexity "
+        f"{record['perplexity']:.2f}, {record['bits_per_byte']:.4f} bits a byte, over "
+        f"{count(record['tokens_scored'])} tokens" + (f"; {each}" if each else "")
+    )
+
+
+def text_line(record: dict[str, Any]) -> str:
+    """The perplexity of a text file."""
+    return (
+        f"{record['file']}: {record['bits_per_byte']:.4f} bits a byte, {record['loss']:.4f} nats a "
+        f"token, perplexity {record['perplexity']:.2f}, over {record['tokens_scored']:,} tokens "
+        f"({record['bytes']:,} bytes)"
+    )
+
+
+def _score(record: dict[str, Any], metric: str) -> str:
+    if metric == "perplexity":
+        return f"perplexity {record[metric]:.2f}"
+    return f"{metric} {record[metric]:.4f} ± {record[f'{metric}_stderr']:.4f}"
+
+
+def _beside(task: str, protocol: str, metrics: list[str]) -> str:
+    found = [s for m in metrics if (s := gpt2_published(task, protocol, m))]
+    if not found:
+        return ""
+    scores = ", ".join(f"{s.metric} {_number(s)}" for s in found)
+    return f"; {found[0].model}: {scores} ({found[0].source})"
+
+
+def _number(s: PublishedScore) -> str:
+    return f"{s.value:.2f}" if s.metric == "perplexity" else f"{s.value:.4f}"

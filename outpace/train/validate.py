@@ -1,0 +1,69 @@
+"""Validation loss on what a run is trained on: on each dataset by itself, and their mean,
+where each weighs by its share of the samples.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from outpace.data.mixture import Mixture
+from outpace.data.stream import TokenStream
+from outpace.evals.loss import Loss
+
+Score = Callable[[TokenStream, int], Loss | None]
+"""(validation split, tokens of it to score) -> the loss there, or None if told to stop."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The mean, and what it is the mean of."""
+
+    loss: Loss
+    by_dataset: dict[str, Loss]
+
+    def record(self) -> dict[str, Any]:
+        """For evals.jsonl. A single dataset is the mean itself."""
+        record = self.loss.record()
+        if len(self.by_dataset) > 1:
+            record["by_dataset"] = {name: one.loss for name, one in self.by_dataset.items()}
+        return record
+
+
+def validate(score: Score, mixture: Mixture, tokens: int) -> Validation | None:
+    """Score about `tokens` tokens, of each dataset by its share, always the first ones. None if
+    told to stop, or when there are none."""
+    shares, found = [], {}
+    for dataset, share in zip(mixture.datasets, mixture.shares, strict=True):
+        stream = dataset.stream("val")
+        wanted = min(max(1, int(tokens * share)), len(stream) - 1)
+        if wanted < 1 or tokens < 1:
+            continue
+        loss = score(stream, wanted)
+        stream.close()
+        if loss is None:
+            return None
+        name = dataset.name if dataset.name not in found else str(dataset.folder)
+        found[name] = loss
+        shares.append(float(share))
+    return Validation(mean(list(found.values()), shares), found) if found else None
+
+
+def mean(losses: Sequence[Loss], shares: Sequence[float]) -> Loss:
+    """The loss on samples of which those shares come from each dataset."""
+    if len(losses) == 1:
+        return losses[0]
+    weights = [share / sum(shares) for share in shares]
+    nats = sum(w * one.loss for w, one in zip(weights, losses, strict=True))
+    bits = nats / math.log(2)
+    bytes_a_token = sum(
+        w * one.loss / math.log(2) / one.bits_per_byte
+        for w, one in zip(weights, losses, strict=True)
+        if one.bits_per_byte
+    )
+    return Loss(
+        loss=nats,
+        perplexity=math.exp(min(nats, 700.0)),
+        bits_per_byte=bits / bytes_a_token if bytes_a_token else 0.0,
+        tokens_scored=sum(one.tokens_scored for one in losses),
+    )

@@ -1,0 +1,234 @@
+"""Two models by reference, scored by the same code on the same questions, and what follows from it:
+the record that a run folder keeps and a report shows.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from outpace.core.errors import DataError, NetworkError, UsageError
+from outpace.core.files import JsonObject, replace_file
+from outpace.core.log import note, warn
+from outpace.core.published import PublishedScore, gpt2_published
+from outpace.core.runfolder import RunFolder, now
+from outpace.evals import answers, contamination, statistics
+from outpace.evals.answers import Answers
+from outpace.evals.contamination import Contamination
+from outpace.evals.task import Item, Task, ask, evaluate
+from outpace.evals.verdict import (
+    BEATS,
+    CANNOT_TELL,
+    Comparison,
+    compare,
+    compare_published,
+    overall,
+)
+from outpace.runtime.distributed import Group
+from outpace.tokenizer import get_tokenizer
+from outpace.train.load_model import LoadedModel, load_model
+
+GPT2, PUBLISHED = "gpt2", "published"
+DETAILS = ".jsonl"
+FORMAT = 1
+Questions = Sequence[tuple[Task, str, list[Item]]]
+
+
+@dataclass
+class Side:
+    """A model, or what is known of its answers."""
+
+    name: str
+    kind: str
+    """weights, details or published."""
+    loaded: LoadedModel | None = None
+    answers: list[Answers] = field(default_factory=list)
+    reason: str = ""
+    """Why it is not what was asked for."""
+
+    def about(self) -> JsonObject:
+        step = self.loaded.step if self.loaded else None
+        return {"name": self.name, "kind": self.kind, "step": step, "reason": self.reason}
+
+    def of(self, task: str, protocol: str) -> Answers | None:
+        return next((a for a in self.answers if (a.task, a.protocol) == (task, protocol)), None)
+
+
+def side(reference: str, device: torch.device) -> Side:
+    """The model of a reference, loaded, or the answers of a file of `--details`."""
+    if reference.endswith(DETAILS):
+        return Side(reference, "details", answers=answers.read(Path(reference)))
+    loaded = load_model(reference, device)
+    return Side(loaded.source, "weights", loaded)
+
+
+def baseline(reference: str, device: torch.device) -> Side:
+    """What to compare with. `gpt2` is the original from the hub or its cache, or where it cannot be
+    had, what was published of it; NetworkError only where a hub's model is named outright."""
+    if reference == PUBLISHED:
+        return Side("GPT-2 124M (published)", "published")
+    if reference != GPT2 or Path(reference).is_dir():
+        return side(reference, device)
+    try:
+        return side(f"hf:{GPT2}", device)
+    except (NetworkError, UsageError) as error:
+        note(f"GPT-2's weights cannot be had, its published scores stand in: {error.what}")
+        return Side("GPT-2 124M (published)", "published", reason=error.what)
+
+
+def score(
+    of: Side, questions: Questions, *, device: torch.device, precision: str, group: Group
+) -> list[JsonObject]:
+    """Let a side with weights answer; its records of examples, for a file of `--details`."""
+    if of.loaded is None:
+        return []
+    tokenizer = get_tokenizer(of.loaded.tokenizer)
+    if tokenizer.name != "gpt2":
+        raise UsageError("TOKENIZER", f"{of.name} reads {tokenizer.name}, the questions need gpt2")
+    examples: list[JsonObject] = []
+    for task, protocol, items in questions:
+        if group.ranks.is_main:
+            note(f"{of.name}: {len(items):,} questions of {task.name}, {protocol} protocol")
+        scored = evaluate(
+            of.loaded.model,
+            ask(task, protocol, items, tokenizer),
+            device=device,
+            precision=precision,
+            group=group,
+        )
+        assert scored is not None
+        examples += scored[1]
+    of.answers = answers.collect(examples)
+    return examples
+
+
+def verdict(
+    model: Side,
+    against: Side,
+    asked: Sequence[tuple[str, str]],
+    metric: str = "",
+    dirty: Contamination | None = None,
+) -> JsonObject:
+    """The record of the comparison over each (task, protocol) of `asked`. Without a metric,
+    acc_norm where there is one, else acc. UsageError where a side has no answers to one."""
+    comparisons, clean = [], []
+    for task, protocol in asked:
+        mine = _answers(model, task, protocol)
+        chosen = metric or ("acc_norm" if "acc_norm" in mine.right else "acc")
+        theirs = _published(task, protocol, chosen) if against.kind == "published" else None
+        other = None if theirs else _answers(against, task, protocol)
+        comparisons.append(_compare(mine, other, theirs, chosen))
+        if dirty and dirty.task == task:
+            kept = answers.without(mine, dirty.questions)
+            clean.append(compare(kept, other, chosen).record() if other else _alone(kept, chosen))
+    answer = overall(comparisons)
+    sources = {
+        s.source
+        for c in comparisons
+        if against.kind == "published" and (s := gpt2_published(c.task, c.protocol, c.metric))
+    }
+    return {
+        "format": FORMAT,
+        "time": now(),
+        "answer": answer,
+        "sentence": sentence(answer, model.name, against.name, comparisons),
+        "model": model.about(),
+        "baseline": {**against.about(), "sources": sorted(sources)},
+        "comparisons": [_told(c) for c in comparisons],
+        "contamination": asdict(dirty) | {"questions": len(dirty.questions)} if dirty else None,
+        "clean": clean,
+    }
+
+
+def sentence(answer: str, model: str, against: str, comparisons: Sequence[Comparison]) -> str:
+    """The answer in words."""
+    where = ", ".join(f"{c.task} {c.metric} ({c.protocol})" for c in comparisons)
+    if answer == CANNOT_TELL:
+        each = {c.answer for c in comparisons}
+        why = "the difference is within what chance makes"
+        if len(each) > 1:
+            why = "; ".join(f"{c.protocol}: {c.answer}" for c in comparisons)
+        return f"cannot tell whether {model} beats {against} on {where}: {why}"
+    return f"{model} {'beats' if answer == BEATS else 'does not beat'} {against} on {where}"
+
+
+def find_contamination(given: Path | None, reference: str, task: str) -> Contamination | None:
+    """The record named, or the one beside the dataset that the run was trained on, if there is
+    one and the dataset is still the same."""
+    if given is not None:
+        return contamination.read(given)
+    try:
+        plan = json.loads(RunFolder(Path(reference)).plan.read_text(encoding="utf-8"))
+        folder, fingerprint = Path(plan["dataset"]["path"]), plan["dataset"]["fingerprint"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None  # no run, or one that does not say
+    path = folder / contamination.file_name(task)
+    if not path.is_file():
+        return None
+    found = contamination.read(path)
+    if found.fingerprint != fingerprint:
+        warn(f"{path} is of other tokens than the run was trained on; left out")
+        return None
+    return found
+
+
+def keep(folder: Path, name: str, examples: Sequence[JsonObject]) -> None:
+    """Write a side's answers to a file, to be named instead of the model another time."""
+    if examples:
+        lines = (json.dumps(example, ensure_ascii=False) for example in examples)
+        replace_file(folder / f"{name}{DETAILS}", "".join(f"{line}\n" for line in lines))
+
+
+def _answers(of: Side, task: str, protocol: str) -> Answers:
+    if (found := of.of(task, protocol)) is not None:
+        return found
+    known = ", ".join(f"{a.task} ({a.protocol})" for a in of.answers)
+    raise DataError(
+        "NO-ANSWERS",
+        f"{of.name} has no answers to {task}, {protocol} protocol; it has {known or 'none'}",
+        do=f"--protocol {of.answers[0].protocol}" if of.answers else "",
+    )
+
+
+def _published(task: str, protocol: str, metric: str) -> PublishedScore:
+    found = gpt2_published(task, protocol, metric)
+    if found is None or not found.questions:
+        raise UsageError(
+            "NOT-PUBLISHED",
+            f"no share of GPT-2 is published for {task} {metric}, {protocol} protocol",
+            do="give its weights or answers with --against",
+        )
+    return found
+
+
+def _compare(
+    mine: Answers, other: Answers | None, published: PublishedScore | None, metric: str
+) -> Comparison:
+    if published is not None:
+        return compare_published(mine, published)
+    assert other is not None
+    return compare(mine, other, metric)
+
+
+def _told(comparison: Comparison) -> JsonObject:
+    return {**comparison.record(), "sentence": comparison.sentence()}
+
+
+def _alone(kept: Answers, metric: str) -> JsonObject:
+    """A score by itself, with Wilson's interval."""
+    right, n = int(kept.right[metric].sum()), len(kept)
+    interval = statistics.wilson(right, max(1, n))
+    share, low, high = right / max(1, n), float(interval.low), float(interval.high)
+    return {
+        "task": kept.task,
+        "protocol": kept.protocol,
+        "metric": metric,
+        "questions": n,
+        "model": share,
+        "low": low,
+        "high": high,
+        "sentence": f"{kept.task} {metric}, {kept.protocol} protocol: {share:.2%}, 95% interval "
+        f"{low:.2%} to {high:.2%} ({n:,} questions)",
+    }

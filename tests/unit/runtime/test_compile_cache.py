@@ -1,0 +1,80 @@
+"""Compiled code outlives the process: where it is kept, and that the next run finds it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+from outpace.runtime.compile import CACHE_VARIABLE, keep_compiled_code
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("OUTPACE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv(CACHE_VARIABLE, raising=False)
+    return tmp_path / "cache"
+
+
+def test_compiled_code_is_kept_in_our_cache_folder(cache):
+    keep_compiled_code()
+    assert os.environ[CACHE_VARIABLE] == str(cache / "inductor")
+    assert list((cache / "inductor").iterdir()) == []
+
+
+def test_the_temporary_folder_that_pytorch_takes_by_itself_does_not_stay(cache, monkeypatch):
+    monkeypatch.setenv(CACHE_VARIABLE, default_cache_dir())
+    keep_compiled_code()
+    assert os.environ[CACHE_VARIABLE] == str(cache / "inductor")
+
+
+def test_a_folder_that_the_user_has_named_stays(cache, monkeypatch):
+    monkeypatch.setenv(CACHE_VARIABLE, "/elsewhere")
+    keep_compiled_code()
+    assert os.environ[CACHE_VARIABLE] == "/elsewhere"
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("place", ["/proc/outpace", "a file"])
+def test_where_ours_cannot_be_written_pytorchs_own_is_taken(place, tmp_path, monkeypatch, cache):
+    if place == "a file":
+        place = str(tmp_path / "file")
+        Path(place).write_text("")
+    monkeypatch.setenv("OUTPACE_CACHE", place)
+    keep_compiled_code()
+    assert not os.environ.get(CACHE_VARIABLE, "").startswith(place)
+
+
+COMPILES = """if True:
+    import json, torch
+    from torch._dynamo.utils import counters
+    from outpace.runtime.compile import compiled
+    compiled(torch.nn.Linear(8, 8), "default")(torch.ones(2, 8)).sum().backward()
+    found = counters["inductor"] + counters["aot_autograd"]
+    names = ("fxgraph_cache_hit", "fxgraph_cache_miss", "autograd_cache_hit", "autograd_cache_miss")
+    print(json.dumps({name: found[name] for name in names}))
+"""
+
+
+@pytest.mark.exhaustive
+def test_a_second_process_compiles_nothing_again(cache):
+    first, second = (
+        json.loads(
+            subprocess.run(
+                [sys.executable, "-c", COMPILES],
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+        )
+        for _ in range(2)
+    )
+    assert first["fxgraph_cache_miss"] > 0
+    assert second["autograd_cache_hit"] + second["fxgraph_cache_hit"] > 0
+    assert second["autograd_cache_miss"] == second["fxgraph_cache_miss"] == 0

@@ -1,0 +1,49 @@
+"""What nvidia-smi tells, asked of a program of that name that answers as the real one does."""
+
+import stat
+
+import pytest
+import torch
+
+from outpace.runtime import driver
+
+ANSWER = "1755, 2619, 612.43, 700.00, 58, [N/A], 0x0000000000000004"
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path, monkeypatch):
+    def install(script: str) -> None:
+        tool = tmp_path / "nvidia-smi"
+        tool.write_text(f"#!/bin/sh\n{script}\n")
+        tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    return install
+
+
+def test_the_state_is_read_by_field(nvidia_smi, tmp_path):
+    nvidia_smi(f'echo "$@" > {tmp_path}/asked; echo "{ANSWER}"')
+    assert driver.ask("GPU-12ab") == {
+        "sm_clock_mhz": 1755.0,
+        "memory_clock_mhz": 2619.0,
+        "power_w": 612.43,
+        "power_limit_w": 700.0,
+        "temperature_c": 58.0,
+        "utilisation_percent": None,
+        "throttle_reasons": "0x0000000000000004",
+    }
+    asked = (tmp_path / "asked").read_text()
+    assert "--id=GPU-12ab" in asked
+    assert "clocks.sm,clocks.mem,power.draw" in asked
+
+
+@pytest.mark.parametrize("script", ["exit 9", "echo no devices", "true"])
+def test_an_answer_that_is_none_is_no_state(nvidia_smi, script):
+    nvidia_smi(script)
+    assert driver.ask("GPU-12ab") is None
+
+
+def test_a_machine_without_the_tool_has_no_state(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert driver.ask("GPU-12ab") is None
+    assert driver.gpu_state(torch.device("cpu")) is None
