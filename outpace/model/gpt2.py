@@ -6,28 +6,59 @@ Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; open
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from outpace.config.presets import GPT2Shape
 from outpace.model.cache import KVCache
-from outpace.ops.attention import Attend
-from outpace.ops.attention import sdpa as default_attention
-from outpace.ops.cross_entropy import cross_entropy_sum, mask_padding
+from outpace.ops.attention import Attend, sdpa
+from outpace.ops.cross_entropy import eager, mask_padding
+from outpace.ops.mlp import gelu_linear
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How the model computes; nothing here changes what it computes, but for rounding."""
+
+    attend: Attend = sdpa.attend
+    loss_sum: Callable[..., torch.Tensor] = eager.loss_sum
+    """A row of the cross-entropy table: (hidden, weight, targets, vocab_size, fp8) -> scalar."""
+    bf16_residual: bool = False
+    """Under bf16 autocast, the residual stream in bf16 too."""
+    checkpointing: str = "none"
+    """What backward computes again: none, gelu or block."""
+    fp8_head: bool = False
+    """The product with the vocabulary in fp8, in training."""
+    document_mask: Callable[[torch.Tensor], Any] | None = None
+    """Of the attention backend: then no token attends to another document. Not with a cache, whose
+    tokens are all of one document."""
+    end_of_text: int = -1
+    """The token that every document begins with."""
 
 
 class CausalSelfAttention(nn.Module):
     """Multi-head attention in which a token sees itself and what came before."""
 
-    def __init__(self, shape: GPT2Shape, attend: Attend) -> None:
+    def __init__(self, shape: GPT2Shape, compute: Compute) -> None:
         super().__init__()
-        self.n_head, self.dropout, self.attend = shape.n_head, shape.dropout, attend
+        self.n_head, self.dropout, self.attend = shape.n_head, shape.dropout, compute.attend
         self.c_attn = nn.Linear(shape.n_embd, 3 * shape.n_embd)
         self.c_proj = nn.Linear(shape.n_embd, shape.n_embd)
 
-    def forward(self, x: torch.Tensor, cache: KVCache | None, layer: int) -> torch.Tensor:
+    def forward(
+        self,
+        x: torch.Tensor,
+        cache: KVCache | None,
+        layer: int,
+        mask: Any = None,
+        attend: Attend | None = None,
+    ) -> torch.Tensor:
         B, T, C = x.shape
         q, k, v = (
             part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, D)
@@ -36,7 +67,9 @@ class CausalSelfAttention(nn.Module):
         if cache is not None:
             k, v = cache.append(layer, k, v)  # (B, H, S, D)
         dropout_p = self.dropout if self.training else 0.0
-        y = self.attend(q, k, v, causal=True, dropout_p=dropout_p)  # (B, H, T, D)
+        attend = attend or self.attend
+        masked = {} if mask is None else {"mask": mask}
+        y = attend(q, k, v, causal=True, dropout_p=dropout_p, **masked)  # (B, H, T, D)
         y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
         return F.dropout(y, self.dropout, self.training)
 
@@ -44,29 +77,37 @@ class CausalSelfAttention(nn.Module):
 class MLP(nn.Module):
     """Two linear maps with GPT-2's tanh-approximated GELU between them."""
 
-    def __init__(self, shape: GPT2Shape) -> None:
+    def __init__(self, shape: GPT2Shape, compute: Compute) -> None:
         super().__init__()
-        self.dropout = shape.dropout
+        self.dropout, self.recompute = shape.dropout, compute.checkpointing == "gelu"
         self.c_fc = nn.Linear(shape.n_embd, 4 * shape.n_embd)
         self.c_proj = nn.Linear(4 * shape.n_embd, shape.n_embd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))  # (B, T, C)
+        proj, again = self.c_proj, self.recompute and self.training
+        x = gelu_linear(self.c_fc(x), proj.weight, proj.bias, recompute=again)  # (B, T, C)
         return F.dropout(x, self.dropout, self.training)
 
 
 class Block(nn.Module):
     """Pre-LayerNorm attention and MLP, each added to the residual stream."""
 
-    def __init__(self, shape: GPT2Shape, attend: Attend) -> None:
+    def __init__(self, shape: GPT2Shape, compute: Compute) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(shape.n_embd, eps=1e-5)
-        self.attn = CausalSelfAttention(shape, attend)
+        self.attn = CausalSelfAttention(shape, compute)
         self.ln_2 = nn.LayerNorm(shape.n_embd, eps=1e-5)
-        self.mlp = MLP(shape)
+        self.mlp = MLP(shape, compute)
 
-    def forward(self, x: torch.Tensor, cache: KVCache | None, layer: int) -> torch.Tensor:
-        x = x + self.attn(self.ln_1(x), cache, layer)
+    def forward(
+        self,
+        x: torch.Tensor,
+        cache: KVCache | None,
+        layer: int,
+        mask: Any = None,
+        attend: Attend | None = None,
+    ) -> torch.Tensor:
+        x = x + self.attn(self.ln_1(x), cache, layer, mask, attend)
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -74,12 +115,12 @@ class Block(nn.Module):
 class GPT2(nn.Module):
     """The language model. `model(idx)` gives logits, `model(idx, targets)` the summed loss."""
 
-    def __init__(self, shape: GPT2Shape, attend: Attend = default_attention.attend) -> None:
+    def __init__(self, shape: GPT2Shape, compute: Compute | None = None) -> None:
         super().__init__()
-        self.shape = shape
+        self.shape, self.compute = shape, compute or Compute()
         self.wte = nn.Embedding(shape.padded_vocab_size, shape.n_embd)
         self.wpe = nn.Embedding(shape.context, shape.n_embd)
-        self.h = nn.ModuleList(Block(shape, attend) for _ in range(shape.n_layer))
+        self.h = nn.ModuleList(Block(shape, self.compute) for _ in range(shape.n_layer))
         self.ln_f = nn.LayerNorm(shape.n_embd, eps=1e-5)
 
     def forward(self, idx: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
@@ -88,24 +129,66 @@ class GPT2(nn.Module):
         hidden = self.hidden(idx)  # (B, T, C)
         if targets is None:
             return self.logits(hidden)
-        logits = F.linear(hidden, self.wte.weight)  # (B, T, V)
-        return cross_entropy_sum(
-            logits.view(-1, logits.size(-1)), targets.reshape(-1), self.shape.vocab_size
+        return self.compute.loss_sum(
+            hidden.flatten(0, 1),
+            self.wte.weight,
+            targets.reshape(-1),
+            self.shape.vocab_size,
+            fp8=self.compute.fp8_head and self.training,
         )
 
-    def hidden(self, idx: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
-        """idx (B, T) -> final hidden states (B, T, C). A cache supplies and takes keys, values."""
+    def hidden(
+        self,
+        idx: torch.Tensor,
+        cache: KVCache | None = None,
+        *,
+        positions: torch.Tensor | None = None,
+        visible: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """idx (B, T) -> final hidden states (B, T, C). A cache supplies and takes keys, values.
+
+        `positions` (B, T) and `visible` (B, T, S), which of the S keys a token sees, are for rows
+        that hold several texts; without them a token comes after, and sees, all before it.
+        """
         past = cache.length if cache is not None else 0
         T = idx.size(1)
-        assert past + T <= self.shape.context, f"{past + T} tokens exceed {self.shape.context}"
-        x = self.wte(idx) + self.wpe.weight[past : past + T]  # (B, T, C)
+        if positions is None:
+            assert past + T <= self.shape.context, f"{past + T} tokens exceed {self.shape.context}"
+            x = self.wte(idx) + self.wpe.weight[past : past + T]  # (B, T, C)
+        else:
+            x = self.wte(idx) + self.wpe(positions)  # (B, T, C)
         x = F.dropout(x, self.shape.dropout, self.training)
+        if self.compute.bf16_residual and torch.is_autocast_enabled(x.device.type):
+            x = x.bfloat16()
+        mask, attend = self._document_mask(idx) if cache is None else None, None
+        if visible is not None:  # which the kernel of the training may not be able to take
+            mask, attend = visible.unsqueeze(1), sdpa.attend
+        again = self.compute.checkpointing == "block" and self.training
         for layer, block in enumerate(self.h):
-            x = block(x, cache, layer)
+            if again:
+                x = checkpoint(
+                    block,
+                    x,
+                    cache,
+                    layer,
+                    mask,
+                    attend,
+                    use_reentrant=False,
+                    preserve_rng_state=self.shape.dropout > 0,
+                )
+            else:
+                x = block(x, cache, layer, mask, attend)
         if cache is not None:
             cache.length += T
         out: torch.Tensor = self.ln_f(x)
         return out
+
+    def _document_mask(self, idx: torch.Tensor) -> Any:
+        """What the attention backend needs to keep documents apart, or None."""
+        if self.compute.document_mask is None:
+            return None
+        documents = (idx == self.compute.end_of_text).cumsum(1)  # (B, T)
+        return self.compute.document_mask(documents)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden (..., C) -> logits (..., V) through the tied head, padding at -inf."""
@@ -120,11 +203,12 @@ class GPT2(nn.Module):
                 nn.init.normal_(p, std=residual_std, generator=generator)
             elif name == "wpe.weight":
                 nn.init.normal_(p, std=0.01, generator=generator)
+            elif name == "wte.weight":  # the same numbers with and without padding
+                nn.init.zeros_(p)
+                nn.init.normal_(p[: self.shape.vocab_size], std=0.02, generator=generator)
             elif p.dim() >= 2:
                 nn.init.normal_(p, std=0.02, generator=generator)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
             else:
                 nn.init.ones_(p)
-        with torch.no_grad():
-            self.wte.weight[self.shape.vocab_size :].zero_()

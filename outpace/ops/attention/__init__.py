@@ -1,17 +1,27 @@
-"""The attention table. A backend is a module with two functions:
+"""The attention table. A backend is a module, or an object, with three functions:
 
     attend(q, k, v, *, causal, dropout_p) -> (B, H, T, D), from q (B, H, T, D), k and v (B, H, S, D)
     why_not(device, dtype, head_dim) -> reason it cannot serve there, or None
+    kernel(device, dtype, head_dim, dropout_p) -> name of the kernel that runs
 
-`causal` lines the last query up with the last key: query t sees keys up to S - T + t.
+A backend that can keep the documents of a sequence apart has one more, and takes what it returns:
+
+    document_mask(documents) -> mask, from documents (B, T), equal where the document is the same
+    attend(..., mask), kernel(..., masked)
+
+What a backend cannot do itself (a cache of keys, dropout) it leaves to `sdpa`, and says so.
+q, k and v may be views of one tensor, (B, T, H, D) transposed. `causal` lines the last query up
+with the last key: query t sees keys up to S - T + t.
 Every backend is tested, forward and backward, against `reference`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
 from outpace.core.registry import Registry
+from outpace.ops import fastest
 
 Attend = Callable[..., torch.Tensor]
 
@@ -19,6 +29,63 @@ BACKENDS = Registry(
     "attention backend",
     {
         "sdpa": "outpace.ops.attention.sdpa",
+        "cudnn": "outpace.ops.attention.fused:cudnn",
+        "flash": "outpace.ops.attention.fused:flash",
+        "efficient": "outpace.ops.attention.fused:efficient",
+        "flex": "outpace.ops.attention.flex",
+        "flash_attn": "outpace.ops.attention.flash_attn",
+        "math": "outpace.ops.attention.fused:math",
+        "eager": "outpace.ops.attention.eager",
         "reference": "outpace.ops.attention.reference",
     },
 )
+
+MATERIALISING = ("math", "eager", "reference")
+"""Rows that always store the T x S matrix."""
+
+MEASURED_BATCH = 8
+"""Sequences to measure with: with 12 heads of 1,024 tokens they fill a GPU several times over."""
+
+
+def document_mask_why_not(name: str) -> str | None:
+    """A reason why a backend cannot keep documents apart."""
+    if hasattr(BACKENDS.load(name), "document_mask"):
+        return None
+    able = [n for n in BACKENDS.names() if hasattr(BACKENDS.load(n), "document_mask")]
+    return f"its kernel takes no such mask; {', '.join(able)} do"
+
+
+def choose(
+    device: torch.device, dtype: torch.dtype, B: int, H: int, T: int, D: int
+) -> tuple[str, str]:
+    """The backend to train (B, H, T, D) with when none was asked for, without dropout, and why.
+    On a GPU the fused rows are measured, once for a machine and a shape."""
+    if device.type != "cuda":
+        return "sdpa", f"PyTorch has one fused kernel on a {device.type.upper()}"
+    fused = [name for name in BACKENDS.names() if name not in MATERIALISING]
+    names = [name for name in fused if BACKENDS.load(name).why_not(device, dtype, D) is None]
+    if len(names) < 2:
+        return "sdpa", "nothing else can serve here"
+    shape = {"B": min(B, MEASURED_BATCH), "H": H, "T": T, "D": D}
+    prepare = partial(_candidates, device, dtype, shape, names)
+    found = fastest.fastest("attention", device, dtype, shape, names, prepare)
+    if found is None:
+        return "sdpa", "the comparison of backends did not fit in memory; PyTorch chooses"
+    return found.choice, found.reason()
+
+
+def _candidates(
+    device: torch.device, dtype: torch.dtype, shape: dict[str, int], names: list[str]
+) -> tuple[fastest.Work, dict[str, fastest.Work]]:
+    """Forward and backward of the reference and of each backend, on views as the model makes."""
+    B, H, T, D = shape.values()
+    generator = torch.Generator(device).manual_seed(0)
+    made = torch.randn(4, B, T, H, D, device=device, dtype=dtype, generator=generator)
+    q, k, v, upstream = (x.transpose(1, 2) for x in made)
+    inputs = [x.requires_grad_() for x in (q, k, v)]
+
+    def work(name: str) -> Sequence[torch.Tensor]:
+        out = BACKENDS.load(name).attend(*inputs, causal=True, dropout_p=0.0)
+        return out, *torch.autograd.grad(out, inputs, upstream)
+
+    return partial(work, "reference"), {name: partial(work, name) for name in names}

@@ -6,7 +6,13 @@ import torch
 
 
 def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool, dropout_p: float = 0.0
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    causal: bool,
+    dropout_p: float = 0.0,
+    mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D) in q's dtype."""
     T, S = q.size(-2), k.size(-2)
@@ -14,15 +20,23 @@ def attend(
         scores = q.float() @ k.float().transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, S)
         if causal:
             visible = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+            visible = visible if mask is None else visible & mask
             scores = scores.masked_fill(~visible, float("-inf"))
         weights = torch.dropout(scores.softmax(-1), dropout_p, train=dropout_p > 0)
         return (weights @ v.float()).to(q.dtype)  # (B, H, T, D)
+
+
+def document_mask(documents: torch.Tensor) -> torch.Tensor:
+    """documents (B, T), equal where the document is -> the keys of its own, (B, 1, T, T) bool."""
+    return (documents[:, :, None] == documents[:, None, :])[:, None]
 
 
 def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
     return None
 
 
-def kernel(device: torch.device, dtype: torch.dtype, head_dim: int, dropout_p: float) -> str:
+def kernel(
+    device: torch.device, dtype: torch.dtype, head_dim: int, dropout_p: float, masked: bool = False
+) -> str:
     """Name of the kernel that runs."""
     return "materialised"

@@ -1,0 +1,218 @@
+"""Peak memory of a training step, from its settings alone. No torch.
+
+A step has moments at which memory may peak; each is a sum of what is alive then, a constant and a
+part that grows with the tokens of a micro-batch. Counted is what PyTorch's allocator hands out to
+tensors on a GPU, plus a workspace; not the CUDA context (some 0.5 GB, outside the allocator) and
+not fragmentation, for which a plan leaves room.
+
+    N parameters   C channels   L layers   H heads   T context   V padded vocabulary
+    e bytes of a compute value (fp32 4, else 2)
+
+`bench/memory_tracker.py` counts the same step under fake tensors; the tests compare the two.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from outpace.config.presets import GPT2Shape
+from outpace.model.cost import Precision, parameters
+
+CHUNK_TOKENS = {"cuda": 8192, "cpu": 256}
+"""Tokens whose logits exist at a time in the chunked losses (`ops/cross_entropy/chunked.py`)."""
+WORKSPACE = 32 * 2**20
+"""What cuBLAS takes from the allocator on Hopper (torch docs, CUBLAS_WORKSPACE_CONFIG: 32 MiB)."""
+
+
+Attention = Literal["fused", "eager", "reference"]
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What the memory of a training step depends on."""
+
+    shape: GPT2Shape
+    precision: Precision = "bf16"
+    attention: Attention = "fused"
+    """eager and reference store the T x T matrix, reference all of it in fp32."""
+    cross_entropy: str = "eager"
+    """A row of the cross-entropy table."""
+    bf16_residual: bool = False
+    checkpointing: str = "none"
+    """none, gelu or block."""
+    optimizer: str = "adamw"
+    compiled: bool = False
+    accumulates: bool = True
+    """Several micro-batches a step: gradients of the earlier ones stay."""
+    ddp: bool = False
+    device: str = "cuda"
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A moment of the step, and the bytes that are alive at it."""
+
+    name: str
+    fixed: float
+    per_token: float
+    per_chunk_token: float = 0.0
+    """Bytes a token, for the tokens of one chunk of the loss."""
+    chunk_tokens: int = CHUNK_TOKENS["cuda"]
+
+    def bytes(self, tokens: int) -> float:
+        chunk = min(tokens, self.chunk_tokens)
+        return self.fixed + self.per_token * tokens + self.per_chunk_token * chunk
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak bytes of one training process."""
+
+    moments: tuple[Moment, ...]
+
+    def peak(self, micro_batch_tokens: int) -> float:
+        return self.at(micro_batch_tokens).bytes(micro_batch_tokens)
+
+    def at(self, micro_batch_tokens: int) -> Moment:
+        """The moment of the peak."""
+        return max(self.moments, key=lambda moment: moment.bytes(micro_batch_tokens))
+
+    def most_sequences(self, context: int, room: float) -> int:
+        """The largest micro-batch, in sequences of `context` tokens, whose peak is within `room`
+        bytes; 0 when none is."""
+        fits, too_many = 0, 1
+        while self.peak(too_many * context) <= room:
+            fits, too_many = too_many, 2 * too_many
+        while too_many - fits > 1:
+            middle = (fits + too_many) // 2
+            if self.peak(middle * context) <= room:
+                fits = middle
+            else:
+                too_many = middle
+        return fits
+
+
+def training_memory(s: StepSettings) -> Memory:
+    """What a step with these settings needs."""
+    return Memory(tuple(_moments(s)))
+
+
+def _moments(s: StepSettings) -> list[Moment]:
+    shape, e = s.shape, _compute_bytes(s)
+    C, V, N = shape.n_embd, shape.padded_vocab_size, parameters(shape, padded=True)
+    head = V * C  # numbers in the head's weight, and in its gradient
+    # Weights and two moments in fp32; gradients of earlier micro-steps; DDP's buckets, in which
+    # gradients live from the last backward on.
+    buckets = 4 * N if s.ddp else 0
+    always = 12 * N + (4 * N if s.accumulates else 0) + buckets + WORKSPACE
+    update = 16 * N + (0 if s.optimizer == "adamw" else 4 * N) + WORKSPACE
+    kept = _kept(s)
+    blocks = 1 if s.checkpointing == "block" else shape.n_layer  # whose insides are kept at a time
+    masks = float(blocks * shape.context**2) if s.attention != "fused" else 0.0
+    # The head's gradient waits for that of the embedding, which is the same parameter.
+    waiting = 4 * head
+    sums = 3 if s.accumulates else 2  # the two, and where they are not the gradient yet, their sum
+    return [
+        *_loss_moments(s, always + masks, kept),
+        Moment(
+            "the backward of a block",
+            always + masks + blocks * _cast_block(s) + waiting,
+            _kept_by_blocks(s) + _block_backward(s),
+        ),
+        Moment("the end of the backward", 16 * N + buckets + WORKSPACE + sums * waiting, 2 * e * C),
+        Moment("the update", update, 0.0),
+    ]
+
+
+def _loss_moments(s: StepSettings, always: float, kept: float) -> list[Moment]:
+    """Head and cross-entropy: the last of the forward and the first of the backward."""
+    shape, e = s.shape, _compute_bytes(s)
+    half, C, V = e < 4, shape.n_embd, shape.padded_vocab_size
+    head = V * C
+    always += shape.n_layer * _cast_block(s) + (2 * head if half else 0)
+    chunk = CHUNK_TOKENS[s.device]
+    made = (e + 4) * head if half else 4 * head  # by a product, then in the parameter's type
+    match s.cross_entropy:
+        case "eager":  # log-softmax, and gradients through the loss and through the softmax
+            return [Moment("the loss", always, kept + 12 * V)]
+        case "compiled":  # logits and their gradient
+            return [Moment("the loss", always, kept + 2 * e * V)]
+        case "triton":  # the gradient over the logits; the operands of the products
+            operands = 4 * C if half else 8 * C
+            return [Moment("the loss", always + made, kept + e * V + operands)]
+        case "chunked":
+            forward = kept + (4 * C if half else 0) + e * C
+            sums = (4 + e) * head if half else 4 * head  # in fp32 the product adds to them
+            return [
+                Moment("the loss", always + sums, forward, e * V, chunk),
+                Moment("the loss", always + 8 * head, kept + 2 * e * C),
+            ]
+        case _:  # linear: logits in fp32
+            fixed = 10 * head if half else 4 * head
+            inside = 4 * V + (8 if half else 4) * C
+            return [Moment("the loss", always + fixed, kept + 4 * C, inside, chunk)]
+
+
+def _compute_bytes(s: StepSettings) -> int:
+    return 4 if s.precision == "no" else 2
+
+
+def _cast_block(s: StepSettings) -> float:
+    """A block's weights in the compute type, kept for the backward."""
+    C = s.shape.n_embd
+    return 0.0 if s.precision == "no" else 2.0 * (12 * C * C + 9 * C)
+
+
+def _kept(s: StepSettings) -> float:
+    """Bytes a token that autograd keeps from the forward for the backward, without the loss."""
+    C = s.shape.n_embd
+    last = C * (_norm_input_bytes(s) + _compute_bytes(s)) + 24  # ln_f, ids and targets
+    return _kept_by_blocks(s) + last + (C if s.shape.dropout else 0)
+
+
+def _kept_by_blocks(s: StepSettings) -> float:
+    if s.checkpointing == "block":
+        return float(s.shape.n_layer * (2 if s.bf16_residual else 4) * s.shape.n_embd)
+    return s.shape.n_layer * _layer(s)
+
+
+def _layer(s: StepSettings) -> float:
+    """Bytes a token that one block keeps: the inputs of two LayerNorms and their statistics, what
+    goes into its four linear maps and into GELU, q, k and v, and attention's log-sum-exp."""
+    C, H, T, e = s.shape.n_embd, s.shape.n_head, s.shape.context, _compute_bytes(s)
+    ins = 2 * _norm_input_bytes(s) * C + 16
+    linear = e * C * (1 + 1 + 1 + (0 if s.checkpointing == "gelu" else 4))
+    gelu = 4 * e * C
+    # Of the matrix: the softmax in fp32, and what multiplies v where that is of another type.
+    attention = {
+        "fused": 3 * e * C + 4 * H,
+        "eager": 3 * e * C + H * T * (4 if e == 4 else 4 + e),
+        "reference": 3 * 4 * C + H * T * 4,
+    }[s.attention]
+    dropout = 0  # a byte a number; of the matrix also what it leaves
+    if s.shape.dropout:
+        dropout = 2 * C + (0 if s.attention == "fused" else 5 * H * T)
+    return ins + linear + gelu + attention + dropout
+
+
+def _norm_input_bytes(s: StepSettings) -> int:
+    """CUDA's autocast runs LayerNorm in fp32: eager, it keeps an fp32 copy of a bf16 input; the
+    compiler keeps the input and converts it again."""
+    return 2 if s.bf16_residual and s.compiled else 4
+
+
+def _block_backward(s: StepSettings) -> float:
+    """Bytes a token that exist beside what was kept while the last block is differentiated."""
+    C, H, T, e = s.shape.n_embd, s.shape.n_head, s.shape.context, _compute_bytes(s)
+    again = 0.0
+    if s.checkpointing == "gelu":
+        again = 4 * e * C
+    if s.checkpointing == "block":
+        again = _layer(s) - (0 if s.bf16_residual else 4 * C)  # its input is there already
+    grad = 2 if s.bf16_residual else 4
+    mlp = (grad + 5 * e) * C
+    if s.attention == "fused":
+        return again + mlp
+    # Gradients of weights and scores, fp32; what the MLP and the second LayerNorm kept is gone, and
+    # the weights in the compute type.
+    matrix = 6 if s.attention == "eager" and e == 2 else 8
+    return again + max(mlp, matrix * H * T + (grad - 10 * e - 4) * C)

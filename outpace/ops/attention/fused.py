@@ -1,0 +1,101 @@
+"""PyTorch's kernels, each by its name: cuDNN, FlashAttention-2, the memory-efficient one, and its
+last resort, MATH, which stores the T x S matrix and computes in fp32.
+
+The operators that `F.scaled_dot_product_attention` would choose from are called themselves, not by
+way of `torch.nn.attention.sdpa_kernel`: inside a compiled model that context keeps the graph out
+of the compile cache (pytorch issue 194007; seen here with torch 2.13). Causal attention over
+whole sequences on a GPU only; a cache of keys goes to `sdpa`, and so does all on a CPU, where
+`flash` is what that runs.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn.attention import SDPBackend
+
+from outpace.ops.attention import sdpa
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A row of the table: one kernel of PyTorch's."""
+
+    backend: SDPBackend
+    run: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
+    can_use: Callable[[torch.backends.cuda.SDPAParams, bool], bool]
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        *,
+        causal: bool,
+        dropout_p: float = 0.0,
+    ) -> torch.Tensor:
+        """q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D)."""
+        if not causal or q.size(-2) != k.size(-2) or q.device.type == "cpu":
+            return sdpa.attend(q, k, v, causal=causal, dropout_p=dropout_p)
+        return self.run(q, k, v, dropout_p)
+
+    def why_not(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+        """What PyTorch says against this kernel, for training."""
+        if device.type != "cuda":
+            runs = sdpa.kernel(device, dtype, head_dim, 0.0) == self.backend.name
+            return None if runs else f"{self.backend.name} does not run on {device.type}"
+        q = torch.zeros(1, 1, 128, head_dim, device=device, dtype=dtype, requires_grad=True)
+        params = torch.backends.cuda.SDPAParams(q, q, q, None, 0.0, True, False)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            if self.can_use(params, True):
+                return None
+        return str(said[-1].message) if said else f"PyTorch cannot use {self.backend.name} here"
+
+    def kernel(
+        self, device: torch.device, dtype: torch.dtype, head_dim: int, dropout_p: float
+    ) -> str:
+        """Name of the kernel that runs."""
+        if device.type == "cpu":
+            return sdpa.kernel(device, dtype, head_dim, dropout_p)
+        return self.backend.name
+
+
+def _cudnn(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout_p: float) -> torch.Tensor:
+    out: torch.Tensor = aten._scaled_dot_product_cudnn_attention(
+        q, k, v, None, _training(q), dropout_p, True
+    )[0]
+    return out
+
+
+def _flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout_p: float) -> torch.Tensor:
+    out: torch.Tensor = aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, True)[0]
+    return out
+
+
+def _efficient(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout_p: float) -> torch.Tensor:
+    out: torch.Tensor = aten._scaled_dot_product_efficient_attention(
+        q, k, v, None, _training(q), dropout_p, True
+    )[0]
+    return out
+
+
+def _math(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout_p: float) -> torch.Tensor:
+    out: torch.Tensor = aten._scaled_dot_product_attention_math(q, k, v, None, dropout_p, True)[0]
+    return out
+
+
+def _training(q: torch.Tensor) -> bool:
+    """Whether the log-sum-exp must be kept for a backward."""
+    return torch.is_grad_enabled() and q.requires_grad
+
+
+cudnn = Fused(SDPBackend.CUDNN_ATTENTION, _cudnn, torch.backends.cuda.can_use_cudnn_attention)
+flash = Fused(SDPBackend.FLASH_ATTENTION, _flash, torch.backends.cuda.can_use_flash_attention)
+efficient = Fused(
+    SDPBackend.EFFICIENT_ATTENTION, _efficient, torch.backends.cuda.can_use_efficient_attention
+)
+math = Fused(SDPBackend.MATH, _math, lambda params, debug: True)

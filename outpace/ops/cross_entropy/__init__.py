@@ -1,0 +1,119 @@
+"""The cross-entropy table: tied head and loss in one, next token, over a padded vocabulary.
+
+A row is a module with two functions:
+
+    loss_sum(hidden, weight, targets, vocab_size, *, fp8=False) -> scalar
+    why_not(device, dtype, compiled, fp8=False) -> reason it cannot serve there, or None
+
+hidden (N, C), weight (V, C), targets (N,) -> the sum of -log p(target) in nats, in fp32. Targets
+of IGNORE count for nothing, and columns from vocab_size on take no share of the softmax. Under
+autocast the products are made in its type, and gradients have their parameter's. `fp8` makes the
+head's products in 8 bits (see `ops/fp8.py`). `compiled`: whether the model around it is compiled.
+Every row is tested, forward and backward, against the closed form in fp32.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from outpace.core.registry import Registry
+from outpace.ops import fastest
+
+IGNORE = -100
+"""Targets with this value count for nothing."""
+
+LOSSES = Registry(
+    "cross-entropy",
+    {
+        "eager": "outpace.ops.cross_entropy.eager",
+        "compiled": "outpace.ops.cross_entropy.compiled",
+        "chunked": "outpace.ops.cross_entropy.chunked",
+        "triton": "outpace.ops.cross_entropy.triton",
+        "linear": "outpace.ops.cross_entropy.linear",
+    },
+)
+
+
+def mask_padding(logits: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """Set the logits of the padding columns to -inf, so that they are never predicted and take no
+    share of the softmax. logits (..., V padded); changed in place where autograd allows."""
+    if logits.size(-1) > vocab_size:
+        logits[..., vocab_size:] = float("-inf")
+    return logits
+
+
+def cross_entropy_sum(logits: torch.Tensor, targets: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """Sum of -log p(target) in nats, in fp32. logits (N, V padded), targets (N,) -> scalar."""
+    logits = mask_padding(logits, vocab_size).to(accumulation_dtype(logits))
+    return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+
+
+def accumulation_dtype(x: torch.Tensor) -> torch.dtype:
+    """The type of softmax, sums and loss: fp32, or fp64 for fp64 (the tests' gradient checks)."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def compute_dtype(hidden: torch.Tensor) -> torch.dtype:
+    """The type of the head's products: autocast's where it is on, else hidden's own."""
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return hidden.dtype
+
+
+MEASURED_TOKENS = 4096
+"""Tokens to measure with: 0.4 GB of bf16 logits, which no cache holds, and eager's copies fit."""
+
+FP8_TOLERANCE = 0.2
+"""Gradients have 2 bits of mantissa there: an error of some 7%."""
+
+
+def choose(
+    device: torch.device, dtype: torch.dtype, C: int, V: int, compiled: bool, fp8: bool = False
+) -> tuple[str, str]:
+    """The row to train with when none was asked for, and why: the fastest. `dtype` is that of the
+    products; `compiled` whether the model is. On a GPU it is measured, once for a machine and a
+    shape."""
+    if device.type != "cuda":
+        if compiled and dtype != torch.float32:
+            return "compiled", "in bf16 on a CPU the compiler's fused loss is the fastest"
+        return "chunked", "on a CPU one buffer of logits in turn is faster than mapping them all"
+    # Without a compiler for the model there may be none for the loss.
+    useless = "eager" if compiled else "compiled"
+    names = [
+        name
+        for name in LOSSES.names()
+        if name != useless and LOSSES.load(name).why_not(device, dtype, compiled, fp8) is None
+    ]
+    shape = {"N": MEASURED_TOKENS, "C": C, "V": V}
+    prepare = partial(_candidates, device, dtype, shape, names, fp8)
+    kind, tolerance = ("cross-entropy, fp8 head", FP8_TOLERANCE) if fp8 else ("cross-entropy", None)
+    found = fastest.fastest(kind, device, dtype, shape, names, prepare, tolerance)
+    if found is None:
+        return "chunked", "the comparison of losses did not fit in memory, and chunked needs least"
+    return found.choice, found.reason()
+
+
+def _candidates(
+    device: torch.device,
+    dtype: torch.dtype,
+    shape: dict[str, int],
+    names: list[str],
+    fp8: bool = False,
+) -> tuple[fastest.Work, dict[str, fastest.Work]]:
+    """Forward and backward of eager in fp32, the reference, and of each row in autocast."""
+    N, C, V = shape.values()
+    generator = torch.Generator(device).manual_seed(0)
+    hidden = torch.randn(N, C, device=device, generator=generator).requires_grad_()
+    weight = (0.02 * torch.randn(V, C, device=device, generator=generator)).requires_grad_()
+    targets = torch.randint(V, (N,), device=device, generator=generator)
+
+    def work(name: str, half: bool) -> Sequence[torch.Tensor]:
+        with torch.autocast(device.type, dtype=dtype if half else None, enabled=half):
+            loss = LOSSES.load(name).loss_sum(hidden, weight, targets, V, fp8=fp8 and half)
+        return loss, *torch.autograd.grad(loss / N, (hidden, weight))
+
+    half = dtype != torch.float32
+    return partial(work, "eager", False), {name: partial(work, name, half) for name in names}

@@ -1,0 +1,28 @@
+"""PyTorch's own operators, one after the other. Keeps the logits and fp32 copies of them: some 36
+bytes of traffic and 12 of memory a logit (fp32 copy, log-softmax, its gradient).
+"""
+
+import torch
+
+from outpace.ops import head
+from outpace.ops.cross_entropy import compute_dtype, cross_entropy_sum
+
+
+def loss_sum(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    vocab_size: int,
+    *,
+    fp8: bool = False,
+) -> torch.Tensor:
+    """See the table. A compiled model leaves it out of its graph (`train/assemble.py`)."""
+    dtype = compute_dtype(hidden)
+    logits = head.linear(hidden.to(dtype), weight.to(dtype), fp8)  # (N, V)
+    return cross_entropy_sum(logits, targets, vocab_size)
+
+
+def why_not(
+    device: torch.device, dtype: torch.dtype, compiled: bool, fp8: bool = False
+) -> str | None:
+    return None

@@ -1,0 +1,43 @@
+"""PyTorch's own chunked head and loss, `F.linear_cross_entropy`, from torch 2.13 on.
+
+Losses a token are asked for and summed here: its own sum comes in the type of the hidden states,
+and in bf16 that is 3 digits. Its backward then makes the logits a second time.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from outpace.ops.cross_entropy import IGNORE, accumulation_dtype, compute_dtype
+from outpace.ops.cross_entropy.chunked import chunk_tokens
+
+
+def loss_sum(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    vocab_size: int,
+    *,
+    fp8: bool = False,
+) -> torch.Tensor:
+    """See the table."""
+    assert not fp8, "F.linear_cross_entropy makes its own products"
+    dtype = compute_dtype(hidden)
+    losses = F.linear_cross_entropy(
+        hidden.to(dtype),
+        weight[:vocab_size].to(dtype),
+        targets,
+        reduction="none",
+        ignore_index=IGNORE,
+        options=torch.nn.LinearCrossEntropyOptions(batch_chunk_size=chunk_tokens(hidden)),
+    )
+    return losses.sum(dtype=accumulation_dtype(hidden))
+
+
+def why_not(
+    device: torch.device, dtype: torch.dtype, compiled: bool, fp8: bool = False
+) -> str | None:
+    if not hasattr(torch.nn, "LinearCrossEntropyOptions"):
+        return f"F.linear_cross_entropy came with torch 2.13, and this is {torch.__version__}"
+    if fp8:
+        return "F.linear_cross_entropy makes its own products, not in fp8"
+    return None

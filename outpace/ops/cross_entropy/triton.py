@@ -1,0 +1,58 @@
+"""The fast row on a GPU: the loss kernel writes the gradient over the logits, so the logits exist
+once (2 bytes each in bf16, read once and written once) and the backward is two products.
+
+The same idea as Liger-Kernel's (Hsu et al. 2024, arXiv 2410.10989), without its chunks.
+"""
+
+import importlib.util
+
+import torch
+
+from outpace.ops import head
+from outpace.ops.cross_entropy import compute_dtype
+from outpace.ops.cross_entropy.in_place import softmax_gradient_
+
+
+def loss_sum(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    vocab_size: int,
+    *,
+    fp8: bool = False,
+) -> torch.Tensor:
+    """See the table."""
+    loss: torch.Tensor = _InPlace.apply(
+        hidden, weight, targets, vocab_size, compute_dtype(hidden), fp8
+    )
+    return loss
+
+
+def why_not(
+    device: torch.device, dtype: torch.dtype, compiled: bool, fp8: bool = False
+) -> str | None:
+    if device.type != "cuda":
+        return "Triton kernels need a CUDA GPU"
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    return None
+
+
+class _InPlace(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, vocab_size, dtype, fp8):  # type: ignore[no-untyped-def]
+        h, w = hidden.to(dtype), weight.to(dtype)
+        logits = head.logits(h, w, fp8)  # (N, V)
+        losses = softmax_gradient_(logits, targets, vocab_size)
+        ctx.save_for_backward(h, w, logits)  # by now the gradient of the logits
+        ctx.dtypes, ctx.fp8 = (hidden.dtype, weight.dtype), fp8
+        return losses.sum()
+
+    @staticmethod
+    def backward(ctx, upstream):  # type: ignore[no-untyped-def]
+        h, w, g = ctx.saved_tensors
+        # The factor (1 / tokens, and fp16's loss scale) goes to the small operands: a pass over
+        # the (N, V) gradient would cost as much as the loss itself.
+        grad_h = head.grad_hidden(g, w, ctx.fp8).to(ctx.dtypes[0]) * upstream
+        grad_w = head.grad_weight(g, h * upstream, ctx.fp8).to(ctx.dtypes[1])
+        return grad_h, grad_w, None, None, None, None

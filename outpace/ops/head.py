@@ -1,0 +1,31 @@
+"""The head's three products, logits = x w^T and its two gradients, in the type of their operands or
+in fp8. For the rows of the cross-entropy table that make the gradients themselves.
+
+    x hidden states (N, C)   w weight (V, C)
+    g gradient of a summed cross-entropy by the logits (N, V), softmax minus one-hot: |g| <= 1
+"""
+
+import torch
+import torch.nn.functional as F
+
+from outpace.ops import fp8 as eight_bits
+
+
+def linear(x: torch.Tensor, w: torch.Tensor, fp8: bool) -> torch.Tensor:
+    """Logits (N, V), differentiable."""
+    return eight_bits.fp8_linear(x, w) if fp8 else F.linear(x, w)
+
+
+def logits(x: torch.Tensor, w: torch.Tensor, fp8: bool) -> torch.Tensor:
+    """Logits (N, V)."""
+    return eight_bits.logits(x, w) if fp8 else x @ w.t()
+
+
+def grad_hidden(g: torch.Tensor, w: torch.Tensor, fp8: bool) -> torch.Tensor:
+    """Gradient of x (N, C)."""
+    return eight_bits.grad_hidden(g, w, largest_gradient=1.0) if fp8 else g @ w
+
+
+def grad_weight(g: torch.Tensor, x: torch.Tensor, fp8: bool) -> torch.Tensor:
+    """Gradient of w (V, C)."""
+    return eight_bits.grad_weight(g, x, largest_gradient=1.0) if fp8 else g.t() @ x

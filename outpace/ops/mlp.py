@@ -1,0 +1,27 @@
+"""The second half of GPT-2's MLP."""
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+
+def gelu_linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *, recompute: bool = False
+) -> torch.Tensor:
+    """gelu(x) weight^T + bias, with GPT-2's tanh approximation. x (..., 4C) -> (..., C).
+
+    The weight's gradient needs gelu(x), GELU's own needs x. `recompute` keeps only x, which saves
+    4C numbers a token and layer for one pointwise operator more (llm.c's `-r 1`, train_gpt2.cu).
+    A checkpoint ends its second pass when it has what the backward needs, so the product is not
+    made again; and a compiled model heeds it, where the compiler would keep gelu(x) otherwise.
+    """
+    if recompute and torch.is_grad_enabled():
+        y: torch.Tensor = checkpoint(
+            _gelu_linear, x, weight, bias, use_reentrant=False, preserve_rng_state=False
+        )
+        return y
+    return _gelu_linear(x, weight, bias)
+
+
+def _gelu_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return F.linear(F.gelu(x, approximate="tanh"), weight, bias)
