@@ -9,6 +9,9 @@ from outpace.config.presets import size
 from outpace.config.schema import RunConfig, flat
 from outpace.core.errors import UsageError
 
+MATERIALISING = ("math", "eager", "reference")
+"""Rows of the attention table that store the T x T matrix."""
+
 
 @dataclass(frozen=True)
 class Range:
@@ -34,6 +37,8 @@ RANGES: dict[str, Range] = {
     "n_embd": Range(1, 100_000),
     "context": Range(1, 1_000_000),
     "dropout": Range(0, 0.9999),
+    "vocab_multiple": Range(1, 4096),
+    "order_chunk": Range(1, 1_000_000),
     "gradient_accumulation_steps": Range(1, 1_000_000),
     "micro_batch_size": Range(1, 1_000_000),
     "tokens_per_step": Range(1, 1_000_000_000),
@@ -53,10 +58,17 @@ RANGES: dict[str, Range] = {
     "val_tokens": Range(1, 10**12),
     "hellaswag_every_steps": STEPS,
     "hellaswag_limit": Range(0, 1_000_000_000),
+    "eval_time_share": Range(0, 1000),
     "sample_every_steps": STEPS,
     "sample_tokens": Range(0, 1_000_000),
     "save_every_steps": STEPS,
     "keep_checkpoints": Range(2, 1_000_000),
+    "milestone_every_steps": STEPS,
+    "max_skipped_steps": Range(1, 1_000_000),
+    "max_rollbacks": Range(0, 1000),
+    "spike_threshold": Range(0, 1e9),
+    "watchdog_minutes": Range(0, 100_000),
+    "peer_timeout_minutes": Range(0, 100_000, above=True),
     "log_every_steps": Range(1, 1_000_000_000),
     "seed": Range(0, 2**63 - 1),
 }
@@ -75,9 +87,10 @@ def check(config: RunConfig) -> None:
     n_embd = preset.n_embd if config.model.n_embd == "auto" else config.model.n_embd
     if not faults and n_embd % n_head:
         faults.append(f"--n_head {n_head} does not divide --n_embd {n_embd}")
-    if config.compute.use_flash_attention and config.compute.attention_backend == "reference":
+    backend = config.compute.attention_backend
+    if config.compute.use_flash_attention and backend in MATERIALISING:
         faults.append(
-            "--attention_backend reference stores the T x T matrix, which --use_flash_attention "
+            f"--attention_backend {backend} stores the T x T matrix, which --use_flash_attention "
             "forbids: add --no_use_flash_attention"
         )
     if faults:

@@ -9,6 +9,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from outpace.config.check import check
 from outpace.config.schema import RunConfig, flat
@@ -47,9 +48,37 @@ def parse_flags(schema: Any, argv: list[str], *, prog: str, default: Any = None)
         args=argv,
         prog=prog,
         use_underscores=True,
+        registry=_plain_numbers(),
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         **extra,
     )
+
+
+def _plain_numbers() -> ConstructorRegistry:
+    """Numbers in ASCII digits only: Python would take those of every script, the full-width １２
+    too, which in most fonts is hard to tell from 12."""
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def rule(asked: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        kind = asked.type
+        if kind is not int and kind is not float:
+            return None
+
+        def parse(words: list[str]) -> int | float:
+            if not words[0].isascii():
+                raise ValueError(f"{words[0]!r} is not written in ASCII digits")
+            return int(words[0]) if kind is int else float(words[0])
+
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=kind.__name__.upper(),
+            instance_from_str=parse,
+            is_instance=lambda x: type(x) in (int, kind),
+            str_from_instance=lambda x: [str(x)],
+        )
+
+    return registry
 
 
 def shipped_recipes() -> dict[str, str]:

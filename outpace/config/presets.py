@@ -30,10 +30,12 @@ class GPT2Shape:
     vocab_size: int
     """Ids that can be predicted; the rows above it, up to `padded_vocab_size`, never are."""
     dropout: float = 0.0
+    vocab_multiple: int = VOCAB_MULTIPLE
+    """What the vocabulary is padded to a multiple of."""
 
     @property
     def padded_vocab_size(self) -> int:
-        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
     @property
     def head_dim(self) -> int:

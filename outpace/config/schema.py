@@ -7,6 +7,8 @@ recipe, is hard: it is obeyed or refused, never changed.
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from outpace.config.presets import VOCAB_MULTIPLE
+
 Auto = Literal["auto"]
 
 
@@ -26,6 +28,8 @@ class ModelConfig:
     """Tokens in a sequence (T); at most 1024 with GPT-2's own weights."""
     dropout: float = 0.0
     """Probability of dropping an activation; 0 is usual for pre-training."""
+    vocab_multiple: int = VOCAB_MULTIPLE
+    """The vocabulary is padded to a multiple of this, which tensor cores like; 1: not at all."""
     init_from: str = ""
     """Start from the weights of a run, a checkpoint or Hugging Face folder, or hf:NAME.
     Empty: random weights."""
@@ -36,8 +40,20 @@ class DataConfig:
     """What to train on."""
 
     dataset: str = "auto"
-    """A folder that `outpace prepare` made, or the name of one below data/.
+    """A folder that `outpace prepare` made, or the name of one below data/. Several: A,B mixes them
+    by their sizes, A:0.7,B:0.3 by these shares of the samples.
     auto: openwebtext if it is prepared, else pydocs, the documentation inside this Python."""
+    order_chunk: int = 1
+    """Sequences that are read one after the other before the order jumps elsewhere in the data: 1
+    mixes best, 64 suits hard disks and network disks."""
+    phase: bool = True
+    """Shift the borders of the sequences from epoch to epoch, so that no text is always cut at the
+    same places."""
+    bos_aligned: bool = False
+    """Begin each sequence with a document. Long documents are cut, their rest is not read: the plan
+    says how much of the text that leaves out."""
+    document_mask: bool = False
+    """Let no token attend to an earlier document in its sequence."""
 
 
 @dataclass
@@ -89,7 +105,7 @@ class OptimizerConfig:
     """The update."""
 
     optimizer: str = "adamw"
-    """A row of the optimiser table: adamw."""
+    """A row of the optimiser table: adamw, one fused kernel; adamw_foreach, PyTorch's default."""
     weight_decay: float = 0.1
     """Decay of all matrices, embeddings included; never of biases and LayerNorm gains."""
     beta1: float = 0.9
@@ -112,12 +128,30 @@ class ComputeConfig:
     use_flash_attention: bool = True
     """Attention that never stores the T x T matrix. As a flag: refused where it cannot be had.
     By default: a warning says so."""
+    tf32: Literal["auto", "on", "off"] = "auto"
+    """TF32 tensor cores for fp32 products on a GPU, 10 bits of mantissa.
+    auto: with mixed precision, where few such products remain."""
     attention_backend: str = "auto"
-    """sdpa: PyTorch's fused kernels; reference: fp32, stores the T x T matrix.
-    auto: sdpa with use_flash_attention, else reference."""
+    """A row of the attention table: sdpa lets PyTorch choose among its fused kernels; eager,
+    reference (in fp32) and math store the T x T matrix.
+    auto: with use_flash_attention the fastest here, on a GPU measured once, else reference."""
+    cross_entropy: str = "auto"
+    """A row of the cross-entropy table: eager (fused when compiled), compiled, chunked (least
+    memory), triton (in place), linear (PyTorch's own, from 2.13 on).
+    auto: the fastest here, on a GPU measured once, else eager."""
+    bf16_residual: Literal["auto", "on", "off"] = "auto"
+    """The sum that runs past the blocks in bf16 instead of fp32: less memory traffic.
+    auto: with bf16."""
+    activation_checkpointing: Literal["none", "gelu", "block"] = "none"
+    """What backward computes again to save memory.
+    gelu: the output of GELU. block: all but the input of each block; a third more work."""
+    fp8_head: bool = False
+    """The product with the vocabulary in fp8, on GPUs that have it. Changes the numerics."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of model and loss together.
     auto: where a probe compiles, unless a CPU run is too short to repay it."""
+    compile_mode: Literal["default", "tuned"] = "default"
+    """tuned: the compiler tries out kernels for every product; minutes, once a machine."""
     deterministic: Literal["auto", "on", "off"] = "auto"
     """Only kernels that give the same bits each time, so that a resume does too.
     auto: on a CPU, where it costs little; off on a GPU, where it costs speed."""
@@ -143,6 +177,10 @@ class EvalConfig:
     auto: all 10,042 on a GPU, 500 on a CPU."""
     hellaswag_path: str = "data/hellaswag/hellaswag_val.jsonl"
     """The questions, as `outpace prepare hellaswag` leaves them. No such file: not scored."""
+    hellaswag_protocol: Literal["completion", "harness", "both"] = "completion"
+    """completion: raw text, normalised by tokens. harness: as lm-eval renders it, by characters."""
+    eval_time_share: float = 0.1
+    """Part of the training time that evaluations may take at intervals left to auto."""
     sample_every_steps: int = 0
     """Steps between generated samples; 0: at the end only."""
     sample_prompt: str = "The "
@@ -162,16 +200,51 @@ class RunSettings:
     """auto: continue the run in the run folder, if there is one.
     never: refuse a folder that holds a run.
     a path: continue from that checkpoint."""
+    strict_resume: bool = False
+    """Refuse to continue where equal bits cannot be promised (another machine, thread count or
+    torch), instead of a warning."""
     save_every_steps: int | Auto = "auto"
     """Steps between checkpoints; 0: at the end only.
     auto: a tenth of the run, at most 1,000."""
     keep_checkpoints: int = 2
     """How many checkpoints to keep, the newest that verify; at least 2."""
+    milestone_every_steps: int = 0
+    """Keep every checkpoint whose step is a multiple of this for good; 0: none."""
+    keep_best: bool = True
+    """Keep the checkpoint with the lowest validation loss, too."""
+    async_save: bool = True
+    """Write checkpoints behind the training, which waits only for a copy in memory."""
+    space_check: bool = True
+    """Refuse to start without room for the checkpoints that will be kept."""
     log_every_steps: int | Auto = "auto"
     """Steps between lines in metrics.jsonl.
     auto: 10 on a GPU, 1 on a CPU."""
     seed: int = 1337
     """Decides weights, data order and dropout."""
+
+
+@dataclass
+class SafetyConfig:
+    """What is done about bad numbers, hangs and lost processes."""
+
+    guard: bool = True
+    """Skip updates that are not finite, look for spikes, compare replicas, watch for hangs. Off is
+    for measurements."""
+    max_skipped_steps: int | Auto = "auto"
+    """Steps in a row that may be skipped before the run rolls back to an older checkpoint and goes
+    on behind the data in between. auto: 5; 30 with fp16, whose loss scale has to settle."""
+    max_rollbacks: int = 2
+    """Rollbacks before the run stops with exit code 6."""
+    spike_threshold: float = 20.0
+    """A loss or gradient norm this many robust deviations (1.4826 MAD) above the median of the last
+    128 steps is a spike: recorded, its batch saved. 0: none is."""
+    skip_spikes: bool = False
+    """Skip the update of a spike, too."""
+    watchdog_minutes: float = 30.0
+    """A step, evaluation or save that takes longer ends the run with exit code 9, the stacks of all
+    threads in the run folder, written after half of it. 0: never."""
+    peer_timeout_minutes: float = 10.0
+    """Minutes to wait for another process before it counts as lost."""
 
 
 @dataclass
@@ -189,6 +262,7 @@ class RunConfig:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     run: RunSettings = field(default_factory=RunSettings)
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
 
 
 def flat(config: RunConfig) -> dict[str, Any]:

@@ -5,6 +5,7 @@ of W equal runs of them, and cuts it into its micro-batches. Where training stan
 integer, the step, and any number of processes sees the same global batch.
 """
 
+import math
 import queue
 import threading
 from collections.abc import Generator
@@ -14,11 +15,16 @@ import numpy as np
 import torch
 
 from outpace.core.errors import DataError
-from outpace.data.order import Order
-from outpace.data.shards import Dataset
+from outpace.data.documents import aligned_samples, document_starts
+from outpace.data.mixture import Mixture
+from outpace.data.order import Order, OrderSpec, Samples, Source
+from outpace.data.shard_file import UInt16
+from outpace.data.staging import Arrival, Staging
 
 AHEAD = 4
-"""Steps' worth of micro-batches kept ready."""
+"""Steps kept ready."""
+AT_ONCE = 1024
+"""Samples whose places are worked out together."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +56,21 @@ class BatchShape:
     world_size: int = 1
 
     @property
+    def sequences_of_rank(self) -> int:
+        return self.micro_batch_size * self.gradient_accumulation_steps
+
+    @property
     def sequences_per_step(self) -> int:
-        return self.micro_batch_size * self.gradient_accumulation_steps * self.world_size
+        return self.sequences_of_rank * self.world_size
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A rank's samples of the steps [first, last)."""
+
+    first: int
+    last: int
+    samples: Samples
 
 
 class Loader:
@@ -59,45 +78,79 @@ class Loader:
 
     def __init__(
         self,
-        dataset: Dataset,
+        mixture: Mixture,
         shape: BatchShape,
+        spec: OrderSpec,
         *,
-        context: int,
-        seed: int,
         device: torch.device,
         split: str = "train",
     ) -> None:
-        self.stream = dataset.stream(split)
-        self.order = Order(len(self.stream), context, seed)
-        self.shape, self.context, self.device = shape, context, device
-        if self.order.blocks < shape.sequences_per_step:
-            raise DataError(
-                "TOO-LITTLE-DATA",
-                f"a step needs {shape.sequences_per_step} sequences of {context} tokens, and the "
-                f"{split} split of {dataset.folder} has {self.order.blocks} "
-                f"({len(self.stream):,} tokens)",
-                do="prepare more text, or choose a smaller --tokens_per_step or --context",
-            )
+        self.streams = [dataset.stream(split) for dataset in mixture.datasets]
+        sources = []
+        for dataset, stream, weight in zip(
+            mixture.datasets, self.streams, mixture.weights, strict=True
+        ):
+            starts = None
+            if spec.bos_aligned:
+                places = document_starts(dataset, split)
+                starts = aligned_samples(places, len(stream), spec.context)
+            sources.append(Source(len(stream), weight, starts))
+        self.order = Order(sources, spec)
+        self.shape, self.spec, self.device = shape, spec, device
+        self._known: _Known | None = None
+        self._check_size(mixture, split)
+
+    def _check_size(self, mixture: Mixture, split: str) -> None:
+        """DataError when a step would read a sample twice."""
+        rows = zip(mixture.datasets, self.streams, self.order.blocks, mixture.shares, strict=True)
+        for dataset, stream, blocks, share in rows:
+            if blocks < (needed := math.ceil(share * self.shape.sequences_per_step)):
+                raise DataError(
+                    "TOO-LITTLE-DATA",
+                    f"a step needs {needed} sequences of {self.spec.context} tokens, and the "
+                    f"{split} split of {dataset.folder} has {blocks} ({len(stream):,} tokens)",
+                    do="prepare more text, or choose a smaller --tokens_per_step or --context",
+                )
+
+    def read(self, samples: Samples, out: UInt16) -> None:
+        """Fill the rows of `out` (n, T + 1), a row a sample."""
+        for number, stream in enumerate(self.streams):
+            rows = np.flatnonzero(samples.source == number)
+            if len(rows):
+                stream.read_rows(samples.start[rows], out, rows)
+
+    def read_step(self, step: int, out: UInt16) -> None:
+        """Fill `out` with all that this rank has of a step."""
+        self.read(self._samples(step), out)
+
+    def _samples(self, step: int) -> Samples:
+        """This rank's samples of a step; those of the next steps are worked out with them."""
+        rows = self.shape.sequences_of_rank
+        known = self._known
+        if known is None or not known.first <= step < known.last:
+            last = step + max(1, AT_ONCE // rows)
+            of_steps = np.arange(step, last, dtype=np.int64) * self.shape.sequences_per_step
+            mine = self.shape.rank * rows + np.arange(rows, dtype=np.int64)
+            positions = (of_steps[:, None] + mine).ravel()
+            self._known = known = _Known(step, last, self.order.at(positions))
+        at = (step - known.first) * rows
+        return known.samples[at : at + rows]
 
     def micro_batch(self, step: int, micro_step: int) -> MicroBatch:
-        """Read one micro-batch of this rank; host tensors, pinned when they go to a GPU."""
+        """Read one micro-batch of this rank, by itself and into the host's memory."""
         s = self.shape
         position = s.rank * s.gradient_accumulation_steps + micro_step
+        rows = np.empty((s.micro_batch_size, self.spec.context + 1), np.uint16)
         first = step * s.sequences_per_step + position * s.micro_batch_size
-        rows = np.empty((s.micro_batch_size, self.context + 1), np.uint16)
-        for row, start in zip(rows, self.order.starts(first, len(rows)), strict=True):
-            self.stream.read(int(start), row)
-        tokens = torch.from_numpy(rows.astype(np.int64))  # (B, T + 1)
-        if self.device.type == "cuda":
-            tokens = tokens.pin_memory()
-        return MicroBatch(tokens, position)
+        self.read(self.order.samples(first, len(rows)), rows)
+        return MicroBatch(torch.from_numpy(rows.astype(np.int64)), position)
 
     def steps(self, first: int, last: int) -> Generator[list[MicroBatch], None, None]:
         """Yield the micro-batches of the steps [first, last), read ahead on a thread."""
-        ready: queue.Queue[list[MicroBatch] | BaseException] = queue.Queue(AHEAD)
+        ready: queue.Queue[Arrival | BaseException] = queue.Queue(AHEAD)
         closed = threading.Event()
 
-        def put(item: list[MicroBatch] | BaseException) -> None:
+        def put(item: Arrival | BaseException) -> None:
             while not closed.is_set():
                 try:
                     return ready.put(item, timeout=0.1)
@@ -106,11 +159,13 @@ class Loader:
 
         def read_ahead() -> None:
             try:
+                rows, width = self.shape.sequences_of_rank, self.spec.context + 1
+                staging = Staging(self.device, rows, width, number=2)
                 for step in range(first, last):
                     if closed.is_set():
                         return
-                    n = self.shape.gradient_accumulation_steps
-                    put([self.micro_batch(step, m) for m in range(n)])
+                    self.read_step(step, staging.buffer().numpy())
+                    put(staging.send())
             except BaseException as error:  # handed to the consumer, which raises it
                 put(error)
 
@@ -121,12 +176,13 @@ class Loader:
                 item = ready.get()
                 if isinstance(item, BaseException):
                     raise item
-                yield [self._to_device(batch) for batch in item]
+                yield self._micro_batches(item.wait())
         finally:
             closed.set()
             thread.join()
 
-    def _to_device(self, batch: MicroBatch) -> MicroBatch:
-        if self.device.type == "cpu":
-            return batch
-        return MicroBatch(batch.tokens.to(self.device, non_blocking=True), batch.position)
+    def _micro_batches(self, tokens: torch.Tensor) -> list[MicroBatch]:
+        s = self.shape
+        position = s.rank * s.gradient_accumulation_steps
+        parts = tokens.split(s.micro_batch_size)
+        return [MicroBatch(part, position + m) for m, part in enumerate(parts)]

@@ -1,204 +1,37 @@
-"""Token shards on disk, in the field's `.bin` format, and the manifest beside them.
+"""A prepared folder: token shards (shard_file.py) and the manifest beside them.
 
-    DIR/manifest.json            what the shards hold, from what, with a SHA-256 of each file
-    DIR/train_000000.bin ...     256 int32 (magic 20240520, version 1, tokens), then uint16 tokens
-    DIR/train_000000.len         uint32 tokens of each document in that shard
-    DIR/val_000000.bin
-
-All little-endian. A document begins with `<|endoftext|>`; a shard holds whole documents. llm.c and
-modded-nanogpt read these files as they are (karpathy/llm.c, dev/data/data_common.py).
+DIR/manifest.json            what the shards hold, from what, with a SHA-256 of each file
+DIR/train_000000.bin ...     tokens
+DIR/train_000000.len         tokens of each document in that shard
+DIR/val_000000.bin
 """
 
-import bisect
-import hashlib
-import json
-import os
-import re
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from outpace.core.errors import DataError
-from outpace.core.files import fsync_folder, sha256_file, sha256_json, storage_error
+from outpace.core.files import sha256_json
+from outpace.core.registry import nearest
+from outpace.data.shard_file import (
+    HEADER_BYTES,
+    SPLITS,
+    ShardFile,
+    damaged,
+    read_header,
+    read_json,
+    token_fault,
+)
+from outpace.data.stream import TokenStream
+from outpace.tokenizer import TOKENIZERS
 
-MAGIC, VERSION = 20240520, 1
-HEADER_BYTES = 256 * 4
-MOST_TOKENS = 2**31 - 1
-"""Of one shard: the header's count is an int32."""
-MANIFEST = "manifest.json"
+MANIFEST, JOURNAL = "manifest.json", ".prepare.json"
+"""Written last; and until then, the shards that are finished."""
 MANIFEST_FORMAT = 1
-OPEN_FILES = 64
-UInt16 = npt.NDArray[np.uint16]
-
-
-@dataclass(frozen=True)
-class ShardFile:
-    """One shard as the manifest lists it."""
-
-    file: str
-    split: str
-    tokens: int
-    documents: int
-    sha256: str
-    lengths_sha256: str
-    end_document: int
-    """One past the source index of the last document inside; where a restart goes on."""
-
-    @classmethod
-    def parse(cls, entry: Any) -> "ShardFile":
-        """Check a manifest's entry; ValueError, TypeError or KeyError says what is wrong."""
-        shard = cls(
-            file=_typed(entry, "file", str),
-            split=_typed(entry, "split", str),
-            tokens=_typed(entry, "tokens", int),
-            documents=_typed(entry, "documents", int),
-            sha256=_typed(entry, "sha256", str),
-            lengths_sha256=_typed(entry, "lengths_sha256", str),
-            end_document=_typed(entry, "end_document", int),
-        )
-        if not re.fullmatch(r"\w[\w.-]*\.bin", shard.file):
-            raise ValueError(f"shard name {shard.file!r} is not a plain NAME.bin in this folder")
-        return shard
-
-    @property
-    def lengths(self) -> str:
-        """Name of the file of document lengths."""
-        return self.file.removesuffix(".bin") + ".len"
-
-    def fault(self, folder: Path) -> DataError | None:
-        """Read the whole shard; what is wrong with it, or None."""
-        for name, sha256 in ((self.file, self.sha256), (self.lengths, self.lengths_sha256)):
-            path = folder / name
-            try:
-                if sha256_file(path) != sha256:
-                    return damaged(path, "its SHA-256 is not the one it was written with")
-            except OSError as error:
-                return damaged(path, error.strerror or str(error))
-        return None
-
-
-def _typed(entry: Any, key: str, kind: type) -> Any:
-    value = entry[key]
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise TypeError(f"{key} is {value!r}")
-    return value
-
-
-def write_shard(
-    folder: Path, split: str, number: int, tokens: UInt16, lengths: list[int], end_document: int
-) -> ShardFile:
-    """Write one shard and its document lengths, each fsynced and renamed into place."""
-    name = f"{split}_{number:06d}.bin"
-    header = np.zeros(256, "<i4")
-    header[:3] = MAGIC, VERSION, len(tokens)
-    payload = np.ascontiguousarray(tokens, "<u2").data.cast("B")
-    digest = _write(folder / name, header.tobytes(), payload)
-    lengths_digest = _write(
-        (folder / name).with_suffix(".len"), np.asarray(lengths, "<u4").tobytes()
-    )
-    return ShardFile(name, split, len(tokens), len(lengths), digest, lengths_digest, end_document)
-
-
-def _write(path: Path, *parts: bytes | memoryview) -> str:
-    temporary = path.with_name(path.name + ".tmp")
-    digest = hashlib.sha256()
-    try:
-        with open(temporary, "wb") as f:
-            for part in parts:
-                f.write(part)
-                digest.update(part)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-        fsync_folder(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise storage_error(path, error) from error
-    return digest.hexdigest()
-
-
-def read_header(path: Path) -> int:
-    """Number of tokens in a shard; DataError if it is not one, or its size is not what it says."""
-    try:
-        with open(path, "rb") as f:
-            data = f.read(HEADER_BYTES)
-            size = os.fstat(f.fileno()).st_size
-    except OSError as error:
-        raise damaged(path, error.strerror or str(error)) from error
-    if len(data) < HEADER_BYTES:
-        raise damaged(path, f"{len(data)} bytes are too few for a header of {HEADER_BYTES}")
-    magic, version, tokens = np.frombuffer(data, "<i4")[:3].tolist()
-    if (magic, version) != (MAGIC, VERSION):
-        raise damaged(
-            path, f"it begins with {magic}, {version} instead of magic {MAGIC}, version {VERSION}"
-        )
-    if size != HEADER_BYTES + 2 * tokens:
-        raise damaged(path, f"{size} bytes cannot hold the {tokens} tokens its header promises")
-    return int(tokens)
-
-
-class TokenStream:
-    """All shards of a split as one stream of tokens, read with plain reads: a file cut short under
-    us is a clear error, where a memory map would kill the process. For one thread at a time."""
-
-    def __init__(self, folder: Path, files: list[str], vocab_size: int) -> None:
-        self.folder, self.files, self.vocab_size = folder, files, vocab_size
-        counts = [read_header(folder / file) for file in files]
-        self._first: list[int] = [0, *np.cumsum(counts, dtype=np.int64).tolist()]
-        self._open: dict[int, FileIO] = {}
-
-    def __len__(self) -> int:
-        return self._first[-1]
-
-    def read(self, start: int, out: UInt16) -> None:
-        """Fill `out` with the tokens from `start` on, over shard borders."""
-        assert start >= 0 and start + len(out) <= len(self), (start, len(out), len(self))
-        done = 0
-        while done < len(out):
-            shard = bisect.bisect_right(self._first, start + done) - 1
-            offset = start + done - self._first[shard]
-            take = min(len(out) - done, self._first[shard + 1] - start - done)
-            self._read(shard, offset, out[done : done + take])
-            done += take
-
-    def _read(self, shard: int, offset: int, out: UInt16) -> None:
-        path = self.folder / self.files[shard]
-        rest = out.data.cast("B")
-        try:
-            file = self._file(shard, path)
-            file.seek(HEADER_BYTES + 2 * offset)
-            while rest and (got := file.readinto(rest)):
-                rest = rest[got:]
-        except OSError as error:
-            raise damaged(path, error.strerror or str(error)) from error
-        if rest:
-            raise damaged(path, "it became shorter while it was in use")
-        if (highest := int(out.max())) >= self.vocab_size:
-            raise DataError(
-                "TOKEN-RANGE",
-                f"{path}: token {offset + int(out.argmax())} is {highest}, beyond the vocabulary "
-                f"of {self.vocab_size}",
-                do="delete the dataset's folder and prepare it again",
-            )
-
-    def _file(self, shard: int, path: Path) -> FileIO:
-        if shard not in self._open:
-            if len(self._open) >= OPEN_FILES:
-                self._open.pop(next(iter(self._open))).close()
-            # Again at each opening: the file may have been replaced since.
-            if read_header(path) != self._first[shard + 1] - self._first[shard]:
-                raise damaged(path, "it was replaced while it was in use")
-            self._open[shard] = FileIO(str(path))
-        return self._open[shard]
-
-    def close(self) -> None:
-        for file in self._open.values():
-            file.close()
-        self._open.clear()
+CHECKED_AT_ONCE = 1 << 22
+"""Tokens of a shard held in memory while it is verified."""
 
 
 @dataclass(frozen=True)
@@ -248,6 +81,13 @@ class Dataset:
 def open_dataset(folder: Path) -> Dataset:
     """Read a prepared folder's manifest and check that its shards are there and whole in size."""
     path = folder / MANIFEST
+    if not path.exists() and (folder / JOURNAL).exists():
+        raise DataError(
+            "HALF-PREPARED",
+            f"{folder} was not prepared to its end (there is no {MANIFEST} yet)",
+            kept="the finished shards",
+            do="run the same outpace prepare command again to go on",
+        )
     if not path.exists():
         raise DataError(
             "NO-DATASET",
@@ -259,10 +99,16 @@ def open_dataset(folder: Path) -> Dataset:
         dataset = Dataset(folder, manifest, [ShardFile.parse(s) for s in manifest["shards"]])
         _ = dataset.name, dataset.tokenizer, dataset.vocab_size, dataset.unigram_entropy
         _ = dataset.fingerprint
+        if len({s.file for s in dataset.shards}) < len(dataset.shards):
+            raise ValueError("it lists a shard twice")
+        for split in SPLITS:
+            if manifest["tokens"][split] != dataset.tokens(split):
+                raise ValueError(f"it does not list all shards of {split}")
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise damaged(path, f"it cannot be used ({type(error).__name__}: {error})") from error
     if manifest.get("format") != MANIFEST_FORMAT:
         raise damaged(path, f"format {manifest.get('format')!r} is not {MANIFEST_FORMAT}")
+    _check_tokenizer(dataset)
     for shard in dataset.shards:
         if (found := read_header(folder / shard.file)) != shard.tokens:
             what = f"it holds {found} tokens, the manifest says {shard.tokens}"
@@ -270,24 +116,55 @@ def open_dataset(folder: Path) -> Dataset:
     return dataset
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file of a dataset; DataError if it is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise damaged(path, f"it cannot be read ({type(error).__name__}: {error})") from error
+def _check_tokenizer(dataset: Dataset) -> None:
+    """DataError unless the tokenizer here is the one that the text was prepared with."""
+    name, path = dataset.tokenizer, dataset.folder / MANIFEST
+    if name not in TOKENIZERS.names():
+        raise damaged(path, f"no tokenizer {name!r}{nearest(name, TOKENIZERS.names())}")
+    here, then = TOKENIZERS.load(name), dataset.manifest["tokenizer"]
+    if (here.vocab_size, here.vocab_sha256) != (dataset.vocab_size, then["vocab_sha256"]):
+        raise DataError(
+            "TOKENIZER-CHANGED",
+            f"{path}: it was prepared with another {name} vocabulary (SHA-256 "
+            f"{then['vocab_sha256']}, {dataset.vocab_size} ids) than this outpace has",
+            do="prepare the text again, into another --output",
+        )
 
 
 def verify_dataset(dataset: Dataset) -> None:
-    """Read every shard and compare its SHA-256; DataError names the first that differs."""
+    """Read everything: the SHA-256 of each file, that the document lengths add up to the tokens,
+    that each document begins with end-of-text and holds no other, and that no token is beyond the
+    vocabulary. DataError names the first file that is wrong."""
     for shard in dataset.shards:
-        if fault := shard.fault(dataset.folder):
+        if fault := shard.fault(dataset.folder) or _content_fault(dataset, shard):
             raise fault
 
 
-def damaged(path: Path, what: str) -> DataError:
-    return DataError(
-        "DATA-DAMAGED",
-        f"{path}: {what}",
-        do="delete the dataset's folder and prepare it again",
-    )
+def _content_fault(dataset: Dataset, shard: ShardFile) -> DataError | None:
+    """What is wrong inside a shard that has the right hash: whoever wrote it erred."""
+    path, lengths_path = dataset.folder / shard.file, dataset.folder / shard.lengths
+    if (found := read_header(path)) != shard.tokens:
+        return damaged(path, f"it holds {found} tokens, the manifest says {shard.tokens}")
+    lengths = np.fromfile(lengths_path, "<u4").astype(np.int64)
+    held = len(lengths), int(lengths.sum())
+    if held != (shard.documents, shard.tokens) or not lengths.all():
+        what = "{:,} documents of {:,} tokens".format(*held)
+        return damaged(lengths_path, f"{what}, the manifest says otherwise")
+    starts = np.cumsum(lengths) - lengths
+    end_of_text = TOKENIZERS.load(dataset.tokenizer).end_of_text
+    with open(path, "rb") as f:
+        f.seek(HEADER_BYTES)
+        if dataset.manifest.get("cut_documents") and f.peek(2)[:2] != end_of_text.to_bytes(
+            2, "little"
+        ):
+            starts = starts[1:]  # the shard begins with the rest of a document
+        for at in range(0, shard.tokens, CHECKED_AT_ONCE):
+            tokens = np.fromfile(f, "<u2", min(CHECKED_AT_ONCE, shard.tokens - at))
+            if beyond := token_fault(path, tokens, at, dataset.vocab_size):
+                return beyond
+            first, last = np.searchsorted(starts, (at, at + len(tokens)))
+            marked = np.flatnonzero(tokens == end_of_text) + at
+            if len(odd := np.setxor1d(marked, starts[first:last])):
+                what = f"at token {odd[0]} a document begins without end-of-text, or the reverse"
+                return damaged(path, what)
+    return None

@@ -1,186 +1,194 @@
-"""Documents' tokens to shards, restartable: after each shard the journal names it.
+"""Pieces in order to shards, restartable: after each shard the journal says where to go on.
 
-A restart takes the shards that the journal names and that are still whole, and goes on behind the
-last document of each split. Everything here depends on the sequence of documents alone, so a
-restarted run writes the same bytes as one that was never interrupted.
+Everything here depends on the sequence of documents alone, neither on how these were cut into
+pieces nor on interruptions, so a restarted run writes the same bytes as one that was never stopped.
 """
 
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from outpace.core.errors import DataError
-from outpace.core.files import replace_json
-from outpace.core.log import warn
-from outpace.data.scan import Scan
-from outpace.data.shards import (
-    HEADER_BYTES,
-    MANIFEST,
-    MOST_TOKENS,
-    ShardFile,
-    damaged,
-    read_json,
-    write_shard,
-)
-from outpace.tokenizer import Ids, Tokenizer
+from outpace.data.encode import KEPT, Int64, UInt64
+from outpace.data.journal import Growing, Journal
+from outpace.data.ledger import Judged, Ledger
+from outpace.data.shard_file import HEADER_BYTES, MOST_TOKENS, SPLITS, UInt16
+from outpace.data.shard_part import ShardPart
+from outpace.tokenizer import Tokenizer
 
-JOURNAL = ".prepare.json"
 COUNTED_AT_ONCE = 1 << 20
 
 
-def restart(output: Path, spec: str) -> list[ShardFile] | None:
-    """Shards already written for this spec; None when the dataset is complete. DataError when the
-    folder holds something else, which is then left as it is."""
-    for path in (output / MANIFEST, output / JOURNAL):
-        if path.exists() and _spec_of(path) != spec:
-            raise DataError(
-                "OTHER-DATASET",
-                f"{output} holds a dataset prepared from other text or settings",
-                do="choose another --output, or delete that folder first",
-            )
-    complete, begun = (output / MANIFEST).exists(), (output / JOURNAL).exists()
-    if not complete and not begun and (foreign := sorted(output.glob("*.bin"))):
-        raise DataError(
-            "OTHER-DATASET",
-            f"{output} holds shards of something else ({foreign[0].name})",
-            do="choose another --output",
-        )
-    for rubbish in (*output.glob(f".{JOURNAL}.tmp-*"), *output.glob(f".{MANIFEST}.tmp-*")):
-        rubbish.unlink()
-    if complete:
-        (output / JOURNAL).unlink(missing_ok=True)
-        return None
-    return _whole(output, _read_journal(output)) if begun else []
-
-
-def _spec_of(path: Path) -> str | None:
-    content = read_json(path)
-    return content.get("spec") if isinstance(content, dict) else None
-
-
-def _read_journal(folder: Path) -> list[ShardFile]:
-    path = folder / JOURNAL
-    try:
-        return [ShardFile.parse(s) for s in read_json(path)["shards"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise damaged(path, f"it cannot be used ({type(error).__name__}: {error})") from error
-
-
-def _whole(folder: Path, shards: list[ShardFile]) -> list[ShardFile]:
-    """The shards before the first damaged one of each split; the rest is written again."""
-    whole: list[ShardFile] = []
-    bad: set[str] = set()
-    for shard in shards:
-        if shard.split not in bad and (fault := shard.fault(folder)):
-            warn(f"{fault.what}; writing it again")
-            bad.add(shard.split)
-        if shard.split not in bad:
-            whole.append(shard)
-    return whole
-
-
 class ShardWriter:
-    """Collects documents by split and writes a shard whenever one is full."""
+    """Collects documents by split and finishes a shard whenever one is full."""
 
     def __init__(
-        self,
-        folder: Path,
-        tokenizer: Tokenizer,
-        scan: Scan,
-        spec: str,
-        shards: list[ShardFile],
-        *,
-        shard_tokens: int,
-        limit_tokens: int | None,
+        self, folder: Path, tokenizer: Tokenizer, journal: Journal, ledger: Ledger, most: int
     ) -> None:
-        self.folder, self.spec, self.shards = folder, spec, shards
-        self.shard_tokens, self.limit_tokens = shard_tokens, limit_tokens
-        self.end_of_text = np.array([tokenizer.end_of_text], np.uint16)
-        self.has_validation = scan.has_validation
+        self.folder, self.journal, self.ledger = folder, journal, ledger
+        self.shard_tokens = most
+        self.end_of_text = tokenizer.end_of_text
         self.counts = np.zeros(tokenizer.vocab_size, np.int64)
         """How often each id stands in the training shards."""
-        self._pending: dict[str, list[Ids]] = {"train": [], "val": []}
-        self._size = {"train": 0, "val": 0}
-        self._next = {"train": 0, "val": 0}
-        """Source index from which on a split's documents are still to come."""
-        self._added = 0
-        written = np.zeros(len(scan.keep), np.int64)
-        for split in ("train", "val"):
-            parts = [np.fromfile(folder / s.lengths, "<u4") for s in shards if s.split == split]
-            lengths = np.concatenate(parts) if parts else np.zeros(0, np.uint32)
-            written[scan.documents(split)[: len(lengths)]] += lengths
-            self._next[split] = max((s.end_document for s in shards if s.split == split), default=0)
-        self._written_before = np.cumsum(written) - written
-        for shard in shards:
-            if shard.split == "train":
-                self._count(np.fromfile(folder / shard.file, "<u2", offset=HEADER_BYTES))
-        self._write_journal()
+        numbers = journal.numbers()
+        self._parts = {s: ShardPart(folder, s, numbers[s], journal.parts[s]) for s in SPLITS}
+        self.growing = {name: Growing(folder, name, size) for name, size in journal.sizes.items()}
+        self._count_what_is_there()
 
     @property
     def tokens(self) -> int:
-        return sum(s.tokens for s in self.shards) + sum(self._size.values())
+        return self.ledger.tokens
 
-    def wants(self, index: int, split: str) -> bool:
-        """Whether a document is to be written: not yet on disk, and not beyond the limit. The first
-        validation document is taken wherever it stands, as there must be one."""
-        return index >= self._next[split] and not self._beyond_limit(index, split)
-
-    def full(self, index: int) -> bool:
-        """Whether nothing from source index `index` on is wanted any more."""
-        return self._beyond_limit(index, "train") and (
-            not self.has_validation or self._beyond_limit(index, "val")
-        )
-
-    def _beyond_limit(self, index: int, split: str) -> bool:
-        if self.limit_tokens is None:
-            return False
-        before = int(self._written_before[index]) + self._added
-        return before >= self.limit_tokens and (split == "train" or self._next["val"] > 0)
-
-    def add(self, index: int, split: str, ids: Ids) -> None:
-        size = len(ids) + 1
-        if size > MOST_TOKENS:
+    def add(self, judged: Judged, chunk: int, name: str) -> None:
+        """Write the documents of a judged piece of a chunk, in parts between full shards."""
+        sizes = judged.piece.lengths + 1
+        if len(sizes) and (longest := int(sizes.max())) > MOST_TOKENS:
+            n = int(sizes.argmax())
             raise DataError(
                 "DOCUMENT-SIZE",
-                f"document {index + 1} has {size:,} tokens; a shard holds at most {MOST_TOKENS:,}",
+                f"document {judged.piece.first + n + 1} of {name} has {longest:,} tokens; a shard "
+                f"holds at most {MOST_TOKENS:,}",
                 do="cut it into several documents",
             )
-        if self._size[split] + size > self.shard_tokens:
-            self._flush(split)
-        self._pending[split] += [self.end_of_text, ids]
-        self._size[split] += size
-        self._next[split] = index + 1
-        self._added += size
+        ends = np.cumsum(judged.piece.lengths)
+        at = judged.start
+        while at < judged.stop:
+            full = {split: self._overflow(judged, split, at) for split in SPLITS}
+            split = min(full, key=lambda s: full[s])
+            until = min(full[split], judged.stop)
+            self._write(judged, at, until, ends)
+            self.growing["removed"].append(self.ledger.listed(judged, at, until, name))
+            self.growing["sketches"].append(_sketches(judged, at, until))
+            records = self.ledger.account(judged, at, until, name.rpartition("#")[0] or name)
+            self.growing["documents"].append(records)
+            at = until
+            if full[split] < judged.stop:
+                self._finish(split, chunk, judged.piece.first + at)
 
-    def finish(self) -> None:
-        self._flush("train")
-        self._flush("val")
+    def _overflow(self, judged: Judged, split: str, at: int) -> int:
+        """The first document from `at` on that does not fit the split's shard any more."""
+        mine = np.flatnonzero(judged.why[at : judged.stop] == KEPT) + at
+        if judged.piece.cuts is None:
+            mine = mine[judged.val[mine] == (split == "val")]
+        filled = self._parts[split].mark.tokens
+        total = filled + np.cumsum(self._sizes(judged, split)[mine])
+        over = np.flatnonzero(total > self.shard_tokens)
+        if len(over) and over[0] == 0 and not filled:
+            over = over[1:]  # one document alone may be longer than a shard
+        return int(mine[over[0]]) if len(over) else judged.stop
+
+    def _sizes(self, judged: Judged, split: str) -> Int64:
+        lengths, cuts = judged.piece.lengths, judged.piece.cuts
+        if cuts is None:
+            return lengths + 1
+        return 1 + (cuts[:, 1] if split == "train" else lengths - cuts[:, 1])
+
+    def _write(self, judged: Judged, start: int, stop: int, ends: Int64) -> None:
+        piece, keep = judged.piece, judged.why[start:stop] == KEPT
+        lengths = piece.lengths[start:stop]
+        first = int(ends[start] - piece.lengths[start]) if stop > start else 0
+        ids = piece.ids[first : int(ends[stop - 1]) if stop > start else 0]
+        if piece.cuts is not None:
+            for n in (np.flatnonzero(keep) + start).tolist():
+                mine = piece.ids[ends[n] - piece.lengths[n] : ends[n]]
+                self._write_cut(mine, int(piece.cuts[n, 1]))
+                self.ledger.cut = int(piece.cuts[n, 0])
+            return
+        for split in SPLITS:
+            mine = keep & (judged.val[start:stop] == (split == "val"))
+            if mine.all():
+                chosen, sizes = ids, lengths
+            elif mine.any():
+                chosen, sizes = ids[np.repeat(mine, lengths)], lengths[mine]
+            else:
+                continue
+            self._append(split, self._marked(chosen, sizes), sizes + 1)
+
+    def _write_cut(self, ids: UInt16, cut: int) -> None:
+        """The only document there is: its first part to training, its last to validation."""
+        for split, part in (("train", ids[:cut]), ("val", ids[cut:])):
+            if len(part):
+                size = np.array([len(part)], np.int64)
+                self._append(split, self._marked(part, size), size + 1)
+
+    def _marked(self, ids: UInt16, lengths: Int64) -> UInt16:
+        """Documents' tokens with an end-of-text before each."""
+        marked = np.empty(len(ids) + len(lengths), np.uint16)
+        starts = np.cumsum(lengths + 1) - lengths - 1
+        inside = np.ones(len(marked), bool)
+        inside[starts] = False
+        marked[inside] = ids
+        marked[starts] = self.end_of_text
+        return marked
+
+    def _append(self, split: str, tokens: UInt16, sizes: Int64) -> None:
+        self._parts[split].append(tokens, sizes.astype(np.uint32))
+        if split == "train":
+            self._count(tokens)
+
+    def _finish(self, split: str, chunk: int, document: int) -> None:
+        """Give the shard its name and write the journal: a restart goes on at this document."""
+        part = self._parts[split]
+        shard = part.finish(self.ledger.documents)
+        self._parts[split] = ShardPart(self.folder, split, int(shard.file[-10:-4]) + 1)
+        self.journal.shards.append(shard)
+        self.save(chunk, document)
+
+    def save(self, chunk: int, document: int) -> None:
+        """Write the journal as of now."""
+        self.journal.chunk, self.journal.document = chunk, document
+        self.journal.parts = {split: part.save() for split, part in self._parts.items()}
+        self.journal.sizes = {name: grown.save() for name, grown in self.growing.items()}
+        self.journal.ledger = self.ledger.state()
+        self.journal.write(self.folder)
+
+    def finish(self, chunks: int) -> None:
+        """The last shard of each split."""
+        for split in SPLITS:
+            if self._parts[split].mark.documents:
+                self._finish(split, chunks, 0)
+
+    def close(self) -> None:
+        """Let go of all files, and of those that no restart needs."""
+        for split, part in self._parts.items():
+            part.close()
+            if not self.journal.parts[split].documents:
+                part.discard()
+        for name, grown in self.growing.items():
+            grown.close()
+            if not self.journal.sizes[name]:
+                grown.path.unlink(missing_ok=True)
 
     def unigram_entropy(self) -> float:
         """Entropy of the training tokens' frequencies, in nats a token."""
         p = self.counts[self.counts > 0] / self.counts.sum()
         return float(-(p * np.log(p)).sum())
 
-    def _flush(self, split: str) -> None:
-        if not self._pending[split]:
-            return
-        number = sum(s.split == split for s in self.shards)
-        tokens = np.concatenate(self._pending[split])
-        lengths = [1 + len(ids) for ids in self._pending[split][1::2]]
-        self._pending[split], self._size[split] = [], 0
-        self.shards.append(
-            write_shard(self.folder, split, number, tokens, lengths, self._next[split])
-        )
-        self._write_journal()
-        if split == "train":
-            self._count(tokens)
+    def _count_what_is_there(self) -> None:
+        for shard in self.journal.shards:
+            if shard.split == "train":
+                self._count_file(self.folder / shard.file, shard.tokens)
+        if (mark := self._parts["train"].mark).tokens:
+            self._count_file(self._parts["train"].temporary, mark.tokens)
 
-    def _count(self, tokens: Ids) -> None:
+    def _count_file(self, path: Path, tokens: int) -> None:
+        with open(path, "rb") as f:
+            f.seek(HEADER_BYTES)
+            for at in range(0, tokens, COUNTED_AT_ONCE):
+                self._count(np.fromfile(f, "<u2", min(COUNTED_AT_ONCE, tokens - at)))
+
+    def _count(self, tokens: UInt16) -> None:
         for at in range(0, len(tokens), COUNTED_AT_ONCE):  # bincount widens its input to 8 bytes
             part = tokens[at : at + COUNTED_AT_ONCE]
             self.counts += np.bincount(part, minlength=len(self.counts))
 
-    def _write_journal(self) -> None:
-        state = {"spec": self.spec, "shards": [asdict(s) for s in self.shards]}
-        replace_json(self.folder / JOURNAL, state)
+
+def _sketches(judged: Judged, start: int, stop: int) -> bytes:
+    """Sketches of the documents that are kept."""
+    piece = judged.piece
+    if piece.sketches is None or piece.sketch_sizes is None:
+        return b""
+    keep = np.zeros(len(piece), bool)
+    keep[start:stop] = judged.why[start:stop] == KEPT
+    kept: UInt64 = piece.sketches[np.repeat(keep, piece.sketch_sizes)]
+    return kept.astype("<u8").tobytes()

@@ -34,14 +34,22 @@ class Tokenizer(Protocol):
         """The same ids as `encode`, compact; what a whole corpus goes through."""
         ...
 
+    def encode_batch(self, texts: list[str]) -> tuple[Ids, npt.NDArray[np.int64]]:
+        """Ids of all texts, concatenated, and how many each has."""
+        ...
+
     def decode(self, ids: list[int]) -> str: ...
+
+    def decode_bytes(self, ids: list[int]) -> bytes: ...
 
     def token_bytes(self) -> list[int]:
         """Bytes of text that each id stands for; 0 for `end_of_text`."""
         ...
 
 
-def get_tokenizer(name: str) -> Tokenizer:
-    """Return the tokenizer of that name; UsageError names the nearest one."""
-    tokenizer: Tokenizer = TOKENIZERS.load(name)()
+def get_tokenizer(name: str, engine: str = "tiktoken") -> Tokenizer:
+    """Return the tokenizer of that name; UsageError names the nearest one. `engine` is the library
+    that encodes: `tiktoken` is loaded in a moment, `fastokens` (`auto`, where installed) is far
+    faster, and has the same ids."""
+    tokenizer: Tokenizer = TOKENIZERS.load(name)(engine)
     return tokenizer

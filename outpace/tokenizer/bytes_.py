@@ -3,6 +3,7 @@
 import hashlib
 
 import numpy as np
+import numpy.typing as npt
 
 from outpace.tokenizer import Ids
 
@@ -16,6 +17,9 @@ class BytesTokenizer:
     end_of_text = 256
     vocab_sha256 = hashlib.sha256(bytes(range(256))).hexdigest()
 
+    def __init__(self, engine: str = "") -> None:
+        """There is but one way to take bytes, whatever `engine` says."""
+
     def encode(self, text: str) -> list[int]:
         """UTF-8 bytes; a lone surrogate becomes `?`."""
         return list(text.encode("utf-8", "replace"))
@@ -23,8 +27,16 @@ class BytesTokenizer:
     def encode_array(self, text: str) -> Ids:
         return np.frombuffer(text.encode("utf-8", "replace"), np.uint8).astype(np.uint16)
 
+    def encode_batch(self, texts: list[str]) -> tuple[Ids, npt.NDArray[np.int64]]:
+        parts = [text.encode("utf-8", "replace") for text in texts]
+        ids = np.frombuffer(b"".join(parts), np.uint8).astype(np.uint16)
+        return ids, np.array([len(part) for part in parts], np.int64)
+
     def decode(self, ids: list[int]) -> str:
-        return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def decode_bytes(self, ids: list[int]) -> bytes:
+        return bytes(i for i in ids if i < 256)
 
     def token_bytes(self) -> list[int]:
         return [1] * 256 + [0]

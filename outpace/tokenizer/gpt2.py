@@ -1,5 +1,5 @@
 """GPT-2's byte-pair encoding, offline: OpenAI's two vocabulary files ship with the package, their
-hashes are checked on loading, and tiktoken does the encoding.
+hashes are checked on loading; engines.py has the libraries that do the encoding.
 """
 
 import hashlib
@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Iterator
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import tiktoken
 
 from outpace.core.errors import DataError
 from outpace.tokenizer import Ids
+from outpace.tokenizer.engines import Lengths, load
 
 VOCAB_FOLDER = Path(__file__).parent / "gpt2_vocab"
 ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
@@ -32,6 +32,8 @@ END_OF_TEXT = "<|endoftext|>"
 PART_CHARACTERS = 1 << 16
 """Longer texts are encoded in parts of about this size, which bounds memory and keeps long runs of
 white space from overflowing the stack of tiktoken's regex engine (at some 500,000 spaces)."""
+PARTS = 32
+"""So many at once: an engine's own arrays have 4 bytes an id."""
 LONGEST_RUN = 1 << 17
 """A part in which no word ends is cut here all the same: the one case where ids may differ from
 those of an encoder without limits."""
@@ -49,9 +51,9 @@ class Gpt2Tokenizer:
     end_of_text = 50256
     vocab_sha256 = ENCODER_SHA256
 
-    def __init__(self) -> None:
-        self.version = "tiktoken-" + metadata.version("tiktoken")
-        self._encoding = _encoding()
+    def __init__(self, engine: str = "tiktoken") -> None:
+        self._engine = load(engine, _encoding, _definition)
+        self.version = self._engine.version
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`; lone surrogates become U+FFFD."""
@@ -59,23 +61,42 @@ class Gpt2Tokenizer:
         return ids
 
     def encode_array(self, text: str) -> Ids:
-        """Like `encode`, in 2 bytes an id. Releases the GIL while it works."""
-        encode = self._encoding.encode_to_numpy
+        """Like `encode`, in 2 bytes an id."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: list[str]) -> tuple[Ids, Lengths]:
+        """Ids of all texts, concatenated, and how many each has. Releases the GIL."""
+        if max(map(len, texts), default=0) <= PART_CHARACTERS:
+            return self._encode(texts)
+        parts = [list(_parts(text)) for text in texts]
+        flat = [part for text in parts for part in text]
+        encoded = [self._encode(flat[n : n + PARTS]) for n in range(0, len(flat), PARTS)]
+        ids, lengths = (np.concatenate(arrays) for arrays in zip(*encoded, strict=True))
+        first = np.cumsum([0, *map(len, parts[:-1])])
+        return ids, np.add.reduceat(lengths, first)
+
+    def _encode(self, texts: list[str]) -> tuple[Ids, Lengths]:
         try:
-            parts = [encode(part, disallowed_special=()).astype(np.uint16) for part in _parts(text)]
+            return self._engine.encode_batch(texts)
         except UnicodeEncodeError:
-            return self.encode_array(
-                text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            )
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+            return self._engine.encode_batch([without_lone_surrogates(text) for text in texts])
 
     def decode(self, ids: list[int]) -> str:
         """Text of `ids`; bytes that are not UTF-8 become U+FFFD."""
-        return self._encoding.decode(ids)
+        return _encoding().decode(ids)
+
+    def decode_bytes(self, ids: list[int]) -> bytes:
+        """Bytes of `ids`; a token may be a part of a character."""
+        return _encoding().decode_bytes(ids)
 
     def token_bytes(self) -> list[int]:
-        ordinary = self._encoding.decode_tokens_bytes(list(range(self.end_of_text)))
+        ordinary = _encoding().decode_tokens_bytes(list(range(self.end_of_text)))
         return [len(token) for token in ordinary] + [0]
+
+
+def without_lone_surrogates(text: str) -> str:
+    """The text, with U+FFFD for halves of surrogate pairs."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _parts(text: str) -> Iterator[str]:
@@ -91,16 +112,23 @@ def _parts(text: str) -> Iterator[str]:
         yield text[at:]
 
 
+def vocabulary() -> dict[str, int]:
+    """Id of every token, spelt in the printable stand-ins of OpenAI's encoder.json."""
+    tokens: dict[str, int] = json.loads(_checked("encoder.json", ENCODER_SHA256))
+    return tokens
+
+
+def merges() -> list[tuple[str, str]]:
+    """Pairs of tokens in the order in which they merge."""
+    lines = _checked("vocab.bpe", MERGES_SHA256).decode("utf-8").split("\n")[1:]
+    pairs = (line.split(" ") for line in lines if line)
+    return [(left, right) for left, right in pairs]
+
+
 @cache
 def _encoding() -> tiktoken.Encoding:
-    encoder = json.loads(_checked("encoder.json", ENCODER_SHA256))
-    _checked("vocab.bpe", MERGES_SHA256)
     byte_of = _byte_of_character()
-    ranks = {
-        bytes(byte_of[c] for c in token): rank
-        for token, rank in encoder.items()
-        if token != END_OF_TEXT
-    }
+    ranks = {bytes(byte_of[c] for c in token): rank for token, rank in _definition()[0].items()}
     return tiktoken.Encoding(
         "gpt2",
         pat_str=SPLIT_PATTERN,
@@ -108,6 +136,13 @@ def _encoding() -> tiktoken.Encoding:
         special_tokens={END_OF_TEXT: Gpt2Tokenizer.end_of_text},
         explicit_n_vocab=Gpt2Tokenizer.vocab_size,
     )
+
+
+def _definition() -> tuple[dict[str, int], list[str]]:
+    """Ids of the ordinary tokens, and the merges in their order, a space between the two."""
+    encoder = vocabulary()
+    del encoder[END_OF_TEXT]
+    return encoder, [" ".join(pair) for pair in merges()]
 
 
 def _checked(file: str, sha256: str) -> bytes:

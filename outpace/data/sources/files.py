@@ -1,135 +1,178 @@
 """Documents from local files: .txt and .md (a file is a document), .jsonl (a line is one), .parquet
-(a row is one); each text format also as .gz, .bz2, .xz or .zst.
+(a row is one); each text format also as .gz, .bz2, .xz or .zst. Archives are not read.
 """
 
-import bz2
 import glob
-import gzip
-import io
-import json
-import lzma
 import os
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, cast
+from typing import Any, NoReturn
 
 from outpace.core.errors import DataError, UsageError
-from outpace.core.registry import nearest
+from outpace.data.sources import Batch, Chunk
+from outpace.data.sources.readers import (
+    BOMS,
+    CRLFS,
+    REPLACED,
+    SKIPPED,
+    Reading,
+    declared_bytes,
+    fault,
+    file_stamp,
+    parquet_metadata,
+    read_jsonl,
+    read_parquet,
+    read_texts,
+    reason,
+)
+from outpace.data.sources.unpack import COMPRESSED, SizeLimit
 
 TEXT, JSONL, PARQUET = (".txt", ".md"), (".jsonl", ".ndjson"), (".parquet",)
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-BOM = "\ufeff"
-UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error)
-"""What reading a missing, forbidden, cut or damaged file raises."""
+ARCHIVES = (".tar", ".tgz", ".tbz2", ".txz", ".tzst", ".zip", ".7z", ".rar")
+TEXTS_BYTES, LINES_BYTES, GROUPS_BYTES = 4 << 20, 16 << 20, 8 << 20
+"""What a chunk holds, about: of small text files, of a plain .jsonl, of a parquet file's text."""
+SHRINKS = 3.0
+"""How much bigger text is than its compressed file, for estimates."""
 
 
 class FilesSource:
     """Every document of the files that `patterns` name (paths, globs or folders), by sorted path.
 
     Text files lose a byte-order mark and have CRLF turned to LF; the counts go to the manifest.
+    `errors` decides on a document that is not UTF-8, a line that is not JSON, a value that is not
+    text: `strict` refuses it, `skip` leaves it out, and `replace` puts U+FFFD in place of bad
+    bytes and lone surrogates, and refuses the rest. `separator` cuts text files into documents.
     """
 
     name = "files"
 
-    def __init__(self, patterns: list[str], text_field: str = "text") -> None:
-        self.text_field = text_field
+    def __init__(
+        self,
+        patterns: list[str],
+        text_field: str = "text",
+        errors: str = "strict",
+        separator: str = "",
+    ) -> None:
         self.paths = find_files(patterns)
-        self._bom = self._crlf = 0
+        root = os.path.commonpath([p.absolute().parent for p in self.paths])
+        self.how = Reading(text_field, errors, separator, Path(root).as_posix())
+        self._notes: dict[str, int] = {}
+
+    def chunks(self) -> list[Chunk]:
+        return file_chunks(self.paths, self.how)
 
     def documents(self) -> Iterator[str]:
-        self._bom = self._crlf = 0
-        for path in self.paths:
-            kind = _kind(path)
-            read = (
-                self._parquet if kind in PARQUET else self._jsonl if kind in JSONL else self._text
-            )
-            try:
-                yield from read(path)
-            except UNREADABLE as error:
-                raise _fault(path, f"cannot be read: {_reason(error)}") from error
+        """Every document, one by one."""
+        self._notes = {}
+        for chunk in self.chunks():
+            for batch in chunk.read():
+                for what, count in batch.notes.items():
+                    self._notes[what] = self._notes.get(what, 0) + count
+                yield from batch.texts
 
     def describe(self) -> dict[str, Any]:
-        root = Path(os.path.commonpath([p.absolute().parent for p in self.paths]))
+        named = {"separator": self.how.separator} if self.how.separator else {}
         return {
-            "files": [p.absolute().relative_to(root).as_posix() for p in self.paths],
-            "text_field": self.text_field,
-            "normalisation": {
-                "byte_order_marks_removed": self._bom,
-                "files_with_crlf_turned_to_lf": self._crlf,
-            },
+            "files": [self.how.label(p) for p in self.paths],
+            "text_field": self.how.text_field,
+            **named,
+            "normalisation": {w: self._notes.get(w, 0) for w in (BOMS, CRLFS, REPLACED, SKIPPED)},
         }
 
-    def _text(self, path: Path) -> Iterator[str]:
-        with _open(path) as f:
-            data = f.read()
-        try:
-            text = data.decode()
-        except UnicodeDecodeError as error:
-            raise _fault(
-                path, f"byte {error.start} is not UTF-8 ({error.reason})", "convert it to UTF-8"
-            ) from error
-        if text.startswith(BOM):
-            self._bom += 1
-            text = text.removeprefix(BOM)
-        if "\r\n" in text:
-            self._crlf += 1
-            text = text.replace("\r\n", "\n")
-        yield text
 
-    def _jsonl(self, path: Path) -> Iterator[str]:
-        with _open(path) as f:
-            for number, line in enumerate(f, 1):
-                if line.startswith(BOM.encode()):
-                    self._bom += 1
-                    line = line.removeprefix(BOM.encode())
-                if line.strip():
-                    yield self._field(path, number, line)
+@dataclass(frozen=True)
+class FileChunk:
+    """Whole files of text, lines of one file, or row groups of one."""
 
-    def _field(self, path: Path, number: int, line: bytes) -> str:
-        try:
-            record = json.loads(line.decode())
-        except (ValueError, RecursionError) as error:
-            raise _fault(path, f"line {number} is not JSON in UTF-8 ({error})") from error
-        if not isinstance(record, dict):
-            raise _fault(path, f"line {number} is {type(record).__name__}, not a JSON object")
-        text = record.get(self.text_field)
-        if isinstance(text, str):
-            return text
-        if self.text_field in record:
-            raise _fault(
-                path, f"line {number}: {self.text_field!r} is {type(text).__name__}, not text"
-            )
-        raise self._no_field(path, f"line {number} has no field", list(record))
+    paths: tuple[str, ...]
+    how: Reading
+    size_bytes: int
+    text_bytes: int
+    stamp: str
+    part: str = ""
+    start: int = 0
+    end: int | None = None
+    """Bytes of a .jsonl, or row groups of a parquet file, from and up to."""
+    documents: int | None = None
 
-    def _no_field(self, path: Path, what: str, known: list[str]) -> DataError:
-        return _fault(
-            path,
-            f"{what} {self.text_field!r}{nearest(self.text_field, known)}; "
-            f"it has {', '.join(known[:20]) or 'none'}",
-            "name the right one with --text_field",
-        )
+    @property
+    def name(self) -> str:
+        more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
+        return self.paths[0] + more + self.part
 
-    def _parquet(self, path: Path) -> Iterator[str]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    def read(self, columns: Sequence[str] = ()) -> Iterator[Batch]:
+        path = Path(self.paths[0])
+        if kind(path) in PARQUET:
+            groups = None if self.end is None else range(self.start, self.end)
+            return read_parquet(path, self.how, columns, groups)
+        if kind(path) in JSONL:
+            return read_jsonl(path, self.how, columns, self.start, self.end)
+        return read_texts([Path(p) for p in self.paths], self.how, columns)
 
-        row = 0
-        try:
-            with pq.ParquetFile(path) as file:
-                columns = file.schema_arrow.names
-                if self.text_field not in columns:
-                    raise self._no_field(path, "there is no column", columns)
-                for batch in file.iter_batches(256, columns=[self.text_field]):
-                    for value in batch.column(0).to_pylist():
-                        row += 1
-                        if not isinstance(value, str | None):
-                            what = f"{self.text_field!r} is {type(value).__name__}, not text"
-                            raise _fault(path, f"row {row}: {what}")
-                        yield value or ""
-        except (pa.ArrowException, ValueError) as error:
-            what = f"is not a whole parquet file (after row {row}): {_reason(error)}"
-            raise _fault(path, what) from error
+
+def file_chunks(paths: Sequence[Path], how: Reading) -> list[Chunk]:
+    """Local files as chunks, in the order given."""
+    chunks: list[Chunk] = []
+    texts: list[Path] = []
+    for path in paths:
+        if kind(path) not in (*JSONL, *PARQUET):
+            texts.append(path)
+            if sum(_size(p) for p in texts) < TEXTS_BYTES:
+                continue
+        if texts:
+            chunks.append(_texts_chunk(texts, how))
+            texts = []
+        if kind(path) in PARQUET:
+            chunks += _parquet_chunks(path, how)
+        elif kind(path) in JSONL:
+            chunks += _jsonl_chunks(path, how)
+    if texts:
+        chunks.append(_texts_chunk(texts, how))
+    return chunks
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise fault(path, f"cannot be read: {reason(error)}") from error
+
+
+def _grown(path: Path, size: int) -> int:
+    return round(size * SHRINKS) if path.suffix.lower() in COMPRESSED else size
+
+
+def _texts_chunk(paths: list[Path], how: Reading) -> Chunk:
+    sizes = [_size(p) for p in paths]
+    grown = sum(map(_grown, paths, sizes))
+    stamp = " ".join(map(file_stamp, paths))
+    return FileChunk(tuple(map(str, paths)), how, sum(sizes), grown, stamp)
+
+
+def _jsonl_chunks(path: Path, how: Reading) -> Iterator[Chunk]:
+    size, stamp, name = _size(path), file_stamp(path), (str(path),)
+    if path.suffix.lower() in COMPRESSED or size <= LINES_BYTES:
+        yield FileChunk(name, how, size, _grown(path, size), stamp)
+        return
+    for start in range(0, size, LINES_BYTES):
+        end = min(start + LINES_BYTES, size)
+        part = f"#{start}-{end}"
+        yield FileChunk(name, how, end - start, end - start, stamp, part, start, end)
+
+
+def _parquet_chunks(path: Path, how: Reading) -> Iterator[Chunk]:
+    metadata, stamp = parquet_metadata(path, how.text_field), file_stamp(path)
+    sizes = [declared_bytes(metadata, how.text_field, n) for n in range(metadata.num_row_groups)]
+    SizeLimit(path).check(sum(unpacked for _, unpacked in sizes))
+    first = packed = text = rows = 0
+    for group, (compressed, unpacked) in enumerate(sizes):
+        packed, text = packed + compressed, text + unpacked
+        rows += metadata.row_group(group).num_rows
+        if text >= GROUPS_BYTES or group == len(sizes) - 1:
+            part = f"#{first}" if first == group else f"#{first}-{group}"
+            yield FileChunk((str(path),), how, packed, text, stamp, part, first, group + 1, rows)
+            first, packed, text, rows = group + 1, 0, 0, 0
 
 
 def find_files(patterns: list[str]) -> list[Path]:
@@ -148,9 +191,13 @@ def find_files(patterns: list[str]) -> list[Path]:
             )
         for path in map(Path, names):
             if path.is_dir():
-                files = [p for p in _files_below(path) if _kind(p) in known]
-            elif _kind(path) in known:
+                files = [p for p in _files_below(path) if kind(p) in known]
+            elif kind(path) in known:
                 files = [path]
+            elif kind(path) in ARCHIVES:
+                raise DataError(
+                    "ARCHIVE", f"{path} is an archive", do="unpack it, and give the text inside"
+                )
             else:
                 raise DataError(
                     "FILE-TYPE",
@@ -168,39 +215,13 @@ def _files_below(folder: Path) -> Iterator[Path]:
     """Files below a folder; links to folders are not followed."""
 
     def refuse(error: OSError) -> NoReturn:
-        raise _fault(Path(error.filename), f"cannot be read: {_reason(error)}") from error
+        raise fault(Path(error.filename), f"cannot be read: {reason(error)}") from error
 
     for parent, _, names in os.walk(folder, onerror=refuse):
         yield from (Path(parent, name) for name in names)
 
 
-def _kind(path: Path) -> str:
+def kind(path: Path) -> str:
     """Suffix that says what a file holds, without that of its compression."""
     inner = Path(path.stem) if path.suffix.lower() in COMPRESSED else path
     return inner.suffix.lower()
-
-
-def _open(path: Path) -> BinaryIO:
-    suffix = path.suffix.lower()
-    if suffix in COMPRESSED and path.stat().st_size == 0:
-        raise EOFError("it is empty, and not even a compressed file")
-    match suffix:
-        case ".gz":
-            return cast(BinaryIO, gzip.open(path))
-        case ".bz2":
-            return cast(BinaryIO, bz2.open(path))
-        case ".xz":
-            return cast(BinaryIO, lzma.open(path))
-        case ".zst":
-            import pyarrow as pa
-
-            return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
-    return open(path, "rb")
-
-
-def _reason(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
-def _fault(path: Path, what: str, do: str = "mend or leave out the file") -> DataError:
-    return DataError("BAD-INPUT", f"{path}: {what}", do=do)

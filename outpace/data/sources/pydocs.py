@@ -24,6 +24,8 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+from outpace.data.sources import WholeSource
+
 PACKAGE_LIMIT = 3_000_000
 SHORTEST = 40
 """Docstrings below this many characters say too little to keep."""
@@ -36,7 +38,7 @@ Docstring = tuple[str, str]
 """Heading (`module.Class.method(arguments)`) and text."""
 
 
-class PydocsSource:
+class PydocsSource(WholeSource):
     """Documentation of this Python, one document a module or language topic."""
 
     name = "pydocs"

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from outpace.data.prepare import PrepareOptions, prepare
-from outpace.data.shards import Dataset, ShardFile, write_shard
+from outpace.data.shard_file import ShardFile, write_shard
+from outpace.data.shards import Dataset
+from outpace.data.sources import WholeSource
+from outpace.tokenizer.bytes_ import BytesTokenizer
+from outpace.tokenizer.gpt2 import Gpt2Tokenizer
 
 END = {"gpt2": 50256, "bytes": 256}
 
 
-class Texts:
+class Texts(WholeSource):
     """A source of the given documents."""
 
     name = "texts"
@@ -91,11 +95,17 @@ def write_dataset(folder: Path, shards: list[list[int]], vocab_size: int = 257) 
 
 
 def write_manifest(folder: Path, shards: list[ShardFile], vocab_size: int) -> None:
+    tokenizer = {257: BytesTokenizer, 50257: Gpt2Tokenizer}[vocab_size]
     manifest = {
         "format": 1,
         "name": "made",
-        "tokenizer": {"name": "bytes", "vocab_size": vocab_size, "vocab_sha256": "0" * 64},
+        "tokenizer": {
+            "name": tokenizer.name,
+            "vocab_size": vocab_size,
+            "vocab_sha256": tokenizer.vocab_sha256,
+        },
         "unigram_entropy": 1.0,
+        "tokens": {"train": sum(s.tokens for s in shards), "val": 0},
         "shards": [vars(s) for s in shards],
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))

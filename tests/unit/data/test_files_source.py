@@ -88,6 +88,8 @@ def test_a_real_novel_loses_its_mark_and_carriage_returns_and_nothing_else(share
     assert source.describe()["normalisation"] == {
         "byte_order_marks_removed": 1,
         "files_with_crlf_turned_to_lf": 1,
+        "documents_with_bad_characters_replaced": 0,
+        "bad_documents_left_out": 0,
     }
 
 
@@ -101,6 +103,8 @@ def test_counts_are_of_the_last_reading_and_lone_carriage_returns_stay(tmp_path)
         assert source.describe()["normalisation"] == {
             "byte_order_marks_removed": 2,
             "files_with_crlf_turned_to_lf": 1,
+            "documents_with_bad_characters_replaced": 0,
+            "bad_documents_left_out": 0,
         }
 
 
@@ -119,11 +123,20 @@ def test_text_that_is_not_utf_8_is_named_with_the_byte(tmp_path, data, at):
 
 @pytest.mark.parametrize(
     "line",
-    [b"{", b'{"text": "cut', b"not json", b'{"text": "\xff"}', b"[" * 100_000, b'{"text" "x"}'],
+    [b"{", b'{"text": "cut', b"not json", b"[" * 100_000, b'{"text" "x"}', b"1" * 5000],
 )
 def test_a_damaged_json_line_is_named_with_its_number(tmp_path, line):
     data = b'{"text": "a"}\n\n' + line + b'\n{"text": "b"}\n'
-    assert "line 3 is not JSON in UTF-8" in fault_of(tmp_path / "x.jsonl", data).what
+    what = fault_of(tmp_path / "x.jsonl", data).what
+    assert "line 3 is not JSON (byte " in what
+    byte = int(what.split("(byte ")[1].split(":")[0])
+    assert 15 <= byte <= 15 + len(line) + 1
+
+
+def test_a_damaged_json_line_is_named_with_its_byte(tmp_path):
+    data = '{"text": "é漢"}\n{"text": "é漢" x}\n'.encode()
+    where = f"line 2 is not JSON (byte {data.index(b'x}')}: "
+    assert where in fault_of(tmp_path / "x.jsonl", data).what
 
 
 @pytest.mark.parametrize("line", ["[]", '["text"]', "3", "null", '"text"', "NaN"])
@@ -211,9 +224,28 @@ def test_garbage_behind_a_gz_file_is_a_fault(tmp_path):
     fault_of(tmp_path / "x.txt.gz", gzip.compress(b"text") + b"garbage")
 
 
-def test_several_gz_members_are_one_text(tmp_path):
-    data = gzip.compress(b"one ") + gzip.compress(b"two")
-    assert documents_of(tmp_path / "x.txt.gz", data) == ["one two"]
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_several_compressed_streams_are_one_text(tmp_path, suffix):
+    data = compressed(suffix, b"one ") + compressed(suffix, b"") + compressed(suffix, b"two")
+    assert documents_of(tmp_path / f"x.txt{suffix}", data) == ["one two"]
+
+
+@pytest.mark.parametrize("zeros", [4, 4 * 2**19])
+def test_zeros_may_stand_between_and_behind_xz_streams(tmp_path, zeros):
+    """As stream padding, section 2.2 of the .xz file format."""
+    data = (lzma.compress(b"one ") + bytes(zeros)) + (lzma.compress(b"two") + bytes(zeros))
+    assert documents_of(tmp_path / "x.txt.xz", data) == ["one two"]
+
+
+@pytest.mark.parametrize("suffix", ["", *SUFFIXES])
+@pytest.mark.parametrize("size", [2**20 - 1, 2**20, 2**20 + 1, 3 * 2**20])
+def test_texts_about_as_long_as_a_reading_come_back_whole(tmp_path, suffix, size):
+    text = "".join(random.Random(size).choices("abcdefgh\n", k=1000)) * (size // 1000 + 1)
+    text = text[: size - 1] + "\n"
+    assert documents_of(tmp_path / f"x.txt{suffix}", compressed(suffix, text.encode())) == [text]
+    lines = jsonl([text[:300_000], text[: size - 100], ""])
+    found = documents_of(tmp_path / f"x.jsonl{suffix}", compressed(suffix, lines))
+    assert found == [text[:300_000], text[: size - 100], ""]
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):

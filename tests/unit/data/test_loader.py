@@ -5,6 +5,7 @@ import shutil
 import threading
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ import torch
 
 from outpace.core.errors import DataError
 from outpace.data.loader import AHEAD, BatchShape, Loader
-from outpace.data.order import Order
+from outpace.data.mixture import Mixture
+from outpace.data.order import Order, OrderSpec, Source
 from outpace.data.shards import Dataset, open_dataset
 
 from .helpers import read_shard, write_dataset
@@ -21,18 +23,18 @@ CONTEXT = 16
 
 
 def loader_of(
-    dataset: Dataset,
+    dataset: Dataset | Mixture,
     micro_batch_size: int = 2,
     accumulation: int = 2,
     rank: int = 0,
     world_size: int = 1,
     seed: int = 5,
+    **spec: Any,
 ) -> Loader:
     return Loader(
-        dataset,
+        dataset if isinstance(dataset, Mixture) else Mixture.of([dataset]),
         BatchShape(micro_batch_size, accumulation, rank, world_size),
-        context=CONTEXT,
-        seed=seed,
+        OrderSpec(CONTEXT, seed, **spec),
         device=torch.device("cpu"),
     )
 
@@ -46,7 +48,8 @@ def rows(loader: Loader, step: int) -> torch.Tensor:
 def expected(dataset: Dataset, steps: int, sequences: int, seed: int = 5) -> torch.Tensor:
     """(steps, sequences, T + 1): windows of the concatenated shards where the order says."""
     whole = [t for path in sorted(dataset.folder.glob("train_*.bin")) for t in read_shard(path)]
-    starts = Order(len(whole), CONTEXT, seed).starts(0, steps * sequences)
+    order = Order([Source(len(whole))], OrderSpec(CONTEXT, seed))
+    starts = order.samples(0, steps * sequences).start
     windows = [whole[s : s + CONTEXT + 1] for s in starts.tolist()]
     return torch.tensor(windows).view(steps, sequences, CONTEXT + 1)
 
@@ -60,7 +63,8 @@ def test_the_global_batch_is_the_same_for_every_world_size_and_micro_batch(
     accumulation = sequences // world_size // micro_batch_size
     if not accumulation:
         pytest.skip("fewer sequences than processes")
-    steps = 2 + Order(dataset.tokens("train"), CONTEXT, 5).blocks // sequences  # into epoch 2
+    order = Order([Source(dataset.tokens("train"))], OrderSpec(CONTEXT, 5))
+    steps = 2 + int(order.blocks[0]) // sequences  # into epoch 2
     loaders = [
         loader_of(dataset, micro_batch_size, accumulation, rank, world_size)
         for rank in range(world_size)

@@ -5,13 +5,15 @@ import os
 import resource
 import shutil
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from outpace.core.errors import DataError
-from outpace.data.shards import Dataset, TokenStream, open_dataset, read_header, verify_dataset
+from outpace.data.shard_file import read_header
+from outpace.data.shards import Dataset, TokenStream, open_dataset, verify_dataset
 
 from .helpers import (
     files,
@@ -89,6 +91,22 @@ def test_reading_over_borders_equals_the_concatenation(dataset):
         out = np.empty(end - start, np.uint16)
         stream.read(start, out)
         assert out.tolist() == whole[start:end]
+
+
+def test_threads_that_share_a_stream_each_read_what_they_asked_for(dataset):
+    stream = dataset.stream("train")
+    whole = np.empty(len(stream), np.uint16)
+    stream.read(0, whole)
+
+    def wrong(seed: int) -> int:
+        rng, out, bad = np.random.default_rng(seed), np.empty(50, np.uint16), 0
+        for start in rng.integers(0, len(stream) - len(out), 3000).tolist():
+            stream.read(start, out)
+            bad += not np.array_equal(out, whole[start : start + len(out)])
+        return bad
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(wrong, range(3))) == [0, 0, 0]
 
 
 def test_tiny_shards_are_read_over_many_borders(folder):

@@ -1,0 +1,171 @@
+"""Shards that others wrote, used as they are: hard links (or copies) and a manifest beside them.
+
+llm.c's and modded-nanogpt's scripts write the very format of our shards, and publish FineWeb in it
+(NAME_val_000000.bin, NAME_train_000001.bin, ...). Their shards cut a document at the border of two:
+the manifest says `cut_documents`, and such a shard begins with the rest of a document.
+"""
+
+import contextlib
+import hashlib
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from outpace.core.errors import DataError
+from outpace.core.files import replace_file, replace_json, sha256_file, sha256_json, storage_error
+from outpace.core.log import note
+from outpace.data.exports.stream import link
+from outpace.data.shard_file import SHARD_NAME, SPLITS, ShardFile
+from outpace.data.shards import MANIFEST, MANIFEST_FORMAT, Dataset, open_dataset
+from outpace.data.token_files import MOST_DOCUMENT_TOKENS, TokenFile, token_file_fault
+from outpace.tokenizer import Tokenizer, get_tokenizer
+
+VALIDATION = ("val", "valid", "validation", "test")
+"""One of these words in a file's name makes it validation."""
+Counts = npt.NDArray[np.int64]
+
+
+def split_of(path: Path) -> str:
+    """The split that a file's name says."""
+    words = path.stem.lower().replace("-", "_").replace(".", "_").split("_")
+    return "val" if set(words) & set(VALIDATION) else "train"
+
+
+def can_adopt(files: Sequence[TokenFile]) -> bool:
+    """Whether files can be shards as they are: of llm.c's format, of both splits by their names."""
+    splits = {split_of(f.path) for f in files}
+    return {f.format for f in files} == {"llm.c"} and splits == set(SPLITS)
+
+
+def adopt(files: Sequence[TokenFile], output: Path, *, workers: int = 1) -> Dataset:
+    """Make a dataset of `files` in `output`, which may be the folder that they are in. Every token
+    is read once. DataError for what is no shard of GPT-2 tokens, and when `output` holds another
+    dataset."""
+    tokenizer = get_tokenizer("gpt2")
+    _check_names(files, output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(output, error) from error
+    note(f"reading {sum(f.tokens for f in files):,} tokens in {len(files):,} files, to check them")
+    with ThreadPoolExecutor(workers) as pool:
+        found = list(pool.map(lambda file: _examine(file, tokenizer), files))
+    shards = [shard for shard, _, _ in found]
+    spec = sha256_json(["adopted", tokenizer.vocab_sha256, [[s.file, s.sha256] for s in shards]])
+    if (output / MANIFEST).exists():
+        dataset = open_dataset(output)
+        if dataset.manifest.get("spec") != spec:
+            raise DataError(
+                "OTHER-DATASET",
+                f"{output} holds a dataset of other files",
+                do="choose another --output, or delete that folder first",
+            )
+        return dataset
+    for file, (shard, lengths, _) in zip(files, found, strict=True):
+        target = output / shard.file
+        if not (target.exists() and target.samefile(file.path)):
+            link(file.path, target)
+        replace_file(output / shard.lengths, lengths.astype("<u4").tobytes())
+    counts = sum(
+        (c for s, _, c in found if s.split == "train"), np.zeros(tokenizer.vocab_size, np.int64)
+    )
+    replace_json(output / MANIFEST, _manifest(output, shards, tokenizer, counts, spec))
+    return open_dataset(output)
+
+
+def _check_names(files: Sequence[TokenFile], output: Path) -> None:
+    """DataError for two files of one name, or one that another of that name would replace."""
+    names: dict[str, Path] = {}
+    for file in files:
+        if not re.fullmatch(SHARD_NAME, file.path.name) or not file.tokens:
+            what = (
+                "it holds no tokens"
+                if not file.tokens
+                else "a shard's name is NAME.bin without spaces"
+            )
+            raise token_file_fault(file.path, what)
+        other = names.setdefault(file.path.name, file.path)
+        if other is not file.path:
+            raise DataError(
+                "SAME-NAME",
+                f"{other} and {file.path} have the same name",
+                do="prepare them one after the other, into two folders",
+            )
+        target = output / file.path.name
+        if target.exists() and not target.samefile(file.path):
+            with contextlib.suppress(OSError):
+                if sha256_file(target) == sha256_file(file.path):
+                    continue
+            raise DataError(
+                "OTHER-DATASET", f"{target} is another file", do="choose another --output"
+            )
+
+
+def _examine(file: TokenFile, tokenizer: Tokenizer) -> tuple[ShardFile, Counts, Counts]:
+    """A file as a shard, the lengths of its documents, and how often each token stands in it."""
+    counts = np.zeros(tokenizer.vocab_size, np.int64)
+    starts, at, end = [], 0, tokenizer.end_of_text
+    for piece in file.pieces(tokenizer.vocab_size):
+        starts.append(np.flatnonzero(piece == end) + at)
+        counts += np.bincount(piece, minlength=len(counts))
+        at += len(piece)
+    borders = np.unique(np.concatenate([[0], *starts, [file.tokens]]))
+    lengths = np.diff(borders)
+    if len(lengths) and int(lengths.max()) > MOST_DOCUMENT_TOKENS:
+        raise DataError(
+            "DOCUMENT-SIZE",
+            f"{file.path}: {int(lengths.max()):,} tokens without an end-of-text ({end}): the file "
+            "was made with another tokenizer",
+            do="prepare its text instead, or leave the file out",
+        )
+    shard = ShardFile.parse(
+        {
+            "file": file.path.name,
+            "split": split_of(file.path),
+            "tokens": file.tokens,
+            "documents": len(lengths),
+            "sha256": sha256_file(file.path),
+            "lengths_sha256": hashlib.sha256(lengths.astype("<u4").tobytes()).hexdigest(),
+            "end_document": 0,
+        }
+    )
+    return shard, lengths, counts
+
+
+def _manifest(
+    output: Path, shards: list[ShardFile], tokenizer: Tokenizer, counts: Counts, spec: str
+) -> dict[str, Any]:
+    p = counts[counts > 0] / counts.sum()
+    by_split = {split: [s for s in shards if s.split == split] for split in SPLITS}
+    documents = {split: sum(s.documents for s in found) for split, found in by_split.items()}
+    return {
+        "format": MANIFEST_FORMAT,
+        "name": output.resolve().name,
+        "source": {"kind": "pretokenized", "files": [s.file for s in shards], "format": "llm.c"},
+        "spec": spec,
+        "tokenizer": {
+            "name": tokenizer.name,
+            "version": "of whoever wrote the files",
+            "vocab_size": tokenizer.vocab_size,
+            "vocab_sha256": tokenizer.vocab_sha256,
+        },
+        "end_of_text": "first token of every document",
+        "cut_documents": True,
+        "options": {},
+        "split": "by the names of the files",
+        "documents": {
+            "source": sum(documents.values()),
+            "empty_left_out": 0,
+            "exact_copies_left_out": 0,
+            **documents,
+        },
+        "tokens": {split: sum(s.tokens for s in found) for split, found in by_split.items()},
+        "unigram_entropy": float(-(p * np.log(p)).sum()),
+        "shards": [asdict(s) for s in shards],
+    }

@@ -1,0 +1,84 @@
+"""`--decontaminate`: documents that hold a run of thirteen words of an evaluation are left out.
+
+N-grams are found by hash and confirmed word for word (ngrams.py). Thirteen words are what GPT-3
+counted as an overlap (Brown et al. 2020, appendix C); which words they were, and of which question,
+stands in removed.jsonl.
+"""
+
+import functools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from outpace.core.errors import DataError
+from outpace.core.files import sha256_file
+from outpace.data.ngrams import NgramIndex
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """An evaluation's questions, in a file that every worker can read."""
+
+    name: str
+    path: str
+    sha256: str
+
+    @classmethod
+    def of(cls, name: str, path: Path) -> "Benchmark":
+        """DataError when there is no such file."""
+        try:
+            return cls(name, str(path), sha256_file(path))
+        except OSError as error:
+            raise DataError(
+                "NO-INPUT",
+                f"cannot read the questions of {name}, {path}: {error.strerror or error}",
+                do=f"--decontaminate {name}=FILE.jsonl",
+            ) from error
+
+    def passages(self) -> Iterator[tuple[str, str]]:
+        """(question, text): of HellaSwag's file each context with each of its endings, of any other
+        .jsonl the field `text`, of a .txt every line."""
+        with open(self.path, encoding="utf-8") as f:
+            for number, line in enumerate(f):
+                if not self.path.endswith((".jsonl", ".json")):
+                    yield f"{self.name} {number}", line
+                    continue
+                try:
+                    record = json.loads(line)
+                    for text in _texts(record):
+                        yield f"{self.name} {record.get('ind', number)}", text
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    raise DataError(
+                        "BAD-INPUT",
+                        f"{self.path}: line {number + 1} is no question ({error})",
+                        do="give JSON lines with the field text, or HellaSwag's own file",
+                    ) from error
+
+
+def _texts(record: dict[str, Any]) -> list[str]:
+    if "endings" in record:
+        return [f"{record['ctx']} {ending}" for ending in record["endings"]]
+    return [str(record["text"])]
+
+
+@functools.lru_cache(maxsize=1)
+def index_of(benchmarks: tuple[Benchmark, ...]) -> NgramIndex:
+    """The n-grams of all of them, made once a process."""
+    for benchmark in benchmarks:
+        if sha256_file(Path(benchmark.path)) != benchmark.sha256:
+            raise DataError("INPUT-CHANGED", f"{benchmark.path} changed", do="run again")
+    return NgramIndex(passage for b in benchmarks for passage in b.passages())
+
+
+def overlaps(benchmarks: tuple[Benchmark, ...], texts: list[str]) -> dict[int, str]:
+    """Which texts overlap, with a word on how."""
+    index = index_of(benchmarks)
+    found = index.find_in(texts)
+    return {
+        n: f"{len(ngrams)} n-grams of {index.names[int(index.holders(ngrams)[0])]}: "
+        f"{index.ngram(int(ngrams[0]))}"
+        for n, ngrams in enumerate(found)
+        if len(ngrams)
+    }

@@ -1,0 +1,59 @@
+"""Samples that begin where a document does, instead of at every T-th token.
+
+From the first document on, a sample takes the documents that follow until it is full and cuts the
+last; the next sample begins at the first document after that. What is cut off is not read. modded-
+nanogpt's training loader cuts its rows so; there it is `BOSFinder` (KellerJordan/modded-nanogpt,
+train_gpt.py).
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from outpace.data.mixture import Mixture
+from outpace.data.shard_file import check_regular, damaged
+from outpace.data.shards import Dataset
+
+Int64 = npt.NDArray[np.int64]
+
+
+def document_starts(dataset: Dataset, split: str) -> Int64:
+    """Place of each document's first token in the split's stream, from the lengths beside the
+    shards. DataError when they do not add up to the shards' tokens."""
+    lengths = [np.zeros(0, np.int64)]
+    for shard in dataset.shards:
+        if shard.split != split:
+            continue
+        path = dataset.folder / shard.lengths
+        try:
+            check_regular(path)
+            found = np.fromfile(path, "<u4").astype(np.int64)
+        except OSError as error:
+            raise damaged(path, error.strerror or str(error)) from error
+        if found.sum() != shard.tokens:
+            raise damaged(path, f"its lengths do not add up to the {shard.tokens:,} tokens")
+        lengths.append(found)
+    every = np.concatenate(lengths)
+    return np.cumsum(every) - every
+
+
+def aligned_samples(starts: Int64, tokens: int, context: int) -> Int64:
+    """Where samples of `context` inputs and one more target begin; each is whole inside the
+    stream, and no two share an input."""
+    following = np.searchsorted(starts, starts + context)
+    last = np.searchsorted(starts, tokens - context)  # one past the last with room for its target
+    chosen, at = [], 0
+    while at < last:
+        chosen.append(at)
+        at = int(following[at])
+    return starts[np.array(chosen, np.int64)]
+
+
+def unread(mixture: Mixture, context: int) -> float:
+    """Share of the training tokens that aligned samples leave out, each dataset by its share of the
+    samples."""
+    total = 0.0
+    for dataset, share in zip(mixture.datasets, mixture.shares, strict=True):
+        tokens = max(1, dataset.tokens("train"))
+        taken = len(aligned_samples(document_starts(dataset, "train"), tokens, context))
+        total += float(share) * (1 - taken * context / tokens)
+    return total

@@ -1,0 +1,273 @@
+"""Remote files on this disk: fetched ahead of their use, resumed where they broke off, checked.
+
+    FOLDER/PATH          a whole file, whose hash is the announced one
+    FOLDER/PATH.part     what there is of one so far; the next run goes on behind it
+
+A file gets its final name only when its size and hash are right. While one is read the next are
+fetched on threads, each once in a process, whoever asks for it.
+"""
+
+import hashlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, Protocol
+
+from filelock import FileLock
+
+from outpace.core.crash import first_line
+from outpace.core.errors import DataError, NetworkError, OutpaceError, StorageError
+from outpace.core.files import fsync_folder, storage_error
+from outpace.core.hub import DISK, DOWNLOAD_S, LEAST_BYTES_PER_S, reason, refusal
+from outpace.core.log import note, warn
+from outpace.core.network import BUSY, TRIES, in_background, pause, within
+
+CONNECTIONS = 4
+"""Files that are fetched at the same time, at most."""
+SPARE_BYTES = 64 << 20
+"""Left free on the disk beside what is fetched."""
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file that is somewhere else."""
+
+    path: str
+    """Its name here, below the folder of downloads, with / between the parts."""
+    url: str
+    size: int
+    """Bytes."""
+    digest: str = ""
+    """`sha256:HEX`, `git:HEX` (SHA-1 of a git blob), or empty when nobody announced one."""
+    version: str = ""
+    """The server's own word for its content, such as an ETag; empty when it has none."""
+
+    def __post_init__(self) -> None:
+        parts = PurePosixPath(self.path).parts
+        if not parts or {"..", "/"} & set(parts) or "\\" in self.path or ":" in self.path:
+            raise DataError(
+                "REMOTE-NAME",
+                f"the name {self.path!r} would lead out of the folder of downloads",
+                do="leave that file out",
+            )
+
+
+class Store(Protocol):
+    """Where remote files are read."""
+
+    def read(self, remote: Remote, out: BinaryIO, start: int) -> None:
+        """Append the bytes from `start` on to `out`, which holds those before."""
+        ...
+
+    def faults(self) -> tuple[type[BaseException], ...]:
+        """What `read` raises when the network or the server fails."""
+        ...
+
+    def at_hand(self, remote: Remote) -> Path | None:
+        """A whole copy that this machine has already, somewhere else; its hash is checked."""
+        ...
+
+
+@dataclass
+class _Copy:
+    """One file of a folder of downloads, in this process."""
+
+    coming: Future[Path]
+    readers: int = 0
+    unwanted: bool = False
+
+
+_CONNECTIONS = threading.Semaphore(CONNECTIONS)
+_COPIES: dict[Path, _Copy] = {}
+_LOCK = threading.Lock()
+
+
+@contextmanager
+def fetched(
+    remote: Remote, store: Store, folder: Path, then: Sequence[Remote] = ()
+) -> Iterator[Path]:
+    """The whole file on this disk, for as long as it is read; waits until it is there. The files
+    that come `then` are fetched meanwhile.
+
+    NetworkError when it cannot be fetched, or comes twice with a wrong hash."""
+    with _LOCK:
+        for one in (remote, *then):
+            target = folder / one.path
+            if target not in _COPIES or (one is remote and _is_stale(_COPIES[target])):
+                _COPIES[target] = _Copy(in_background(download, one, store, folder))
+        copy = _COPIES[folder / remote.path]
+        copy.readers += 1
+        copy.unwanted = False
+    try:
+        yield copy.coming.result()
+    finally:
+        with _LOCK:
+            copy.readers -= 1
+        if copy.unwanted:
+            drop(remote, folder)
+
+
+def drop(remote: Remote, folder: Path) -> None:
+    """Delete a download that is no longer needed; one that is being read, when it was."""
+    target = folder / remote.path
+    with _LOCK:
+        if (copy := _COPIES.get(target)) and copy.readers:
+            copy.unwanted = True
+            return
+        _COPIES.pop(target, None)
+    for path in (target, target.with_name(f".{target.name}.lock")):
+        path.unlink(missing_ok=True)
+
+
+def announce(remotes: Sequence[Remote], store: Store, folder: Path, *, at_once: int | None) -> None:
+    """Say what will be fetched and the disk that takes, when `at_once` of the files are there at
+    the same time (None: all of them); StorageError when the disk has not enough."""
+    missing = [r.size - _here(r, store, folder) for r in remotes]
+    if not (total := sum(missing)):
+        return
+    most = sum(sorted(missing)[-at_once:] if at_once else missing)
+    note(
+        f"{len(remotes):,} files, {_gb(sum(r.size for r in remotes))}, of which {_gb(total)} to "
+        f"download; disk for downloads: {_gb(most)}"
+        + (
+            " at most, as each is deleted after use (--keep_downloads keeps them)"
+            if at_once
+            else ""
+        )
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    if (free := shutil.disk_usage(folder).free) < most + SPARE_BYTES:
+        raise StorageError(
+            "DISK",
+            f"downloads need {_gb(most)} in {folder}, where {_gb(free)} are free",
+            do="free space or choose another --output"
+            + ("" if at_once else ", or leave out --keep_downloads"),
+        )
+
+
+def download(remote: Remote, store: Store, folder: Path) -> Path:
+    """The whole file on this disk, fetched as far as it is not there, by one process at a time."""
+    target = folder / remote.path
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(f".{target.name}.lock")):
+            for found in (target, store.at_hand(remote)):
+                if found is not None and found.is_file():
+                    if is_sound(found, remote):
+                        return found
+                    warn(f"{found} is not what {remote.url} holds; fetching it again")
+            with _CONNECTIONS:
+                _complete(remote, store, _part(target))
+            os.replace(_part(target), target)
+        fsync_folder(target.parent)
+    except OSError as error:
+        raise storage_error(target, error) from error
+    return target
+
+
+def _complete(remote: Remote, store: Store, part: Path) -> None:
+    """Make `part` the whole file. One with a wrong hash is fetched once more, then given up."""
+    have = f", {_gb(_size(part))} of it here" if part.exists() else ""
+    note(f"fetching {remote.path}: {_gb(remote.size)}{have}")
+    for again in (False, True):
+        _fetch(remote, store, part)
+        if is_sound(part, remote):
+            break
+        part.unlink()
+        if again:
+            raise _failed(remote, "it came twice with a wrong hash, and is deleted")
+        warn(f"{remote.path} does not have the announced hash; fetching it again")
+    with open(part, "rb+") as f:
+        os.fsync(f.fileno())
+
+
+def _fetch(remote: Remote, store: Store, part: Path) -> None:
+    """Fill `part` up to the file's size, going on behind what is there. Gives up after `TRIES`
+    attempts in a row that brought nothing."""
+    failures = 0
+    if _size(part) > remote.size:
+        part.unlink()
+    while (have := _size(part)) < remote.size or not part.exists():
+        seconds = DOWNLOAD_S + (remote.size - have) / LEAST_BYTES_PER_S
+        try:
+            with open(part, "r+b" if have else "wb") as out:
+                out.seek(have)
+                within(seconds, store.read, remote, out, have)
+        except OutpaceError:
+            raise
+        except store.faults() as error:
+            if getattr(error, "errno", None) in DISK:
+                raise
+            status, retry_after = refusal(error) or (0, "")
+            if type(error) is OSError:  # the client counted: these are not the file's bytes
+                part.unlink()
+                failures += TRIES // 2
+            else:
+                failures = 1 if _size(part) > have else failures + 1
+            given_up = isinstance(error, TimeoutError) and "gave up after" in str(error)
+            if given_up or failures >= TRIES or (status and status not in BUSY):
+                raise _failed(remote, reason(error)) from error
+            wait = pause(failures, retry_after)
+            note(f"{remote.path}: {first_line(error)[:120]}; going on in {wait:.1f} s")
+            time.sleep(wait)
+        if _size(part) > remote.size:
+            part.unlink()
+            raise _failed(remote, f"more than the announced {remote.size:,} bytes came")
+
+
+def is_sound(path: Path, remote: Remote) -> bool:
+    """Whether size and hash are the announced ones."""
+    size = path.stat().st_size
+    if size != remote.size:
+        return False
+    kind, _, expected = remote.digest.partition(":")
+    digest: Any
+    match kind:
+        case "":
+            return True
+        case "git":
+            digest = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+        case _:
+            digest = hashlib.new(kind)
+    with open(path, "rb") as f:
+        hashlib.file_digest(f, lambda: digest)
+    return bool(digest.hexdigest() == expected)
+
+
+def _failed(remote: Remote, what: str) -> NetworkError:
+    return NetworkError(
+        "DOWNLOAD",
+        f"cannot fetch {remote.url}: {what}",
+        kept="what was fetched so far",
+        do="check the network, then run the same command again",
+    )
+
+
+def _is_stale(copy: _Copy) -> bool:
+    """Whether a file could not be fetched, or somebody has taken it away."""
+    done = copy.coming
+    return done.done() and (done.exception() is not None or not done.result().exists())
+
+
+def _here(remote: Remote, store: Store, folder: Path) -> int:
+    """Bytes of a file that need not be fetched any more."""
+    target = folder / remote.path
+    return remote.size if target.exists() or store.at_hand(remote) else _size(_part(target))
+
+
+def _part(target: Path) -> Path:
+    return target.with_name(target.name + ".part")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"

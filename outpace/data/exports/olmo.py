@@ -1,0 +1,35 @@
+"""OLMo-core's token files: named .npy, yet raw uint16 (olmo_core/data/utils.py reads them with a
+memory map and no header), documents ending in end-of-text; beside each a .csv.gz with a line
+`start,end` a document.
+"""
+
+import gzip
+import io
+from pathlib import Path
+
+import numpy as np
+
+from outpace.data.exports import raw
+from outpace.data.exports.stream import new_file, splits
+from outpace.data.shards import Dataset
+
+LINES = 100_000
+
+
+def export(dataset: Dataset, output: Path) -> list[Path]:
+    """Write `train.npy` and `val.npy`, each with its `.csv.gz`."""
+    paths = []
+    for split in splits(dataset):
+        tokens = output / f"{split}.npy"
+        ends = np.cumsum(raw.write(dataset, split, tokens))
+        documents = output / f"{split}.csv.gz"
+        with new_file(documents) as out, gzip.GzipFile(fileobj=out, mode="wb", mtime=0) as packed:
+            start = 0
+            for at in range(0, len(ends), LINES):
+                text = io.StringIO()
+                for end in ends[at : at + LINES].tolist():
+                    text.write(f"{start},{end}\n")
+                    start = end
+                packed.write(text.getvalue().encode())
+        paths += [tokens, documents]
+    return paths

@@ -1,0 +1,99 @@
+"""One raw token file a split, which nanoGPT, OLMo-core and, with an index beside it, Megatron read.
+
+Little-endian uint16, no header, each document followed by end-of-text. Our shards have it before
+each document, so the file is their stream without its first token, and one end-of-text more.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from outpace.core.errors import DataError
+from outpace.data import nanogpt_split
+from outpace.data.exports.stream import (
+    PIECE_TOKENS,
+    Lengths,
+    end_of_text,
+    lengths_of,
+    new_file,
+    shards,
+)
+from outpace.data.shards import Dataset
+
+Numbers = npt.NDArray[np.int64]
+
+
+def write(dataset: Dataset, split: str, path: Path) -> Lengths:
+    """Write a split's documents, and return how many tokens each has, in the order of the file:
+    that of the shards, or of nanoGPT's own file when the dataset has nanoGPT's split."""
+    if _has_nanogpts_split(dataset):
+        lengths = np.concatenate(
+            [lengths_of(dataset, s) for s in dataset.shards if s.split == split]
+        )
+        order = _nanogpt_order(dataset, split, len(lengths))
+        with new_file(path) as out:
+            for piece in _gathered(dataset, split, lengths, order):
+                out.write(piece)
+        return lengths[order]
+    end = np.array([end_of_text(dataset)], "<u2")
+    found: list[Lengths] = []
+    with new_file(path) as out:
+        for _, tokens, lengths in shards(dataset, split):
+            is_whole = tokens[0] == end[0]
+            begin = int(is_whole and not found)
+            for at in range(begin, len(tokens), PIECE_TOKENS):
+                out.write(tokens[at : at + PIECE_TOKENS].data.cast("B"))
+            if not is_whole and not found:  # it ends in the next one's end-of-text, too
+                lengths[0] += 1
+            elif not is_whole:  # the rest of a document that others' shards cut
+                found[-1][-1] += lengths[0]
+                lengths = lengths[1:]
+            found.append(lengths)
+        out.write(end.tobytes())
+    return np.concatenate(found)
+
+
+def _has_nanogpts_split(dataset: Dataset) -> bool:
+    return bool(dataset.manifest.get("options", {}).get("split") == "nanogpt")
+
+
+def _nanogpt_order(dataset: Dataset, split: str, documents: int) -> Numbers:
+    """Numbers in our stream of a split of the documents of nanoGPT's file, in its order."""
+    total = int(dataset.manifest["documents"]["source"])
+    train, val = nanogpt_split.order(total)
+    is_val = np.zeros(total, bool)
+    is_val[val] = True
+    number = np.cumsum(is_val if split == "val" else ~is_val) - 1
+    order: Numbers = number[val if split == "val" else train]
+    if len(order) != documents:
+        raise DataError(
+            "EXPORT",
+            f"{dataset.folder} has {documents:,} documents in {split}, nanoGPT's split of "
+            f"{total:,} has {len(order):,}",
+            do="prepare it again: the manifest is not of these shards",
+        )
+    return order
+
+
+def _gathered(
+    dataset: Dataset, split: str, lengths: Lengths, order: Numbers
+) -> Iterator[memoryview]:
+    """The documents in another order, each with end-of-text behind it instead of before it."""
+    ends = np.cumsum(lengths)
+    buffer = np.empty(max(PIECE_TOKENS, int(lengths.max())), "<u2")
+    end, filled = end_of_text(dataset), 0
+    stream = dataset.stream(split)
+    try:
+        for number in order.tolist():
+            size = int(lengths[number])
+            if filled + size > len(buffer):
+                yield buffer[:filled].data.cast("B")
+                filled = 0
+            stream.read(int(ends[number]) - size + 1, buffer[filled : filled + size - 1])
+            filled += size
+            buffer[filled - 1] = end
+        yield buffer[:filled].data.cast("B")
+    finally:
+        stream.close()

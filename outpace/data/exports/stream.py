@@ -1,0 +1,97 @@
+"""What exporters share: a split's documents in order, and files that are whole or absent."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from outpace.core.errors import DataError, UsageError
+from outpace.core.files import fsync_folder, storage_error
+from outpace.data.shard_file import HEADER_BYTES, SPLITS, ShardFile, UInt16, damaged
+from outpace.data.shards import Dataset
+from outpace.tokenizer import get_tokenizer
+
+PIECE_TOKENS = 1 << 22
+Lengths = npt.NDArray[np.int64]
+
+
+def end_of_text(dataset: Dataset) -> int:
+    """The id that stands before each document."""
+    return get_tokenizer(dataset.tokenizer).end_of_text
+
+
+def splits(dataset: Dataset) -> list[str]:
+    """The splits that hold anything."""
+    found = [split for split in SPLITS if dataset.tokens(split)]
+    if not found:
+        raise DataError("EMPTY", f"{dataset.folder} holds no tokens", do="prepare some text")
+    return found
+
+
+def shards(dataset: Dataset, split: str) -> Iterator[tuple[ShardFile, UInt16, Lengths]]:
+    """Each shard of a split: tokens, as they stand, and the lengths of its documents."""
+    for shard in dataset.shards:
+        if shard.split == split:
+            try:
+                tokens = np.fromfile(dataset.folder / shard.file, "<u2", offset=HEADER_BYTES)
+            except OSError as error:
+                path = dataset.folder / shard.file
+                raise damaged(path, error.strerror or str(error)) from error
+            yield shard, tokens, lengths_of(dataset, shard)
+
+
+def lengths_of(dataset: Dataset, shard: ShardFile) -> Lengths:
+    """Tokens of each document of a shard, its end-of-text included."""
+    path = dataset.folder / shard.lengths
+    try:
+        lengths = np.fromfile(path, "<u4").astype(np.int64)
+    except OSError as error:
+        raise damaged(path, error.strerror or str(error)) from error
+    if lengths.sum() != shard.tokens:
+        raise damaged(path, "its document lengths do not add up to the shard's tokens")
+    return lengths
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to be written, which has its name only when it is whole. UsageError when it exists."""
+    if path.exists():
+        raise UsageError(
+            "OUTPUT-EXISTS", f"{path} exists", do="choose another folder, or delete it first"
+        )
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+        fsync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise storage_error(path, error) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name; a copy where the file system has no hard links."""
+    if target.exists():
+        raise UsageError(
+            "OUTPUT-EXISTS", f"{target} exists", do="choose another folder, or delete it first"
+        )
+    if not source.exists():
+        raise damaged(source, "it is missing")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.link(source.resolve(), target)
+    except OSError:
+        with new_file(target) as out, open(source, "rb") as f:
+            while piece := f.read(1 << 20):
+                out.write(piece)

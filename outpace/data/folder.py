@@ -1,0 +1,167 @@
+"""The folder that a preparation writes to: who may, what stands in it already, what a signal or a
+fault leaves behind.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from outpace.core.errors import (
+    STOPPED_RESUMABLE,
+    DataError,
+    OutpaceError,
+    RunInUse,
+    StorageError,
+)
+from outpace.core.log import warn
+from outpace.data.journal import GROWING, Growing, Journal
+from outpace.data.shard_file import SPLITS, read_json
+from outpace.data.shard_part import restore
+from outpace.data.shards import JOURNAL, MANIFEST
+
+LOCK, REMOVED = ".lock", "removed.jsonl"
+
+
+class Stopped(OutpaceError):
+    """A signal ended the preparation; it can go on."""
+
+    exit_code = STOPPED_RESUMABLE
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Make the folder and keep others from preparing into it meanwhile. A fault before the first
+    shard leaves nothing behind."""
+    made: list[Path] = []
+    try:
+        made = [p for p in (output, *output.parents) if not p.exists()]
+        output.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(output / LOCK)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunInUse(
+            "OUTPUT-IN-USE", f"another process prepares {output}", do="wait for it"
+        ) from error
+    except OSError as error:
+        raise StorageError(
+            "OUTPUT",
+            f"cannot write to {output}: {error.strerror or error}",
+            do="choose another --output",
+        ) from error
+    untouched = not [path for path in output.iterdir() if path.name != LOCK]
+    try:
+        yield
+    except OutpaceError:
+        if untouched:
+            _leave_nothing(output, made)
+        raise
+    finally:
+        lock.release()
+
+
+def _leave_nothing(output: Path, made: list[Path]) -> None:
+    """Take away what was begun, unless a shard is finished."""
+    if any(output.glob("*.bin")):
+        return
+    with contextlib.suppress(OSError):
+        for name in (JOURNAL, *GROWING.values()):
+            (output / name).unlink(missing_ok=True)
+        if made:
+            (output / LOCK).unlink(missing_ok=True)
+        for folder in made:
+            folder.rmdir()
+
+
+@contextmanager
+def stop_on_signals(output: Path) -> Iterator[None]:
+    """Turn the first SIGTERM or Ctrl-C into `Stopped`; the second ends the process at once. What
+    is half written then has another name, and the next run writes it again."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    stopping = False
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        nonlocal stopping
+        if stopping:
+            os._exit(128 + number)
+        stopping = True
+        raise Stopped(
+            "STOPPED",
+            f"{signal.Signals(number).name} received",
+            kept=f"the finished shards in {output}",
+            do="run the same command again to go on",
+        )
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def open_journal(output: Path, spec: str, stamps: str) -> Journal:
+    """What was done already; DataError when the folder holds something else, which is then left as
+    it is."""
+    path = output / JOURNAL
+    if not path.exists():
+        if foreign := sorted(output.glob("*.bin")):
+            raise DataError(
+                "OTHER-DATASET",
+                f"{output} holds shards of something else ({foreign[0].name})",
+                do="choose another --output",
+            )
+        journal = Journal(spec, stamps)
+    else:
+        content = read_json(path)
+        if isinstance(content, dict) and content.get("spec") not in (None, spec):
+            raise DataError(
+                "OTHER-DATASET",
+                f"{output} holds a dataset prepared from other text or settings",
+                do="choose another --output, or delete that folder first",
+            )
+        journal = Journal.read(output)
+        if fault := _fault(output, journal):
+            warn(f"{fault}; writing everything again")
+            journal = begin_again(output, journal, journal.decision)
+    for rubbish in (*output.glob(f".{JOURNAL}.tmp-*"), *output.glob(f".{MANIFEST}.tmp-*")):
+        rubbish.unlink()
+    return journal
+
+
+def begin_again(output: Path, journal: Journal, decision: dict[str, Any] | None) -> Journal:
+    """A journal of nothing done. The shards are taken away: there might be fewer this time."""
+    Journal(journal.spec, journal.stamps, decision=decision).write(output)
+    for shard in journal.shards:
+        for name in (shard.file, shard.lengths):
+            (output / name).unlink(missing_ok=True)
+    return Journal(journal.spec, journal.stamps, decision=decision)
+
+
+def _fault(output: Path, journal: Journal) -> str | None:
+    """Bring the half-written files back to where the journal is; what is wrong with them."""
+    for shard in journal.shards:
+        if damage := shard.fault(output):
+            return damage.what
+    for split, number in journal.numbers().items():
+        if not restore(output, split, number, journal.parts[split]):
+            return f"the half-filled shard of {split} in {output} is damaged"
+    listed = output / GROWING["removed"]
+    if (output / REMOVED).exists() and not listed.exists():
+        os.replace(output / REMOVED, listed)
+    for name, size in journal.sizes.items():
+        if not Growing(output, name, size).whole():
+            return f"{output / GROWING[name]} is damaged"
+    for stale in (p for s in SPLITS for p in output.glob(f"{s}_??????.???.tmp")):
+        if not journal.parts[stale.name.split("_")[0]].documents:
+            stale.unlink()
+    return None

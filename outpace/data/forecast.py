@@ -1,0 +1,119 @@
+"""What a preparation will take, said before it starts, and how far it is, said while it runs."""
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from rich.progress import (
+    BarColumn,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import (
+    Progress as Bar,
+)
+from rich.text import Text
+
+from outpace.core.errors import StorageError
+from outpace.core.log import err, note
+from outpace.data.encode import Piece
+from outpace.data.ledger import Ledger
+from outpace.data.sources import Chunk
+
+BYTES_A_TOKEN = 4.4
+"""Of English text in GPT-2's vocabulary; other languages and code have fewer."""
+BYTES_A_SECOND = {"fastokens": 60e6, "tiktoken": 8e6}
+"""Of text, for one thread with reading and writing; docs/data-format.md has the measurements."""
+SLACK = 0.8
+"""A preparation that needs no more than this share of its estimate may still fit."""
+TOLD_EVERY_S = 60.0
+"""Where there is no terminal for a progress bar."""
+
+
+def announce(
+    output: Path, chunks: Sequence[Chunk], limit_tokens: int | None, engine: str, workers: int
+) -> None:
+    """Say what this will take. StorageError when the disk is too small by far."""
+    text = sum(chunk.text_bytes for chunk in chunks)
+    if not text:
+        return
+    tokens = min(text / BYTES_A_TOKEN, limit_tokens or float("inf"))
+    there = sum(f.stat().st_size for f in output.glob("*.bin*"))
+    needed, free = 2 * tokens - there, shutil.disk_usage(output).free
+    speed = BYTES_A_SECOND.get(engine.split("-")[0], 60e6) * workers
+    minutes = tokens * BYTES_A_TOKEN / speed / 60
+    if text > 1e6:
+        note(
+            f"some {text / 1e9:.3g} GB of text: about {tokens / 1e6:,.3g} million tokens, "
+            f"{2 * tokens / 1e9:.3g} GB on disk ({free / 1e9:.3g} GB are free), about "
+            f"{minutes:.2g} min with {engine} on {workers} threads"
+        )
+    if needed * SLACK > free:
+        raise StorageError(
+            "DISK-SPACE",
+            f"{output} needs about {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free",
+            do="free space, choose another --output, or set --limit_tokens",
+        )
+
+
+class _Numbers(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(str(task.fields.get("numbers", "")))
+
+
+class Progress:
+    """Documents, tokens, MB of text a second and time left: a bar on a terminal, else a line a
+    minute."""
+
+    def __init__(self, chunks: Sequence[Chunk]) -> None:
+        self._before = [0]
+        for chunk in chunks:
+            self._before.append(self._before[-1] + max(1, chunk.size_bytes))
+        self._chunks = chunks
+        self._within = 0
+        self._number = -1
+        self._text = 0
+        self._bar = Bar(
+            TextColumn("{task.description}"), BarColumn(), _Numbers(), TimeRemainingColumn(),
+            console=err, transient=True, disable=not err.is_terminal,
+        )  # fmt: skip
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        self._task = self._bar.add_task("preparing", total=self._before[-1])
+        self._started = self._told = time.monotonic()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def begin(self, chunk: int) -> None:
+        """Say that all before a chunk is done."""
+        self._bar.update(self._task, completed=self._before[chunk])
+
+    def advance(self, number: int, piece: Piece, ledger: Ledger) -> None:
+        """A piece of a chunk is done."""
+        size = int(piece.sizes.sum())
+        self._within = size + (self._within if number == self._number else 0)
+        self._number = number
+        self._text += size
+        share = min(1.0, self._within / max(1, self._chunks[number].text_bytes))
+        done = self._before[number] + share * (self._before[number + 1] - self._before[number])
+        now = time.monotonic()
+        speed = self._text / 1e6 / max(1e-9, now - self._started)
+        numbers = f"{ledger.documents:,} documents, {ledger.tokens:,} tokens, {speed:.1f} MB/s"
+        self._bar.update(self._task, completed=done, numbers=numbers)
+        if not err.is_terminal and now - self._told > TOLD_EVERY_S:
+            self._told = now
+            part = done / self._before[-1]
+            left = (now - self._started) * (1 - part) / max(part, 1e-9) / 60
+            note(f"{part:.1%}: {numbers}, about {left:.1f} min left")

@@ -1,0 +1,86 @@
+"""What a prepared dataset holds, read from its shards: lengths, samples, where it comes from."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from outpace.data.shard_file import HEADER_BYTES, SPLITS, ShardFile
+from outpace.data.shards import Dataset
+from outpace.tokenizer import get_tokenizer
+
+SAMPLE_TOKENS = 60
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens a document, end-of-text included: counts between powers of two, and quantiles."""
+
+    bins: list[tuple[int, int, int]]
+    """(from, below, documents)."""
+    mean: float
+    quantiles: dict[str, int]
+
+
+def lengths_of(dataset: Dataset, split: str) -> Lengths | None:
+    """None for a split without documents."""
+    parts = [
+        np.fromfile(dataset.folder / s.lengths, "<u4") for s in dataset.shards if s.split == split
+    ]
+    lengths = np.concatenate([np.zeros(0, "<u4"), *parts])
+    if not len(lengths):
+        return None
+    exponents = np.floor(np.log2(np.maximum(lengths, 1))).astype(np.int64)
+    counts = np.bincount(exponents)
+    bins = [(1 << n, 2 << n, int(count)) for n, count in enumerate(counts) if count]
+    marks = {"least": 0.0, "10%": 0.1, "median": 0.5, "90%": 0.9, "most": 1.0}
+    values = np.quantile(lengths, list(marks.values()), method="nearest")
+    named = dict(zip(marks, values.astype(int).tolist(), strict=True))
+    return Lengths(bins, float(lengths.mean()), named)
+
+
+def samples_of(dataset: Dataset, split: str, count: int, seed: int = 0) -> list[tuple[str, str]]:
+    """(where, beginning of the text decoded back) of documents drawn evenly from a split."""
+    shards = [s for s in dataset.shards if s.split == split]
+    if not (total := sum(s.documents for s in shards)):
+        return []
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.choice(total, min(count, total), replace=False)).tolist()
+    decode = get_tokenizer(dataset.tokenizer).decode
+    found = []
+    before = 0
+    for shard in shards:
+        mine = [n - before for n in chosen if before <= n < before + shard.documents]
+        for number in mine:
+            ids, length = _beginning(dataset, shard, int(number))
+            text = decode(ids) + (" ..." if length > len(ids) else "")
+            found.append((f"{shard.file}, document {number} ({length:,} tokens)", text))
+        before += shard.documents
+    return found
+
+
+def _beginning(dataset: Dataset, shard: ShardFile, number: int) -> tuple[list[int], int]:
+    lengths = np.fromfile(dataset.folder / shard.lengths, "<u4").astype(np.int64)
+    start, length = int(lengths[:number].sum()), int(lengths[number]) - 1
+    with open(dataset.folder / shard.file, "rb") as f:
+        f.seek(HEADER_BYTES + 2 * (start + 1))
+        return np.fromfile(f, "<u2", min(length, SAMPLE_TOKENS)).tolist(), length
+
+
+def summary(dataset: Dataset, samples: int) -> dict[str, Any]:
+    """All of it, as JSON."""
+    manifest = dataset.manifest
+    found: dict[str, Any] = {
+        key: manifest[key]
+        for key in ("name", "tokenizer", "split", "documents", "tokens", "text_bytes",
+                    "unigram_entropy", "from")
+        if key in manifest
+    }  # fmt: skip
+    found["fingerprint"], found["shards"] = dataset.fingerprint, len(dataset.shards)
+    found["bytes"] = sum(HEADER_BYTES + 2 * s.tokens + 4 * s.documents for s in dataset.shards)
+    for split in SPLITS:
+        lengths = lengths_of(dataset, split)
+        found[f"{split}_lengths"] = None if lengths is None else vars(lengths)
+        drawn = samples_of(dataset, split, samples)
+        found[f"{split}_samples"] = [{"where": where, "text": text} for where, text in drawn]
+    return found

@@ -1,0 +1,74 @@
+"""The manifest of a prepared folder: what is there, from what, and what was left out."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from outpace.data.encode import REASONS
+from outpace.data.ledger import Ledger
+from outpace.data.shard_file import SPLITS
+from outpace.data.shards import MANIFEST_FORMAT
+from outpace.data.sources import Source
+from outpace.data.writer import ShardWriter
+from outpace.tokenizer import Tokenizer
+
+TOP_LABELS = 100
+KEYS = {
+    "empty": "empty_left_out",
+    "exact copy": "exact_copies_left_out",
+    "filtered": "filtered_left_out",
+    "contaminated": "contaminated_left_out",
+    "near duplicate": "near_duplicates_left_out",
+}
+
+
+def manifest_of(
+    output: Path,
+    source: Source,
+    tokenizer: Tokenizer,
+    options: dict[str, Any],
+    ledger: Ledger,
+    writer: ShardWriter,
+    content: str,
+) -> dict[str, Any]:
+    """All of it. `content` is the hash of the source's documents."""
+    shards = sorted(writer.journal.shards, key=lambda s: s.file)
+    by_split = {split: [s for s in shards if s.split == split] for split in SPLITS}
+    origin = {"kind": source.name, **source.describe()}
+    if ledger.notes:
+        origin["normalisation"] = origin.get("normalisation", {}) | ledger.notes
+    top = sorted(ledger.labels.items(), key=lambda item: (-item[1][1], item[0]))[:TOP_LABELS]
+    return {
+        "format": MANIFEST_FORMAT,
+        "name": output.resolve().name,
+        "source": origin,
+        "spec": writer.journal.spec,
+        "content": content,
+        "tokenizer": {
+            "name": tokenizer.name,
+            "version": tokenizer.version,
+            "vocab_size": tokenizer.vocab_size,
+            "vocab_sha256": tokenizer.vocab_sha256,
+        },
+        "end_of_text": "first token of every document",
+        "options": options,
+        "split": _split(ledger),
+        "documents": {
+            "source": ledger.documents,
+            **{KEYS[why]: ledger.removed.get(why, 0) for why in REASONS[1:]},
+            **{split: sum(s.documents for s in files) for split, files in by_split.items()},
+        },
+        "text_bytes": ledger.text_bytes,
+        "tokens": {split: sum(s.tokens for s in files) for split, files in by_split.items()},
+        "unigram_entropy": writer.unigram_entropy(),
+        "from": {label: {"documents": d, "tokens": t} for label, (d, t) in top},
+        "shards": [asdict(s) for s in shards],
+    }
+
+
+def _split(ledger: Ledger) -> str:
+    if ledger.rules.held_out is not None:
+        return "nanoGPT's: permutation of numpy.random.default_rng(2357), first 0.0005"
+    if ledger.cut is not None:
+        return f"the only document is cut at character {ledger.cut}"
+    return "blake2b-64 of the text below val_fraction"

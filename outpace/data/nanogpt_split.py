@@ -1,0 +1,26 @@
+"""nanoGPT's validation split of OpenWebText, without the `datasets` library.
+
+Its prepare.py calls `train_test_split(test_size=0.0005, seed=2357, shuffle=True)`, which permutes
+all documents with NumPy's default generator and takes the first ceil(0.0005 n) for validation
+(huggingface/datasets, Dataset.train_test_split). Both files are written in permuted order.
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+SEED, FRACTION = 2357, 0.0005
+Int64 = npt.NDArray[np.int64]
+
+
+def order(documents: int) -> tuple[Int64, Int64]:
+    """Source numbers of the training and of the validation documents, as nanoGPT orders them."""
+    permuted = np.random.default_rng(SEED).permutation(documents)
+    held_out = math.ceil(FRACTION * documents)
+    return permuted[held_out:], permuted[:held_out]
+
+
+def held_out(documents: int) -> Int64:
+    """Source numbers of the validation documents, sorted."""
+    return np.sort(order(documents)[1])

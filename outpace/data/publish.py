@@ -1,0 +1,76 @@
+"""A finished folder copied to where fsspec reaches (s3://, gs://, ...): every file, the manifest
+last, so that whoever sees the manifest sees the whole dataset. An interrupted copy goes on.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from outpace.core.errors import DataError, NetworkError, OutpaceError
+from outpace.core.hub import reason
+from outpace.core.log import note
+from outpace.data.shards import MANIFEST
+from outpace.data.stores import FsspecStore
+
+STAGING = Path("data")
+"""Where a dataset for another place is prepared first."""
+
+
+def staging(url: str) -> Path:
+    """The local folder that is copied to `url`. UsageError when nothing here can write there."""
+    _ = _files(url)
+    return STAGING / url.rstrip("/").rpartition("/")[2]
+
+
+def publish(folder: Path, url: str) -> list[str]:
+    """Copy the files of `folder` that do not begin with a dot to `url`, and return their addresses.
+    DataError when another dataset is there; NetworkError when it fails: a next call goes on."""
+    files, url = _files(url), url.rstrip("/")
+    names = sorted(
+        p.relative_to(folder).as_posix()
+        for p in folder.rglob("*")
+        if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts)
+    )
+    names.sort(key=lambda name: name == MANIFEST)
+    try:
+        if MANIFEST in names and files.exists(f"{url}/{MANIFEST}"):
+            if files.cat_file(f"{url}/{MANIFEST}") == (folder / MANIFEST).read_bytes():
+                return [f"{url}/{name}" for name in names]
+            raise DataError(
+                "OTHER-DATASET",
+                f"{url} holds another dataset",
+                kept=f"everything in {folder}",
+                do="choose another --output, or delete what is there",
+            )
+        for name in names:
+            _send(files, folder / name, f"{url}/{name}", may_be_there=MANIFEST in names)
+    except OutpaceError:
+        raise
+    except Exception as error:  # each protocol has its own errors
+        raise NetworkError(
+            "UPLOAD",
+            f"cannot write {url}: {reason(error)}",
+            kept=f"everything in {folder}",
+            do="check address, credentials and network, then run the same command again",
+        ) from error
+    return [f"{url}/{name}" for name in names]
+
+
+def _send(files: Any, path: Path, target: str, *, may_be_there: bool) -> None:
+    if may_be_there and _has(files, target, path):
+        return
+    note(f"writing {target}")
+    files.makedirs(target.rpartition("/")[0], exist_ok=True)
+    files.put_file(str(path), target)
+    if not _has(files, target, path):
+        raise OSError(f"what arrived at {target} has another size")
+
+
+def _has(files: Any, target: str, path: Path) -> bool:
+    try:
+        return int(files.info(target)["size"]) == path.stat().st_size
+    except FileNotFoundError:
+        return False
+
+
+def _files(url: str) -> Any:
+    return FsspecStore(url.partition("://")[0].lower()).files

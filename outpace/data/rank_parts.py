@@ -1,0 +1,187 @@
+"""Preparation shared by processes that know nothing of each other but their number: `torchrun`, a
+SLURM array, or a shell loop, over a file system that all see.
+
+Rank r of W turns the chunks n with n mod W = r to pieces, a file a chunk in OUTPUT/.parts/; chunks
+whose file is there are not done again. Whoever finds all of them merges: prepares as usual, with
+an engine that takes the pieces from the files. The result is the same bytes as one process gives.
+"""
+
+import dataclasses
+import io
+import itertools
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from outpace.core.errors import RunInUse, UsageError
+from outpace.core.files import sha256_json, storage_error
+from outpace.core.log import note
+from outpace.data.encode import Piece, Work
+from outpace.data.prepare import PrepareOptions, prepare, work_of
+from outpace.data.shard_file import damaged
+from outpace.data.shards import MANIFEST, Dataset
+from outpace.data.sources import Chunk, Source
+from outpace.data.threads import Task, ThreadEngine
+
+PARTS = ".parts"
+NUMBERS = (
+    ("RANK", "WORLD_SIZE"),
+    ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"),
+    ("SLURM_PROCID", "SLURM_NTASKS"),
+)
+"""What torchrun, a SLURM array and srun set."""
+
+
+def ranks_from(
+    rank: int | None, world_size: int | None, environment: Mapping[str, str]
+) -> tuple[int, int]:
+    """(rank, world size) as given, else of the environment. UsageError when there are none, or the
+    rank is not below the size."""
+    if (rank is None) != (world_size is None):
+        raise UsageError("RANKS", "--rank and --world_size go together", do="give both, or none")
+    if rank is None or world_size is None:
+        for names in NUMBERS:
+            if all(environment.get(name, "").isdecimal() for name in names):
+                rank, world_size = (int(environment[name]) for name in names)
+                if names[0] == "SLURM_ARRAY_TASK_ID":  # an array may begin at 1
+                    rank -= int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))
+                break
+        else:
+            raise UsageError(
+                "RANKS",
+                "--engine ranks, and neither flags nor the environment give a rank",
+                do="give --rank R --world_size W, or start it by torchrun or in a SLURM array",
+            )
+    if not 0 <= rank < world_size:
+        raise UsageError(
+            "RANKS", f"rank {rank} of {world_size}", do=f"choose --rank 0 to {world_size - 1}"
+        )
+    return rank, world_size
+
+
+def prepare_share(
+    source: Source,
+    output: Path,
+    options: PrepareOptions,
+    *,
+    rank: int,
+    world_size: int,
+    workers: int | None = None,
+    tokenizer_engine: str = "auto",
+) -> Dataset | None:
+    """Do this rank's chunks, and merge if they were the last. None when others are still at
+    theirs, or another rank merges."""
+    work = work_of(options, tokenizer_engine)
+    usual = {"workers": workers, "tokenizer_engine": tokenizer_engine}
+    if (output / MANIFEST).exists():
+        return prepare(source, output, options, **usual)  # type: ignore[arg-type]
+    chunks = source.chunks()
+    folder = output / PARTS / _key(source, chunks, work)
+    _write_parts(folder, chunks, range(rank, len(chunks), world_size), work, workers)
+    missing = sum(not part_of(folder, number).exists() for number in range(len(chunks)))
+    if missing and not (output / MANIFEST).exists():  # else another rank has merged just now
+        note(f"rank {rank} of {world_size} is done; {missing:,} parts of others are to come")
+        return None
+    try:
+        engine = PartsEngine(folder, work, workers or os.cpu_count() or 1)
+        dataset = prepare(source, output, options, engine=engine, **usual)  # type: ignore[arg-type]
+    except RunInUse:
+        note(f"rank {rank} of {world_size} is done, and another one merges")
+        return None
+    shutil.rmtree(output / PARTS, ignore_errors=True)
+    return dataset
+
+
+def part_of(folder: Path, number: int) -> Path:
+    return folder / f"{number:06d}.zip"
+
+
+def _key(source: Source, chunks: Sequence[Chunk], work: Work) -> str:
+    """Parts of other text or other work do not mix with ours."""
+    stamps = [[chunk.name, chunk.size_bytes, chunk.stamp] for chunk in chunks]
+    return sha256_json([source.name, source.describe(), stamps, repr(work)])[:16]
+
+
+def _write_parts(
+    folder: Path, chunks: Sequence[Chunk], mine: Iterable[int], work: Work, workers: int | None
+) -> None:
+    wanted = [number for number in mine if not part_of(folder, number).exists()]
+    tasks = [(number, chunks[number], 0) for number in wanted]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        pieces = ThreadEngine(workers or os.cpu_count() or 1)(tasks, work)
+        left = iter(wanted)
+        for number, group in itertools.groupby(pieces, lambda found: found[0]):
+            for empty in itertools.takewhile(lambda n, at=number: n != at, left):  # type: ignore[misc]
+                write_part(part_of(folder, empty), [])
+            write_part(part_of(folder, number), (piece for _, piece in group))
+        for empty in left:
+            write_part(part_of(folder, empty), [])
+    except OSError as error:
+        raise storage_error(folder, error) from error
+
+
+def write_part(path: Path, pieces: Iterable[Piece]) -> None:
+    """A zip file, under its name when it is whole: of each piece an .npy an array, and what is no
+    array as JSON."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with zipfile.ZipFile(temporary, "w") as file:
+            for number, piece in enumerate(pieces):
+                plain: dict[str, Any] = {}
+                for field in dataclasses.fields(Piece):
+                    value = getattr(piece, field.name)
+                    if isinstance(value, np.ndarray):
+                        content = io.BytesIO()
+                        np.save(content, value, allow_pickle=False)
+                        file.writestr(f"{number:06d}/{field.name}.npy", content.getvalue())
+                    else:
+                        plain[field.name] = value
+                file.writestr(f"{number:06d}.json", json.dumps(plain))
+        with open(temporary, "rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_part(path: Path) -> Iterator[Piece]:
+    """The pieces of a chunk; DataError if the file is damaged."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            names = file.namelist()
+            for head in (name for name in names if name.endswith(".json")):
+                values = json.loads(file.read(head))
+                values["details"] = {int(n): text for n, text in values["details"].items()}
+                for name in names:
+                    if name.startswith(head.removesuffix(".json") + "/"):
+                        field = name.rpartition("/")[2].removesuffix(".npy")
+                        values[field] = np.load(io.BytesIO(file.read(name)), allow_pickle=False)
+                yield Piece(**values)
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise damaged(path, f"it cannot be read ({type(error).__name__}: {error})") from error
+
+
+class PartsEngine:
+    """Pieces as all ranks left them. Other work than theirs, a second pass over a very small
+    source, is done here."""
+
+    def __init__(self, folder: Path, work: Work, workers: int) -> None:
+        self.folder, self.work, self.workers = folder, work, workers
+
+    def __call__(
+        self, tasks: Sequence[Task], work: Work
+    ) -> Generator[tuple[int, Piece], None, None]:
+        if work != self.work:
+            yield from ThreadEngine(self.workers)(tasks, work)
+            return
+        for number, _, skip in tasks:
+            for piece in read_part(part_of(self.folder, number)):
+                if piece.first + len(piece) > skip or not skip:
+                    yield number, piece

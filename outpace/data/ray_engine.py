@@ -1,0 +1,131 @@
+"""The engine of a Ray cluster: its workers turn chunks to pieces, this process judges and writes
+them in order, as it would its own threads'. The result is the same bytes.
+
+Every machine of the cluster needs this package, and reads the input by the same paths.
+"""
+
+import contextlib
+import itertools
+import os
+import signal
+import socket
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
+
+from outpace.core.errors import OutpaceError, PeerLost, UsageError
+from outpace.data.encode import Piece, Work, encode_chunk
+from outpace.data.sources import Chunk
+from outpace.data.threads import Task
+
+WAITING_PIECES = 4
+"""Of each chunk; a worker that is so far ahead of the writer waits."""
+LOCAL = "local"
+
+Outcome = Piece | tuple[type[OutpaceError], str, str, str, str]
+"""A piece, or the fault that ended the chunk, in parts: errors with more than one argument do not
+survive the way between processes."""
+
+
+def outcomes(chunk: Chunk, work: Work, skip: int) -> Iterator[Outcome]:
+    """What a worker sends."""
+    try:
+        yield from encode_chunk(chunk, work, skip)
+    except OutpaceError as error:
+        yield type(error), error.name, error.what, error.do, error.kept
+
+
+class RayEngine:
+    """Pieces of chunks in order, made by the workers of the cluster at `address`: `auto` for the
+    one that this machine belongs to, HOST:PORT, or `local` for one that is started here with
+    `workers` processes. UsageError without the package, PeerLost without the cluster."""
+
+    def __init__(self, address: str = "auto", workers: int | None = None) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        try:
+            import ray
+        except ImportError as error:
+            raise UsageError(
+                "NO-RAY", "Ray is not installed", do="pip install 'outpace[ray]'"
+            ) from error
+        self._ray: Any = ray
+        self.address, self.workers = address, workers
+
+    def __call__(
+        self, tasks: Sequence[Task], work: Work
+    ) -> Generator[tuple[int, Piece], None, None]:
+        ray = self._ray
+        self._connect()
+        try:
+            run = ray.remote(
+                num_returns="streaming",
+                num_cpus=1,
+                _generator_backpressure_num_objects=WAITING_PIECES,
+            )(outcomes)
+            at_once = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+            shared = ray.put(work)
+            waiting, running = iter(tasks), deque[tuple[int, Any]]()
+            while True:
+                for number, chunk, skip in itertools.islice(waiting, at_once - len(running)):
+                    running.append((number, run.remote(chunk, shared, skip)))
+                if not running:
+                    return
+                number, stream = running.popleft()
+                for reference in stream:
+                    yield number, piece_of(ray.get(reference))
+        except ray.exceptions.RayError as error:
+            raise PeerLost(
+                "RAY",
+                f"a worker failed: {str(error).strip().splitlines()[-1][:300]}",
+                kept="the finished shards",
+                do="see the cluster's logs, and run the same command again to go on",
+            ) from error
+        finally:
+            ray.shutdown()
+
+    def _connect(self) -> None:
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        if self.address == LOCAL:
+            options |= {
+                "num_cpus": self.workers or os.cpu_count(),
+                "include_dashboard": False,
+                "_node_ip_address": "127.0.0.1",
+            }
+        try:
+            _knock(self.address)
+            with _our_handlers():
+                self._ray.init(address=self.address, **options)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise PeerLost(
+                "NO-CLUSTER",
+                f"no Ray cluster at {self.address}: {str(error).strip().splitlines()[0][:200]}",
+                do="`ray start --head` first, or --address local for processes of this machine",
+            ) from error
+
+
+def _knock(address: str) -> None:
+    """OSError when nobody listens at HOST:PORT, for which Ray itself would wait minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+@contextlib.contextmanager
+def _our_handlers() -> Iterator[None]:
+    """Ray takes SIGTERM for itself; here it means to stop after the finished shards."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def piece_of(outcome: Outcome) -> Piece:
+    """What a worker sent, or the fault raised here."""
+    if isinstance(outcome, Piece):
+        return outcome
+    kind, name, what, do, kept = outcome
+    raise kind(name, what, do=do, kept=kept)

@@ -1,0 +1,182 @@
+"""A token shard on disk, in the field's `.bin` format, and the document lengths beside it.
+
+    NAME.bin     256 int32 (magic 20240520, version 1, tokens), then uint16 tokens
+    NAME.len     uint32 tokens of each document in that shard
+
+All little-endian. A document begins with `<|endoftext|>`; a shard holds whole documents. llm.c and
+modded-nanogpt read these files as they are (karpathy/llm.c, dev/data/data_common.py).
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from outpace.core.errors import DataError
+from outpace.core.files import fsync_folder, sha256_file, storage_error
+
+MAGIC, VERSION = 20240520, 1
+HEADER_BYTES = 256 * 4
+MOST_TOKENS = 2**31 - 1
+"""Of one shard: the header's count is an int32."""
+SHARD_NAME = r"\w[\w.-]*\.bin"
+SPLITS = ("train", "val")
+UInt16 = npt.NDArray[np.uint16]
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """One shard as the manifest lists it."""
+
+    file: str
+    split: str
+    tokens: int
+    documents: int
+    sha256: str
+    lengths_sha256: str
+    end_document: int
+    """One past the source index of the last document inside; where a restart goes on."""
+
+    @classmethod
+    def parse(cls, entry: Any) -> "ShardFile":
+        """Check a manifest's entry; ValueError, TypeError or KeyError says what is wrong."""
+        shard = cls(
+            file=_typed(entry, "file", str),
+            split=_typed(entry, "split", str),
+            tokens=_typed(entry, "tokens", int),
+            documents=_typed(entry, "documents", int),
+            sha256=_typed(entry, "sha256", str),
+            lengths_sha256=_typed(entry, "lengths_sha256", str),
+            end_document=_typed(entry, "end_document", int),
+        )
+        if not re.fullmatch(SHARD_NAME, shard.file):
+            raise ValueError(f"shard name {shard.file!r} is not a plain NAME.bin in this folder")
+        if shard.split not in SPLITS:
+            raise ValueError(f"split {shard.split!r} is none of {', '.join(SPLITS)}")
+        return shard
+
+    @property
+    def lengths(self) -> str:
+        """Name of the file of document lengths."""
+        return self.file.removesuffix(".bin") + ".len"
+
+    def fault(self, folder: Path) -> DataError | None:
+        """Read the whole shard; what is wrong with it, or None."""
+        for name, sha256 in ((self.file, self.sha256), (self.lengths, self.lengths_sha256)):
+            path = folder / name
+            try:
+                check_regular(path)
+                if sha256_file(path) != sha256:
+                    return damaged(path, "its SHA-256 is not the one it was written with")
+            except OSError as error:
+                return damaged(path, error.strerror or str(error))
+        return None
+
+
+def _typed(entry: Any, key: str, kind: type) -> Any:
+    value = entry[key]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{key} is {value!r}")
+    return value
+
+
+def header(tokens: int) -> bytes:
+    """The first 1,024 bytes of a shard."""
+    values = np.zeros(HEADER_BYTES // 4, "<i4")
+    values[:3] = MAGIC, VERSION, tokens
+    return values.tobytes()
+
+
+def write_shard(
+    folder: Path, split: str, number: int, tokens: UInt16, lengths: list[int], end_document: int
+) -> ShardFile:
+    """Write one shard and its document lengths, each fsynced and renamed into place."""
+    name = f"{split}_{number:06d}.bin"
+    payload = np.ascontiguousarray(tokens, "<u2").data.cast("B")
+    digest = _write(folder / name, header(len(tokens)), payload)
+    lengths_digest = _write(
+        (folder / name).with_suffix(".len"), np.asarray(lengths, "<u4").tobytes()
+    )
+    return ShardFile(name, split, len(tokens), len(lengths), digest, lengths_digest, end_document)
+
+
+def _write(path: Path, *parts: bytes | memoryview) -> str:
+    temporary = path.with_name(path.name + ".tmp")
+    digest = hashlib.sha256()
+    try:
+        with open(temporary, "wb") as f:
+            for part in parts:
+                f.write(part)
+                digest.update(part)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+        fsync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise storage_error(path, error) from error
+    return digest.hexdigest()
+
+
+def read_header(path: Path) -> int:
+    """Number of tokens in a shard; DataError if it is not one, or its size is not what it says."""
+    try:
+        check_regular(path)
+        with open(path, "rb") as f:
+            data = f.read(HEADER_BYTES)
+            size = os.fstat(f.fileno()).st_size
+    except OSError as error:
+        raise damaged(path, error.strerror or str(error)) from error
+    if len(data) < HEADER_BYTES:
+        raise damaged(path, f"{len(data)} bytes are too few for a header of {HEADER_BYTES}")
+    magic, version, tokens = np.frombuffer(data, "<i4")[:3].tolist()
+    if (magic, version) != (MAGIC, VERSION):
+        raise damaged(
+            path, f"it begins with {magic}, {version} instead of magic {MAGIC}, version {VERSION}"
+        )
+    if size != HEADER_BYTES + 2 * tokens:
+        raise damaged(path, f"{size} bytes cannot hold the {tokens} tokens its header promises")
+    return int(tokens)
+
+
+def token_fault(path: Path, tokens: UInt16, offset: int, vocab_size: int) -> DataError | None:
+    """DataError when a token, the first of which is number `offset`, is beyond the vocabulary."""
+    if (highest := int(tokens.max())) < vocab_size:
+        return None
+    return DataError(
+        "TOKEN-RANGE",
+        f"{path}: token {offset + int(tokens.argmax())} is {highest}, beyond the vocabulary "
+        f"of {vocab_size}",
+        do="delete the dataset's folder and prepare it again",
+    )
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a dataset; DataError if it is damaged."""
+    try:
+        check_regular(path)
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(path, f"it cannot be read ({type(error).__name__}: {error})") from error
+
+
+def check_regular(path: Path) -> None:
+    """OSError for what is no plain file: a pipe or a device may never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file")
+
+
+def damaged(path: Path, what: str) -> DataError:
+    return DataError(
+        "DATA-DAMAGED",
+        f"{path}: {what}",
+        do="delete the dataset's folder and prepare it again",
+    )

@@ -1,0 +1,152 @@
+"""A shard that is being filled: NAME.bin.tmp and NAME.len.tmp on disk, so that memory stays bounded
+however big a shard, and so that an interrupted preparation goes on in the middle of it.
+"""
+
+import contextlib
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from outpace.core.files import fsync_folder, sha256_file, storage_error
+from outpace.data.shard_file import HEADER_BYTES, ShardFile, UInt16, header
+
+
+@dataclass
+class Mark:
+    """How far a shard was filled, and a checksum up to there."""
+
+    tokens: int = 0
+    documents: int = 0
+    crc32: int = 0
+
+    @classmethod
+    def parse(cls, entry: Any) -> "Mark":
+        """Check a journal's entry; ValueError, TypeError or KeyError says what is wrong."""
+        values = [entry[key] for key in ("tokens", "documents", "crc32")]
+        if not all(isinstance(v, int) and v >= 0 for v in values):
+            raise ValueError(f"{entry!r} is no mark")
+        return cls(*values)
+
+
+class ShardPart:
+    """Appends whole documents; `finish` gives the shard its name."""
+
+    def __init__(self, folder: Path, split: str, number: int, mark: Mark | None = None) -> None:
+        """Begin a shard, or go on at `mark`, which `restore` has checked."""
+        self.path = folder / f"{split}_{number:06d}.bin"
+        self.split, self.mark = split, mark or Mark()
+        self._files: list[BinaryIO] = []
+
+    @property
+    def temporary(self) -> Path:
+        return temporary(self.path)
+
+    @property
+    def _paths(self) -> list[Path]:
+        return [temporary(self.path), temporary(self.path.with_suffix(".len"))]
+
+    def append(self, tokens: UInt16, lengths: npt.NDArray[np.uint32]) -> None:
+        """Add documents, each with its end-of-text. StorageError when the disk does not take it."""
+        try:
+            if not self._files:
+                self._open()
+            data = np.ascontiguousarray(tokens, "<u2").data.cast("B")
+            self._files[0].write(data)
+            self._files[1].write(np.ascontiguousarray(lengths, "<u4").data.cast("B"))
+        except OSError as error:
+            raise self._failed(error) from error
+        self.mark.crc32 = zlib.crc32(data, self.mark.crc32)
+        self.mark.tokens += len(tokens)
+        self.mark.documents += len(lengths)
+
+    def _open(self) -> None:
+        for path, offset in zip(self._paths, _offsets(self.mark), strict=True):
+            f = open(path, "r+b" if self.mark.documents else "wb")
+            self._files.append(f)
+            f.truncate(offset)
+            f.seek(offset)
+
+    def save(self) -> Mark:
+        """Bring all to the disk; the mark to go on from."""
+        try:
+            for f in self._files:
+                f.flush()
+                os.fsync(f.fileno())
+        except OSError as error:
+            raise self._failed(error) from error
+        return Mark(**vars(self.mark))
+
+    def finish(self, end_document: int) -> ShardFile:
+        """Write the header, hash, fsync, rename into place."""
+        try:
+            if not self._files:
+                self._open()
+            self._files[0].seek(0)
+            self._files[0].write(header(self.mark.tokens))
+            self.save()
+            self.close()
+            sha256, lengths_sha256 = map(sha256_file, self._paths)
+            for path in reversed(self._paths):
+                os.replace(path, path.with_suffix(""))
+            fsync_folder(self.path.parent)
+        except OSError as error:
+            raise self._failed(error) from error
+        return ShardFile(
+            self.path.name,
+            self.split,
+            self.mark.tokens,
+            self.mark.documents,
+            sha256,
+            lengths_sha256,
+            end_document,
+        )
+
+    def close(self) -> None:
+        """Let go of the files; what they do not take any more is lost, and written again."""
+        while self._files:
+            with contextlib.suppress(OSError):
+                self._files.pop().close()
+
+    def discard(self) -> None:
+        """Leave nothing of a shard that nobody will go on with."""
+        self.close()
+        for path in self._paths:
+            path.unlink(missing_ok=True)
+
+    def _failed(self, error: OSError) -> Exception:
+        self.close()
+        return storage_error(self.path, error)
+
+
+def restore(folder: Path, split: str, number: int, mark: Mark) -> bool:
+    """Make the temporary files of a shard what they were at `mark`; False when they cannot be. A
+    shard that got its name after the mark was made is taken back."""
+    path = folder / f"{split}_{number:06d}.bin"
+    if not mark.documents:
+        return True
+    for final, offset in zip((path, path.with_suffix(".len")), _offsets(mark), strict=True):
+        if final.exists() and not temporary(final).exists():
+            os.replace(final, temporary(final))
+        if not temporary(final).is_file() or temporary(final).stat().st_size < offset:
+            return False
+        os.truncate(temporary(final), offset)
+    crc32 = 0
+    with open(temporary(path), "rb") as f:
+        f.seek(HEADER_BYTES)
+        while piece := f.read(1 << 22):
+            crc32 = zlib.crc32(piece, crc32)
+    lengths = np.fromfile(temporary(path.with_suffix(".len")), "<u4")
+    return crc32 == mark.crc32 and int(lengths.sum()) == mark.tokens
+
+
+def temporary(path: Path) -> Path:
+    return path.with_name(path.name + ".tmp")
+
+
+def _offsets(mark: Mark) -> tuple[int, int]:
+    return HEADER_BYTES + 2 * mark.tokens, 4 * mark.documents

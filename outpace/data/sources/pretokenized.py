@@ -1,0 +1,161 @@
+"""Token files that other people's scripts wrote (token_files.py), as documents for new shards."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from outpace.core.errors import DataError, UsageError
+from outpace.data.adopt import split_of
+from outpace.data.downloads import Remote, announce, fetched, is_sound
+from outpace.data.shards import MANIFEST
+from outpace.data.sources import Batch, Chunk, no_column
+from outpace.data.sources.hub import Wanted, listing
+from outpace.data.sources.readers import file_stamp
+from outpace.data.sources.remote import AHEAD, DOWNLOADS, Downloading
+from outpace.data.stores import HubStore
+from outpace.data.token_files import MEGATRON_MAGIC, SUFFIXES, TokenFile, documents, recognise
+from outpace.tokenizer import get_tokenizer
+
+CHARACTERS = 4.2
+"""Bytes of text to a token of GPT-2, about."""
+
+
+@dataclass(frozen=True)
+class TokenChunk:
+    """One file of tokens."""
+
+    file: TokenFile
+    tokenizer: str
+    stamp: str
+    documents: int | None = None
+
+    @property
+    def name(self) -> str:
+        return str(self.file.path)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.file.path.stat().st_size
+
+    @property
+    def text_bytes(self) -> int:
+        return round(self.file.tokens * CHARACTERS)
+
+    def read(self, columns: Sequence[str] = ()) -> Iterator[Batch]:
+        if columns:
+            raise no_column(self.name, columns[0], [])
+        tokenizer = get_tokenizer(self.tokenizer)
+        for ids, lengths in documents(self.file, tokenizer.end_of_text, tokenizer.vocab_size):
+            if len(lengths):
+                yield Batch(ids=ids, lengths=lengths)
+
+
+class PretokenizedSource:
+    """The documents of token files, by path. Documents are cut at end-of-text; one that a shard
+    cuts in two gives two."""
+
+    name = "pretokenized"
+
+    def __init__(
+        self,
+        patterns: Sequence[str],
+        tokenizer: str = "gpt2",
+        downloading: Downloading | None = None,
+    ) -> None:
+        self.files = [recognise(path) for path in find_token_files(patterns)]
+        self.tokenizer, self.downloading = tokenizer, downloading
+
+    def chunks(self) -> Sequence[Chunk]:
+        return [TokenChunk(f, self.tokenizer, file_stamp(f.path)) for f in self.files]
+
+    def describe(self) -> dict[str, Any]:
+        root = Path(os.path.commonpath([f.path.absolute().parent for f in self.files]))
+        return {
+            "files": [f.path.absolute().relative_to(root).as_posix() for f in self.files],
+            "formats": sorted({f.format for f in self.files}),
+        }
+
+    def finished(self) -> None:
+        """Delete the files that were downloaded for this; hard links to them stay."""
+        if self.downloading is None or self.downloading.keep:
+            return
+        for file in self.files:
+            if self.downloading.folder in file.path.parents:
+                file.path.unlink(missing_ok=True)
+
+
+def fetch_token_files(
+    name: str, revision: str, output: Path, limit_tokens: int | None
+) -> list[str]:
+    """Paths of the token files of a dataset on the hub, such as kjj0/fineweb10B-gpt2, fetched below
+    `output`: all of them, or the validation and as many others as hold `limit_tokens`."""
+    folder = output / DOWNLOADS
+    wanted = Wanted(name, revision, config=f"tokens, at most {limit_tokens}")
+    store, remotes = listing(wanted, folder, lambda w: _token_files(w, limit_tokens))
+    if not (output / MANIFEST).exists():
+        announce(remotes, store, folder, at_once=None)
+    paths = []
+    for number, remote in enumerate(remotes):
+        if (used := output / Path(remote.path).name).exists() and is_sound(used, remote):
+            paths.append(str(used))  # by an earlier run
+            continue
+        with fetched(remote, store, folder, remotes[number + 1 : number + 1 + AHEAD]) as path:
+            paths.append(str(path))
+    return paths
+
+
+def _token_files(wanted: Wanted, limit_tokens: int | None) -> tuple[HubStore, list[Remote]]:
+    store = HubStore.at(wanted.name, wanted.revision)
+    found = [r for r in store.find() if Path(r.path).suffix.lower() in SUFFIXES]
+    if not found:
+        raise DataError(
+            "NO-INPUT",
+            f"the dataset {wanted.name} has no {' or '.join(SUFFIXES)} files",
+            do=f"text goes by `outpace prepare huggingface {wanted.name}`",
+        )
+    chosen: list[Remote] = []
+    tokens = 0
+    for remote in found:
+        if split_of(Path(remote.path)) == "val":
+            chosen.append(remote)
+        elif limit_tokens is None or tokens < limit_tokens:
+            chosen.append(remote)
+            tokens += remote.size // 2
+    return store, chosen
+
+
+def find_token_files(patterns: Sequence[str]) -> list[Path]:
+    """Token files behind paths, globs and folders, sorted, each once."""
+    if not patterns:
+        raise UsageError("NO-INPUT", "no --input was given", do="add --input 'PATHS_OR_GLOBS'")
+    found: set[Path] = set()
+    for pattern in patterns:
+        given = Path(pattern).expanduser()
+        names = [given] if given.exists() else sorted(_glob(given))
+        files = [
+            f
+            for name in names
+            for f in (sorted(name.iterdir()) if name.is_dir() else [name])
+            if f.suffix.lower() in SUFFIXES and not _is_index(f)
+        ]
+        if not files:
+            raise DataError(
+                "NO-INPUT",
+                f"no {' or '.join(SUFFIXES)} file matches {pattern!r}",
+                do="check the path; quote globs",
+            )
+        found.update(files)
+    return sorted(found)
+
+
+def _glob(pattern: Path) -> Iterator[Path]:
+    import glob
+
+    yield from map(Path, glob.glob(str(pattern), recursive=True))
+
+
+def _is_index(path: Path) -> bool:
+    with open(path, "rb") as f:
+        return f.read(len(MEGATRON_MAGIC)) == MEGATRON_MAGIC

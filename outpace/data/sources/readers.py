@@ -1,0 +1,345 @@
+"""How the three kinds of local files give documents: text, JSON lines, parquet. Each reader yields
+batches; what it counts on the way (byte-order marks, CRLF, replaced, left out) goes with them.
+"""
+
+import functools
+import json
+import lzma
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from outpace.core.errors import DataError
+from outpace.core.registry import nearest
+from outpace.data.shard_file import check_regular
+from outpace.data.sources import MOST_DOCUMENT_BYTES, Batch, Gather
+from outpace.data.sources.token_columns import holds_tokens, read_tokens
+from outpace.data.sources.unpack import PIECE, SizeLimit, open_input
+
+BOM = "\ufeff"
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+"""How UTF-16 begins; UTF-8 never holds these bytes."""
+SURROGATE = re.compile("[\ud800-\udfff]")
+UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error)
+"""What reading a missing, forbidden, cut or damaged file raises."""
+ROWS = 16
+"""Of a parquet file at once: few, as each may be the same long text, stored once."""
+MEND = "mend or leave out the file"
+OR_REPLACE = "convert it to UTF-8, or choose --errors replace or skip"
+BOMS, CRLFS, REPLACED, SKIPPED = (
+    "byte_order_marks_removed",
+    "files_with_crlf_turned_to_lf",
+    "documents_with_bad_characters_replaced",
+    "bad_documents_left_out",
+)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How documents are taken from files; see FilesSource."""
+
+    text_field: str = "text"
+    errors: str = "strict"
+    separator: str = ""
+    root: str = ""
+    """Folder that the files are named from where their text is counted by file."""
+
+    def label(self, path: Path) -> str:
+        absolute = path.absolute().as_posix()
+        return absolute.removeprefix(self.root.rstrip("/") + "/") if self.root else absolute
+
+
+class BadDocument(DataError):
+    """A document that `--errors skip` leaves out."""
+
+
+def read_texts(paths: Sequence[Path], how: Reading, columns: Sequence[str]) -> Iterator[Batch]:
+    """Text files, each one document, or cut at every `separator`."""
+    gather = Gather()
+    for path in paths:
+        if columns:
+            raise _no_field(path, "there is no column", columns[0], [])
+        try:
+            for data in _pieces(path, how.separator.encode()):
+                text = _text_of(path, data, how, gather)
+                if text is not None and (batch := gather.add(text, label=how.label(path))):
+                    yield batch
+        except UNREADABLE as error:
+            raise fault(path, f"cannot be read: {reason(error)}") from error
+    yield from gather.rest()
+
+
+def _pieces(path: Path, separator: bytes) -> Iterator[bytes]:
+    """The bytes of each document of a text file."""
+    with open_input(path) as f:
+        data = b""
+        for piece in iter(functools.partial(f.read, PIECE), b""):
+            data += piece
+            if separator and separator in data:
+                *whole, data = data.split(separator)
+                yield from whole
+            if len(data) > MOST_DOCUMENT_BYTES:
+                raise DataError(
+                    "DOCUMENT-SIZE",
+                    f"{path}: a document of more than {MOST_DOCUMENT_BYTES >> 20} MiB",
+                    do="cut it into several files, or say with --separator what stands between "
+                    "its documents",
+                )
+    yield data
+
+
+def _text_of(path: Path, data: bytes, how: Reading, gather: Gather) -> str | None:
+    try:
+        text = _decoded(path, data, how, gather)
+    except BadDocument as bad:
+        _skip(bad, how, gather)
+        return None
+    if text.startswith(BOM):
+        gather.note(BOMS)
+        text = text.removeprefix(BOM)
+    if "\r\n" in text:
+        gather.note(CRLFS)
+        text = text.replace("\r\n", "\n")
+    return text
+
+
+def read_jsonl(
+    path: Path, how: Reading, columns: Sequence[str], start: int = 0, end: int | None = None
+) -> Iterator[Batch]:
+    """JSON lines; of a plain file those that begin at the bytes from `start` up to `end`."""
+    gather = Gather(columns, how.label(path))
+    try:
+        with open_input(path) as f:
+            if start:
+                f.seek(start - 1)
+                _pass_line(f)
+                start = f.tell()
+            for at, number, line in _lines(path, f, start, end):
+                content = line.removeprefix(BOM.encode())
+                gather.note(BOMS, len(content) < len(line))
+                if not content.strip():
+                    continue
+                place = _Place(path, start, number, at + len(line) - len(content))
+                try:
+                    text, values = _fields(place, content, how, gather, columns)
+                except BadDocument as bad:
+                    _skip(bad, how, gather)
+                else:
+                    if batch := gather.add(text, values):
+                        yield batch
+    except UNREADABLE as error:
+        raise fault(path, f"cannot be read: {reason(error)}") from error
+    yield from gather.rest()
+
+
+def _lines(
+    path: Path, f: BinaryIO, start: int, end: int | None
+) -> Iterator[tuple[int, int, bytes]]:
+    """(byte it begins at, number counted from `start`, line)."""
+    at, number = start, 0
+    while (end is None or at < end) and (line := f.readline(MOST_DOCUMENT_BYTES + 1)):
+        number += 1
+        if len(line) > MOST_DOCUMENT_BYTES:
+            place = _Place(path, start, number, at)
+            raise DataError(
+                "DOCUMENT-SIZE",
+                f"{place}: byte {at} begins a line of more than {MOST_DOCUMENT_BYTES >> 20} MiB",
+                do="cut it into several documents, or leave it out",
+            )
+        yield at, number, line
+        at += len(line)
+
+
+def _pass_line(f: BinaryIO) -> None:
+    while (part := f.readline(PIECE)) and not part.endswith(b"\n"):
+        pass
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where in a file a line stands: the `number`-th from byte `start` on, its text at `offset`."""
+
+    path: Path
+    start: int
+    number: int
+    offset: int
+
+    @property
+    def line(self) -> int:
+        """Number in the file, which takes reading all that comes before: for messages alone."""
+        before = 0
+        if self.start:
+            with open(self.path, "rb") as f:
+                left = self.start
+                while left and (piece := f.read(min(PIECE, left))):
+                    before += piece.count(b"\n")
+                    left -= len(piece)
+        return before + self.number
+
+    def __str__(self) -> str:
+        return f"{self.path}: line {self.line}"
+
+
+def _fields(
+    place: _Place, data: bytes, how: Reading, gather: Gather, columns: Sequence[str]
+) -> tuple[str, list[Any]]:
+    """Text and columns of a line."""
+    try:
+        record = json.loads(_decoded(place.path, data, how, gather, place))
+    except (ValueError, RecursionError) as error:
+        before = data.decode(errors="replace")[: getattr(error, "pos", 0)]
+        byte = place.offset + len(before.encode())
+        why = getattr(error, "msg", error)
+        raise _bad(f"{place} is not JSON (byte {byte}: {why})") from error
+    if not isinstance(record, dict):
+        raise _bad(f"{place} is {type(record).__name__}, not a JSON object")
+    for name in (how.text_field, *columns):
+        if name not in record:
+            raise _no_field(place, "has no field", name, list(record))
+    text = record[how.text_field]
+    if not isinstance(text, str):
+        raise _bad(f"{place}: {how.text_field!r} is {type(text).__name__}, not text")
+    if b"\\u" in data and (half := SURROGATE.search(text)):
+        if how.errors != "replace":
+            what = f"{place}: a lone surrogate at character {half.start()}"
+            raise _bad(f"{what} of {how.text_field!r}", OR_REPLACE)
+        gather.note(REPLACED)
+        text = SURROGATE.sub("\ufffd", text)
+    return text, [record[name] for name in columns]
+
+
+def _skip(bad: BadDocument, how: Reading, gather: Gather) -> None:
+    """Leave a document out, or refuse it."""
+    if how.errors != "skip":
+        raise bad
+    gather.note(SKIPPED)
+
+
+def _decoded(
+    path: Path, data: bytes, how: Reading, gather: Gather, place: _Place | None = None
+) -> str:
+    """`data` as text, which stands at `place` of the file, or at its beginning."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        offset = place.offset if place else 0
+        utf_16 = offset == 0 and data.startswith(UTF_16)
+        if how.errors == "replace" and not utf_16:
+            gather.note(REPLACED)
+            return data.decode(errors="replace")
+        line = place.line if place else 1 + data.count(b"\n", 0, error.start)
+        why = "the file is UTF-16" if utf_16 else error.reason
+        what = f"{path}: line {line}: byte {offset + error.start} is not UTF-8 ({why})"
+        raise _bad(
+            what, "convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)" if utf_16 else OR_REPLACE
+        ) from error
+
+
+@functools.lru_cache(maxsize=4)
+def _metadata(path: Path, _stamp: str) -> Any:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        return file.metadata
+
+
+def parquet_metadata(path: Path, text_field: str) -> Any:
+    """What a parquet file says of itself; DataError when it is none, or has no such column."""
+    import pyarrow as pa
+
+    try:
+        check_regular(path)
+        metadata = _metadata(path, file_stamp(path))
+    except (pa.ArrowException, ValueError, OSError, EOFError) as error:
+        raise fault(path, f"is not a whole parquet file: {reason(error)}") from error
+    columns = metadata.schema.to_arrow_schema().names
+    if text_field not in columns:
+        raise _no_field(path, "there is no column", text_field, columns)
+    return metadata
+
+
+def read_parquet(
+    path: Path, how: Reading, columns: Sequence[str], groups: Sequence[int] | None = None
+) -> Iterator[Batch]:
+    """Rows of a parquet file, or of some of its row groups; a missing text is an empty document."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    metadata = parquet_metadata(path, how.text_field)
+    names = metadata.schema.to_arrow_schema().names
+    for name in columns:
+        if name not in names:
+            raise _no_field(path, "there is no column", name, names)
+    groups = range(metadata.num_row_groups) if groups is None else groups
+    row = sum(metadata.row_group(n).num_rows for n in range(groups[0])) if groups else 0
+    limit, size = SizeLimit(path), 0
+    gather = Gather(columns, how.label(path))
+    wanted = list(dict.fromkeys([how.text_field, *columns]))
+    try:
+        with pq.ParquetFile(path, metadata=metadata) as file:
+            if holds_tokens(metadata, how.text_field):
+                yield from read_tokens(file, path, how.text_field, groups, columns)
+                return
+            for rows in file.iter_batches(ROWS, row_groups=groups, columns=wanted):
+                texts = rows.column(how.text_field).to_pylist()
+                for n, text in enumerate(texts):
+                    if type(text) is str:
+                        size += len(text)
+                    elif text is None:
+                        texts[n] = ""
+                    else:
+                        what = f"{how.text_field!r} is {type(text).__name__}, not text"
+                        raise fault(path, f"row {row + n + 1}: {what}")
+                row += len(texts)
+                limit.check(size)
+                if batch := gather.extend(texts, [rows.column(c).to_pylist() for c in columns]):
+                    yield batch
+    except (pa.ArrowException, ValueError, *UNREADABLE) as error:
+        what = f"is not a whole parquet file (after row {row}): {reason(error)}"
+        raise fault(path, what) from error
+    yield from gather.rest()
+
+
+def declared_bytes(metadata: Any, field: str, group: int) -> tuple[int, int]:
+    """(compressed, unpacked) bytes that a parquet file says a row group's column has."""
+    rows = metadata.row_group(group)
+    columns = [rows.column(n) for n in range(rows.num_columns)]
+    mine = [c for c in columns if c.path_in_schema.split(".")[0] == field]
+    return (
+        sum(c.total_compressed_size for c in mine),
+        sum(c.total_uncompressed_size for c in mine),
+    )
+
+
+def file_stamp(path: Path) -> str:
+    """Size and time of change; empty for a file that cannot be seen."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ""
+    return f"stat:{status.st_size}:{status.st_mtime_ns}"
+
+
+def reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def fault(path: Path, what: str, do: str = MEND) -> DataError:
+    return DataError("BAD-INPUT", f"{path}: {what}", do=do)
+
+
+def _bad(what: str, do: str = MEND) -> BadDocument:
+    return BadDocument("BAD-INPUT", what, do=do)
+
+
+def _no_field(place: object, what: str, name: str, known: list[str]) -> DataError:
+    joint = " " if what.startswith("has") else ": "
+    return DataError(
+        "BAD-INPUT",
+        f"{place}{joint}{what} {name!r}{nearest(name, known)}; "
+        f"it has {', '.join(known[:20]) or 'none'}",
+        do="name the right one with --text_field",
+    )

@@ -1,0 +1,64 @@
+"""Parquet columns that hold token ids instead of text (lists of integers): they pass by the
+tokenizer. An end-of-text at either end of a row or inside it borders documents, and is left out.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from outpace.core.errors import DataError
+from outpace.data.sources import Batch
+
+END_OF_TEXT = 50256
+"""Of GPT-2, the only vocabulary that such columns are read for."""
+ROWS = 256
+LARGEST = np.iinfo(np.uint16).max
+
+
+def holds_tokens(metadata: Any, field: str) -> bool:
+    """Whether a parquet file's column is one of lists of integers."""
+    import pyarrow as pa
+
+    kind = metadata.schema.to_arrow_schema().field(field).type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return bool(is_list and pa.types.is_integer(kind.value_type))
+
+
+def read_tokens(
+    file: Any, path: Path, field: str, groups: Sequence[int], columns: Sequence[str]
+) -> Iterator[Batch]:
+    """Rows of an open parquet file as documents of tokens. DataError for an id that is no uint16;
+    the vocabulary itself is checked later."""
+    row = sum(file.metadata.row_group(n).num_rows for n in range(groups[0])) if groups else 0
+    wanted = list(dict.fromkeys([field, *columns]))
+    for rows in file.iter_batches(ROWS, row_groups=groups, columns=wanted):
+        lists = rows.column(field).fill_null([])
+        ids = lists.flatten().to_numpy(zero_copy_only=False)
+        lengths = lists.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+        if bad := np.flatnonzero((ids < 0) | (ids > LARGEST))[:1].tolist():
+            at = row + 1 + int(np.searchsorted(np.cumsum(lengths), bad[0], "right"))
+            raise DataError(
+                "TOKEN-RANGE",
+                f"{path}: row {at}: {field!r} holds {ids[bad[0]]}, beyond the vocabulary of GPT-2",
+                do="the tokens are of another vocabulary; prepare the text itself",
+            )
+        row += len(lengths)
+        values = {name: np.array(rows.column(name).to_pylist(), object) for name in columns}
+        yield _documents(ids.astype(np.uint16), lengths, values)
+
+
+def _documents(ids: Any, lengths: Any, values: dict[str, Any]) -> Batch:
+    """Rows cut at every end-of-text; empty parts are left out, but for rows that are all empty."""
+    row_of = np.repeat(np.arange(len(lengths)), lengths)
+    is_end = ids == END_OF_TEXT
+    part = np.cumsum(is_end) + row_of  # equal within a part, and grows from one to the next
+    keep = ~is_end
+    _, first, counts = np.unique(part[keep], return_index=True, return_counts=True)
+    rows = row_of[keep][first]
+    return Batch(
+        columns={name: list(column[rows]) for name, column in values.items()},
+        ids=ids[keep],
+        lengths=counts.astype(np.int64),
+    )

@@ -1,0 +1,205 @@
+"""Where remote files are read: the Hugging Face hub and plain HTTP by the hub's client, all else
+(s3://, gs://, memory://, ...) by fsspec. Each store finds files and reads one from any byte on.
+"""
+
+import logging
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+from urllib.parse import unquote, urlsplit
+
+from outpace.core.crash import first_line
+from outpace.core.errors import DataError, NetworkError, OutpaceError, UsageError
+from outpace.core.hub import CONTACT_S, ask, client, faults, reason
+from outpace.core.network import within
+from outpace.data.downloads import Remote
+
+PIECE = 1 << 20
+LISTING_S = 300
+"""For the list of a repository's or a bucket's files, which may have many pages."""
+
+
+def is_url(name: str) -> bool:
+    """Whether an input is not on this disk."""
+    return "://" in name
+
+
+@dataclass(frozen=True)
+class HttpStore:
+    """Files behind http:// and https:// addresses."""
+
+    def find(self, url: str) -> list[Remote]:
+        """The file at `url`; its size is what the server says."""
+        hub = client("an http address")
+        try:
+            found = ask(CONTACT_S, hub.get_hf_file_metadata, url, token=False)
+        except faults() as error:
+            raise _unreachable(url, error) from error
+        if found.size is None:
+            raise NetworkError(
+                "REMOTE", f"{url}: the server does not say how long it is", do="download it first"
+            )
+        where = urlsplit(url)
+        path = f"{where.hostname}{unquote(where.path)}"
+        return [Remote(path, url, found.size, version=found.etag or "")]
+
+    def read(self, remote: Remote, out: BinaryIO, start: int) -> None:
+        from huggingface_hub.file_download import http_get
+        from huggingface_hub.utils import disable_progress_bars
+
+        disable_progress_bars("huggingface_hub.http_get")
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # we say it, in one line
+        http_get(
+            remote.url,
+            out,
+            resume_size=start,
+            headers=self.headers(),
+            expected_size=remote.size,
+        )
+
+    def headers(self) -> dict[str, str]:
+        return {}
+
+    def faults(self) -> tuple[type[BaseException], ...]:
+        return faults()
+
+    def at_hand(self, remote: Remote) -> Path | None:
+        return None
+
+
+@dataclass(frozen=True)
+class HubStore(HttpStore):
+    """Files of one commit of a dataset on the hub (or a mirror: HF_ENDPOINT; with HF_TOKEN)."""
+
+    name: str
+    commit: str
+
+    @classmethod
+    def at(cls, name: str, revision: str = "main") -> "HubStore":
+        """The dataset as `revision`, a branch, tag or commit, has it now."""
+        hub = client(f"the dataset {name}")
+        found = _ask_hub(CONTACT_S, name, hub.HfApi().dataset_info, name, revision=revision)
+        return cls(name, found.sha)
+
+    def find(self, under: str = "") -> list[Remote]:
+        """Every file below the folder `under`, by path, with size and hash."""
+        hub = client(f"the dataset {self.name}")
+
+        def tree() -> list[Any]:
+            return list(
+                hub.HfApi().list_repo_tree(
+                    self.name,
+                    path_in_repo=under or None,
+                    recursive=True,
+                    revision=self.commit,
+                    repo_type="dataset",
+                )
+            )
+
+        found = _ask_hub(LISTING_S, self.name, tree)
+        files = [f for f in found if hasattr(f, "size")]  # the rest are folders
+        return [
+            Remote(
+                f.path,
+                hub.hf_hub_url(self.name, f.path, repo_type="dataset", revision=self.commit),
+                f.lfs.size if f.lfs else f.size,
+                f"sha256:{f.lfs.sha256}" if f.lfs else f"git:{f.blob_id}",
+            )
+            for f in sorted(files, key=lambda f: str(f.path))
+        ]
+
+    def headers(self) -> dict[str, str]:
+        return dict(client(self.name).utils.build_hf_headers())
+
+    def at_hand(self, remote: Remote) -> Path | None:
+        """In the hub's own cache, from an earlier download by whomever."""
+        found = client(self.name).try_to_load_from_cache(
+            self.name, remote.path, revision=self.commit, repo_type="dataset"
+        )
+        return Path(found) if isinstance(found, str) else None
+
+
+@dataclass(frozen=True)
+class FsspecStore:
+    """Whatever fsspec has a protocol for."""
+
+    protocol: str
+
+    @cached_property
+    def files(self) -> Any:
+        import fsspec
+
+        try:
+            return fsspec.filesystem(self.protocol)
+        except (ImportError, ValueError) as error:
+            raise UsageError(
+                "NO-PROTOCOL",
+                f"{self.protocol}:// cannot be used here: {first_line(error)}",
+                do="install what is named (s3:// needs s3fs, gs:// gcsfs), or check the address",
+            ) from error
+
+    def find(self, url: str) -> list[Remote]:
+        """What a path, glob or folder names, by path."""
+        try:
+            names = within(LISTING_S, self._names, url)
+            found = [within(LISTING_S, self.files.info, name) for name in names]
+        except OutpaceError:
+            raise
+        except Exception as error:  # each protocol has its own errors
+            raise _unreachable(url, error) from error
+        if not found:
+            raise DataError("NO-INPUT", f"no file matches {url!r}", do="check the address")
+        return [
+            Remote(
+                PurePosixPath(str(f["name"])).as_posix().lstrip("/"),
+                self.files.unstrip_protocol(f["name"]),
+                int(f["size"]),
+                version=str(f.get("ETag") or f.get("etag") or f.get("md5Hash") or ""),
+            )
+            for f in sorted(found, key=lambda f: str(f["name"]))
+            if f["type"] == "file"
+        ]
+
+    def _names(self, url: str) -> list[str]:
+        path = self.files._strip_protocol(url)
+        found = self.files.glob(path) if set(path) & set("*?[") else self.files.find(path)
+        return [str(name) for name in found]
+
+    def read(self, remote: Remote, out: BinaryIO, start: int) -> None:
+        with self.files.open(remote.url, "rb") as f:
+            f.seek(start)
+            shutil.copyfileobj(f, out, PIECE)
+
+    def faults(self) -> tuple[type[BaseException], ...]:
+        return (Exception,)  # each protocol has its own
+
+    def at_hand(self, remote: Remote) -> Path | None:
+        return None
+
+
+def store_of(url: str) -> HttpStore | FsspecStore:
+    """The store that reads `url`."""
+    protocol = url.partition("://")[0].lower()
+    return HttpStore() if protocol in ("http", "https") else FsspecStore(protocol)
+
+
+def _ask_hub(seconds: float, name: str, call: Any, *args: Any, **options: Any) -> Any:
+    try:
+        return ask(seconds, call, *args, **options)
+    except faults() as error:
+        raise NetworkError(
+            "HUB",
+            f"cannot ask the hub for the dataset {name}: {reason(error)}",
+            do="check the name and the network (HF_ENDPOINT names a mirror, HF_TOKEN opens a gated "
+            "dataset); offline: download it elsewhere and name it with --input",
+        ) from error
+
+
+def _unreachable(url: str, error: BaseException) -> NetworkError | DataError:
+    if isinstance(error, FileNotFoundError):
+        return DataError("NO-INPUT", f"there is no {url}", do="check the address")
+    return NetworkError(
+        "REMOTE", f"cannot ask for {url}: {reason(error)}", do="check the address and the network"
+    )

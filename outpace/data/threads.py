@@ -1,0 +1,186 @@
+"""The engine of one machine: threads of this process. Everything heavy (parquet, tokenising,
+hashing) releases the GIL, and there is nothing to pickle, to fork or to spawn.
+
+A thread takes the earliest chunk that nobody reads just now, reads one batch, lets go of the chunk
+and encodes the batch. So one long compressed stream keeps all threads busy, as do many small files,
+and only a bounded number of pieces waits for the consumer.
+"""
+
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from outpace.data.encode import Piece, Work, batch_len, batches, encode
+from outpace.data.sources import Batch, Chunk
+
+STOP_S = 2
+"""For all threads to end in."""
+MOST_HELD = 64 * 2**20
+"""Bytes of tokens that wait for the consumer, about."""
+Task = tuple[int, Chunk, int]
+"""Number of a chunk, the chunk, and how many of its documents are not wanted."""
+
+
+@dataclass
+class _Open:
+    """A chunk that is being read."""
+
+    number: int
+    chunk: Chunk
+    skip: int
+    batches: Iterator[tuple[int, Batch]]
+    reading: bool = False
+    read_to_end: bool = False
+    taken: int = 0
+    """Pieces begun, and those given to the consumer."""
+    given: int = 0
+    ready: dict[int, Piece | BaseException] = field(default_factory=dict)
+
+
+class ThreadEngine:
+    """Pieces of chunks in order, made by `workers` threads."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+
+    def __call__(
+        self, tasks: Sequence[Task], work: Work
+    ) -> Generator[tuple[int, Piece], None, None]:
+        run = _Run(tasks, work, self.workers)
+        try:
+            yield from run.results()
+        finally:
+            run.stop()
+
+
+class _Run:
+    def __init__(self, tasks: Sequence[Task], work: Work, workers: int) -> None:
+        self._tasks, self._work = iter(tasks), work
+        self._most = 4 * workers
+        """Pieces begun and not yet given."""
+        self._begun = self._held = 0
+        self._open: list[_Open] = []
+        self._stopped = self._no_more = False
+        self._change = threading.Condition()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"outpace-prepare-{n}", daemon=True)
+            for n in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        with self._change:
+            self._stopped = True
+            self._change.notify_all()
+        end = time.monotonic() + STOP_S
+        for thread in self._threads:  # one that hangs in a read, or waits for a download, is left
+            thread.join(timeout=max(0.0, end - time.monotonic()))
+
+    def results(self) -> Iterator[tuple[int, Piece]]:
+        while (result := self._next()) is not None:
+            number, piece = result
+            if isinstance(piece, BaseException):
+                raise piece
+            yield number, piece
+
+    def _next(self) -> tuple[int, Piece | BaseException] | None:
+        with self._change:
+            while True:
+                if not self._open:
+                    if self._no_more:
+                        return None
+                elif (head := self._open[0]).given in head.ready:
+                    piece = head.ready.pop(head.given)
+                    head.given += 1
+                    self._begun -= 1
+                    self._held -= _size(piece)
+                    self._change.notify_all()
+                    return head.number, piece
+                elif head.read_to_end and head.given == head.taken:
+                    self._open.pop(0)
+                    self._change.notify_all()
+                    continue
+                self._change.wait()
+
+    def _run(self) -> None:
+        while (chunk := self._claim()) is not None:
+            place, batch = self._read(chunk)
+            if batch is None:
+                continue
+            piece: Piece | BaseException
+            try:
+                piece = encode(chunk.chunk, batch[0], batch[1], self._work)
+            except BaseException as error:  # tiktoken's panics are no Exception
+                piece = error
+            with self._change:
+                chunk.ready[place] = piece
+                self._held += _size(piece)
+                self._change.notify_all()
+
+    def _claim(self) -> _Open | None:
+        """The earliest chunk that is not being read, or None at the end."""
+        with self._change:
+            while not self._stopped:
+                room = self._begun < self._most and self._held < MOST_HELD
+                if room or not self._head_is_busy():
+                    for chunk in self._open:
+                        if not chunk.reading and not chunk.read_to_end:
+                            return self._mark(chunk)
+                    if len(self._open) < self._most and (new := self._begin()) is not None:
+                        return self._mark(new)
+                    if self._no_more and all(c.read_to_end for c in self._open):
+                        return None
+                self._change.wait()
+            return None
+
+    def _mark(self, chunk: _Open) -> _Open:
+        chunk.reading = True
+        self._begun += 1
+        return chunk
+
+    def _head_is_busy(self) -> bool:
+        """Whether the consumer will get its next piece without another one being begun."""
+        return not self._open or self._open[0].given < self._open[0].taken or self._open[0].reading
+
+    def _begin(self) -> _Open | None:
+        task = next(self._tasks, None)
+        if task is None:
+            self._no_more = True
+            self._change.notify_all()
+            return None
+        number, chunk, skip = task
+        self._open.append(_Open(number, chunk, skip, batches(chunk, self._work)))
+        return self._open[-1]
+
+    def _read(self, chunk: _Open) -> tuple[int, tuple[int, Batch] | None]:
+        """The next batch of a chunk, and its place among the chunk's pieces; at the end, None."""
+        batch: tuple[int, Batch] | None = None
+        fault: BaseException | None = None
+        try:
+            for batch in chunk.batches:
+                if batch[0] + batch_len(batch[1]) > chunk.skip or not chunk.skip:
+                    break
+            else:
+                batch = None
+        except BaseException as error:
+            fault = error
+        with self._change:
+            chunk.reading = False
+            place = chunk.taken
+            if fault is not None:
+                chunk.ready[place] = fault
+                batch = None
+            if batch is None:
+                chunk.read_to_end = True
+            if batch is not None or fault is not None:
+                chunk.taken += 1
+            else:
+                self._begun -= 1
+            self._change.notify_all()
+        return place, batch
+
+
+def _size(piece: Piece | BaseException) -> int:
+    return piece.ids.nbytes if isinstance(piece, Piece) else 0
