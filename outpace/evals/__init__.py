@@ -16,9 +16,15 @@ class LanguageModel(Protocol):
 
     shape: GPT2Shape
 
-    def hidden(self, idx: torch.Tensor) -> torch.Tensor: ...
+    def hidden(
+        self, idx: torch.Tensor, *, positions: torch.Tensor, visible: torch.Tensor
+    ) -> torch.Tensor:
+        """idx, positions (B, T), visible (B, T, T) -> (B, T, C)."""
+        ...
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(N, C) -> (N, V)."""
+        ...
 
 
 def always() -> bool:

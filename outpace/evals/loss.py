@@ -4,7 +4,7 @@ depend on the tokenizer.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from outpace.core.errors import OutOfMemory
 from outpace.evals import KeepGoing, always
+from outpace.evals.memory import in_halves, no_memory
 from outpace.runtime.distributed import Group
 from outpace.runtime.precision import autocast
 
@@ -49,27 +51,39 @@ def validation_loss(
     keep_going: KeepGoing = always,
 ) -> Loss | None:
     """Score `tokens` targets. `loss_sum(idx, targets)` is the model's summed loss, `read(start,
-    out)` fills `out` from the split's stream. None if it was told to stop."""
+    out)` fills `out` from the split's stream. None if it was told to stop. A batch that does not
+    fit in memory is scored in halves; OutOfMemory, on all processes, when one window does not fit.
+    """
     width = min(context, tokens)
     batch_size = batch_size or max(1, BATCH_TOKENS // width)
     windows = tokens // width
     bytes_of = np.asarray(token_bytes, np.int64)
     ranks = group.ranks
-    total = torch.zeros(3, dtype=torch.float64, device=device)  # nats, bytes, interrupted
-    mine = range(ranks.rank, windows, ranks.world_size)
-    for first in range(0, len(mine), batch_size):
-        if not keep_going():
-            total[2] += 1
-            break
-        chosen = mine[first : first + batch_size]
+    total = torch.zeros(4, dtype=torch.float64, device=device)  # nats, bytes, interrupted, failed
+
+    def score(chosen: Sequence[int]) -> None:
         rows = np.empty((len(chosen), width + 1), np.uint16)
         for row, window in zip(rows, chosen, strict=True):
             read(window * width, row)
         idx = torch.from_numpy(rows.astype(np.int64)).to(device)  # (B, T + 1)
         with autocast(device, precision):
-            total[0] += loss_sum(idx[:, :-1], idx[:, 1:]).double()
+            nats = loss_sum(idx[:, :-1], idx[:, 1:])
+        total[0] += nats.double()
         total[1] += int(bytes_of[rows[:, 1:]].sum())
-    nats, n_bytes, interrupted = group.sum(total).tolist()
+
+    mine = range(ranks.rank, windows, ranks.world_size)
+    for first in range(0, len(mine), batch_size):
+        if not keep_going():
+            total[2] += 1
+            break
+        try:
+            in_halves(score, mine[first : first + batch_size])
+        except OutOfMemory:  # told to the other processes first, who wait below
+            total[3] += 1
+            break
+    nats, n_bytes, interrupted, failed = group.sum(total).tolist()
+    if failed:
+        raise no_memory()
     if interrupted:
         return None
     mean = nats / (windows * width)

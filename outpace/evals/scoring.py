@@ -1,79 +1,148 @@
-"""Log-likelihoods of continuations. Only the positions that predict a continuation go through the
-output head, which is most of the work of a small model.
+"""Log-likelihoods of continuations. A context is read once for all that may follow it, many
+questions stand in a row (`packing.py`), and only the positions that predict a continuation go
+through the output head, which is most of the work of a small model.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import torch
 
+from outpace.core.errors import OutOfMemory
 from outpace.evals import KeepGoing, LanguageModel, always
+from outpace.evals.memory import in_halves, no_memory
+from outpace.evals.packing import Batch, Request, Tree, arrays, pack, trees
+from outpace.runtime.distributed import Group
 from outpace.runtime.precision import autocast
+
+BATCH_TOKENS = {"cuda": 32_768, "cpu": 4096}
+"""Tokens read at once, by device."""
+HEAD_ROWS = {"cuda": 8192, "cpu": 512}
+"""Positions that go through the head at once; their logits take 3.3 GB and 0.1 GB at most."""
+
+T = TypeVar("T")
+Hidden = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Request:
-    """Score `continuation` after `context`, both token ids; the context is never empty."""
+class Scores:
+    """Of each request's continuations, in their order."""
 
-    context: list[int]
-    continuation: list[int]
+    log_likelihoods: list[list[float]]
+    """Sum of log p(token | all before it) in nats."""
+    greedy: list[list[bool]]
+    """Whether every token was the most likely one; all False when it was not asked for."""
+    forward_tokens: int
+    """Tokens read for it by all processes together, padding included."""
+
+
+def compiled_hidden(model: LanguageModel) -> Hidden:
+    """The model's hidden states, compiled for each of the few shapes that `score` reads."""
+    compiled: Hidden = torch.compile(model.hidden, dynamic=False)
+    return compiled
 
 
 @torch.inference_mode()
-def log_likelihoods(
+def score(
     model: LanguageModel,
     requests: Sequence[Request],
     *,
     device: torch.device,
     precision: str,
-    batch_tokens: int = 4096,
+    group: Group,
+    greedy: bool = False,
+    batch_tokens: int | None = None,
     keep_going: KeepGoing = always,
-) -> list[float] | None:
-    """Sum of log p(token | all before it) in nats over each request's continuation.
+    hidden: Hidden | None = None,
+) -> Scores | None:
+    """Score all requests, each process its share, each getting all results. None if one was told to
+    stop. `hidden` is the model's, perhaps compiled: the shapes it sees are few.
 
-    Requests longer than the model's context lose the start of theirs. Rows of similar length share
-    a batch of about `batch_tokens`; the padding behind a row cannot reach it, attention is causal.
+    Requests longer than the model's context lose the start of theirs. A batch that does not fit in
+    memory is scored in halves; OutOfMemory, on all processes, when one row does not fit.
     """
-    rows = [_row(r, model.shape.context) for r in requests]
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
-    scores = [0.0] * len(rows)
-    for chosen in _batches(order, [len(row) for row, _ in rows], batch_tokens):
+    ranks = group.ranks
+    counts = [len(r.continuations) for r in requests]
+    # nats and misses of each continuation; tokens read, processes that stopped or failed
+    totals = torch.zeros(2 * sum(counts) + 3, dtype=torch.float64, device=device)
+    nats, misses, books = totals.split([sum(counts), sum(counts), 3])
+    every = trees(requests, model.shape.context)
+    mine: list[Tree] = sorted(every, key=len)[ranks.rank :: ranks.world_size]
+    budget = batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
+    read = hidden or model.hidden
+
+    def work(width: int, rows: Sequence[list[Tree]]) -> None:
+        log_p, missed, to = _predict(
+            model, read, Batch(width, list(rows)), device, precision, greedy
+        )
+        nats.index_add_(0, to, log_p)
+        misses.index_add_(0, to, missed)
+        books[0] += len(rows) * width
+
+    for batch in pack(mine, budget):
         if not keep_going():
-            return None
-        longest = _round_up(max(len(rows[i][0]) for i in chosen), model.shape.context, device)
-        padded = [rows[i][0] + [0] * (longest - len(rows[i][0])) for i in chosen]
-        idx = torch.tensor(padded, device=device)  # (B, T)
-        spans = [range(rows[i][1] - 1, len(rows[i][0]) - 1) for i in chosen]
-        b = torch.tensor([j for j, span in enumerate(spans) for _ in span], device=device)
-        t = torch.tensor([p for span in spans for p in span], device=device)
-        with autocast(device, precision):
-            logits = model.logits(model.hidden(idx[:, :-1])[b, t])  # (N, V)
-        log_p = logits.float().log_softmax(-1).gather(-1, idx[b, t + 1, None]).squeeze(-1)
-        sums = torch.zeros(len(chosen), dtype=torch.float64, device=device)
-        sums.index_add_(0, b, log_p.double())
-        for i, score in zip(chosen, sums.tolist(), strict=True):
-            scores[i] = score
-    return scores
+            books[1] += 1
+            break
+        try:
+            in_halves(partial(work, batch.width), batch.rows)
+        except OutOfMemory:  # told to the other processes first, who wait below
+            books[2] += 1
+            break
+    values = group.sum(totals).tolist()
+    tokens, stopped, failed = values[-3:]
+    if failed:
+        raise no_memory()
+    if stopped:
+        return None
+    n = sum(counts)
+    hits = [bool(greedy and not m) for m in values[n : 2 * n]]
+    return Scores(_parted(values[:n], counts), _parted(hits, counts), int(tokens))
 
 
-def _round_up(length: int, context: int, device: torch.device) -> int:
-    """On a GPU, few different shapes: cuDNN's attention builds a plan for each, in some 30 ms."""
-    multiple = 32 if device.type == "cuda" else 1
-    return min(context, -(-(length - 1) // multiple) * multiple) + 1
+def _predict(
+    model: LanguageModel,
+    read: Hidden,
+    batch: Batch,
+    device: torch.device,
+    precision: str,
+    greedy: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of each predicted token (N,): log p, 1 where another was likelier, the index of its score."""
+    numbers = arrays(batch)
+    idx, positions, question, branch = torch.from_numpy(numbers.layout).to(device)  # (B, T)
+    places, tokens, to = torch.from_numpy(numbers.predictions).to(device)  # (N,)
+    visible = _visible(question, branch)  # (B, T, T)
+    log_p = torch.zeros(len(places), dtype=torch.float64, device=device)
+    missed = torch.zeros_like(log_p)
+    rows = HEAD_ROWS.get(device.type, HEAD_ROWS["cpu"])
+    with autocast(device, precision):
+        h = read(idx, positions=positions, visible=visible).flatten(0, 1)  # (B T, C)
+        for first in range(0, len(places), rows):
+            chunk = slice(first, first + rows)
+            logits = model.logits(h[places[chunk]])  # (n, V)
+            token = tokens[chunk, None]
+            log_p[chunk] = logits.float().log_softmax(-1).gather(-1, token).squeeze(-1).double()
+            if greedy:
+                missed[chunk] = (logits.argmax(-1) != token.squeeze(-1)).double()
+    return log_p, missed, to
 
 
-def _row(request: Request, context: int) -> tuple[list[int], int]:
-    """The tokens to read, at most `context` + 1, and where the continuation begins in them."""
-    row = (request.context + request.continuation)[-(context + 1) :]
-    return row, max(1, len(row) - len(request.continuation))
+def _visible(question: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
+    """question, branch (B, T) -> (B, T, T): a token sees those before it of its own question, if
+    they are of the context or of its own branch."""
+    T = question.size(1)
+    before = torch.ones(T, T, dtype=torch.bool, device=question.device).tril()
+    same = question[:, :, None] == question[:, None, :]
+    shared = (branch[:, None, :] == 0) | (branch[:, :, None] == branch[:, None, :])
+    return before & same & shared
 
 
-def _batches(order: list[int], lengths: list[int], batch_tokens: int) -> Iterable[list[int]]:
-    batch: list[int] = []
-    for i in order:  # by rising length, so the newest row is the longest
-        if batch and (len(batch) + 1) * lengths[i] > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
+def _parted(values: list[T], counts: list[int]) -> list[list[T]]:
+    """`values` in lists of `counts`."""
+    out, at = [], 0
+    for n in counts:
+        out.append(values[at : at + n])
+        at += n
+    return out

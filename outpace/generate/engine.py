@@ -1,6 +1,9 @@
-"""Autoregressive generation with a KV cache: the prompt in one pass, then a token a step."""
+"""Autoregressive generation with a KV cache: the prompt in one pass, for one sample whatever their
+number, then a token a step for all of them.
+"""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
@@ -9,41 +12,76 @@ from outpace.model.cache import KVCache
 from outpace.model.gpt2 import GPT2
 
 
+class Step(NamedTuple):
+    """One more token of every sample."""
+
+    tokens: torch.Tensor
+    """(B,) int64, on the CPU."""
+    logits: torch.Tensor
+    """(B, V): what the tokens were drawn from, on the model's device."""
+
+
 @torch.inference_mode()
 def generate(
     model: GPT2,
-    prompt: list[int],
+    prompt: list[int] | torch.Tensor,
     *,
     max_new_tokens: int,
     how: Sampling,
     generator: torch.Generator,
     num_samples: int = 1,
     use_cache: bool = True,
-) -> Iterator[torch.Tensor]:
-    """Yield the next token of each sample, (num_samples,) int64 on the CPU, step by step.
+    beyond_context: str = "slide",
+) -> Iterator[Step]:
+    """Yield the next token of each sample, step by step. `prompt` is the ids that all samples begin
+    with, or (B, T), a prompt of its own for each of B samples.
 
-    When the context is full, its last half becomes the new beginning. `use_cache` changes the
-    speed, not the tokens.
+    When the context is full, its last half becomes the new beginning (`slide`), or generation ends
+    (`stop`). Each sample draws from a generator of its own, seeded by `generator`: a sample does
+    not depend on how many others there are, but for rounding. `use_cache` changes the speed, not
+    the tokens.
     """
-    device = next(model.parameters()).device
-    dtype = next(model.parameters()).dtype
-    context = model.shape.context
-    text = torch.tensor([prompt] * num_samples, dtype=torch.int64, device=device)
-    text = text[:, -context:]  # (B, T)
+    context, device = model.shape.context, next(model.parameters()).device
+    text = prompt if isinstance(prompt, torch.Tensor) else torch.tensor([prompt])
+    batch = num_samples if text.size(0) == 1 else text.size(0)
+    seeds = torch.randint(2**62, (batch,), generator=generator).tolist()
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    text = text.to(device, torch.int64)[:, -context:]  # (1 or B, T)
     cache, unread = None, text
-    for _ in range(max_new_tokens):
+    for step in range(max_new_tokens):
         if text.size(1) > context:
+            if beyond_context == "stop":
+                return
             text = text[:, -(context // 2 or 1) :]
             cache, unread = None, text
-        if use_cache:
-            cache = cache or KVCache(model.shape, num_samples, device, dtype)
+        if not use_cache:
+            hidden = model.hidden(text)
+        elif cache is None:
+            room = min(context, text.size(1) + max_new_tokens - step)
+            cache = _cache(model, text.size(0), room)
             hidden = model.hidden(unread, cache)
         else:
-            hidden = model.hidden(text)
-        token = draw(model.logits(hidden[:, -1]), how, generator)  # (B, 1)
-        yield token.squeeze(-1)
+            hidden = model.hidden(unread, cache)
+        logits = model.logits(hidden[:, -1])  # (1 or B, V)
+        if step == 0:  # from here on the samples differ
+            logits, text = logits.expand(batch, -1), text.expand(batch, -1)
+            cache = cache.repeated(batch) if cache is not None else None
+        token = draw(logits, how, uniform(generators, how))  # (B, 1)
+        yield Step(token.squeeze(-1).cpu(), logits)
         unread = token.to(device)
         text = torch.cat((text, unread), dim=1)
+
+
+def uniform(generators: list[torch.Generator], how: Sampling) -> torch.Tensor | None:
+    """A number from [0, 1) of each generator, (B, 1); None where nothing is left to chance."""
+    if how.temperature == 0:
+        return None
+    return torch.stack([torch.rand(1, generator=g, dtype=torch.float64) for g in generators])
+
+
+def _cache(model: GPT2, batch: int, room: int) -> KVCache:
+    parameter = next(model.parameters())
+    return KVCache(model.shape, batch, parameter.device, parameter.dtype, room)
 
 
 def complete(
@@ -69,13 +107,13 @@ def complete(
     )
     samples: list[list[int]] = [[] for _ in range(num_samples)]
     open_samples = set(range(num_samples))
-    for tokens in steps:
+    for step in steps:
+        tokens = step.tokens.tolist()
         for i in sorted(open_samples):
-            token = int(tokens[i])
-            if token == stop_token:
+            if tokens[i] == stop_token:
                 open_samples.discard(i)
             else:
-                samples[i].append(token)
+                samples[i].append(tokens[i])
         if not open_samples:
             break
     return samples

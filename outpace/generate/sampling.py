@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from outpace.core.errors import NumericsError
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -36,6 +38,13 @@ def probabilities(logits: torch.Tensor, how: Sampling) -> torch.Tensor:
     return p
 
 
-def draw(logits: torch.Tensor, how: Sampling, generator: torch.Generator) -> torch.Tensor:
-    """logits (B, V) -> next tokens (B, 1). Drawn on the CPU, so a seed means the same anywhere."""
-    return torch.multinomial(probabilities(logits, how).cpu(), 1, generator=generator)
+def draw(logits: torch.Tensor, how: Sampling, uniform: torch.Tensor | None) -> torch.Tensor:
+    """logits (B, V), uniform (B, 1) from [0, 1) in fp64 -> next tokens (B, 1) on the CPU: the first
+    whose cumulated probability exceeds the number, so that a seed means the same anywhere. None
+    takes the most likely. NumericsError when the model answers with something else than numbers."""
+    if not logits.amax(-1).isfinite().all():
+        raise NumericsError("NOT-FINITE", "the model's logits are not finite", do="use another")
+    if uniform is None:
+        return logits.argmax(-1, keepdim=True).cpu()
+    cumulated = probabilities(logits, how).cpu().double().cumsum(-1)
+    return torch.searchsorted(cumulated, uniform * cumulated[:, -1:], right=True)

@@ -4,41 +4,54 @@ The names are the same but for the prefix `transformer.`; the four linear maps o
 transposed there (`Conv1D`), and the vocabulary is not padded.
 """
 
+import contextlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 
 from outpace.config.presets import GPT2Shape
 from outpace.core.errors import CheckpointError
+from outpace.interop.declared import check_shape, check_tensors
+from outpace.interop.vocabulary import cropped, padded
 from outpace.model.gpt2 import GPT2
 
 PREFIX = "transformer."
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+INDEX = WEIGHTS + ".index.json"
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+LEFT_OUT = ("lm_head.weight", ".attn.bias", ".attn.masked_bias")
+"""Ends of names: the head, tied to wte, and buffers of old versions."""
+FLOATS = ("F64", "F32", "F16", "BF16")
+MOST_CONFIG_BYTES = 1024 * 1024
 Tensors = dict[str, torch.Tensor]
 
 
 def is_folder(path: Path) -> bool:
     """Whether `path` looks like a Hugging Face model folder."""
-    return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
+    return (path / CONFIG).is_file() and any((path / name).is_file() for name in (WEIGHTS, INDEX))
+
+
+def why_not_folder(path: Path) -> str:
+    """What a folder that is not one lacks, as the end of a sentence; empty if it is like none."""
+    if (path / "pytorch_model.bin").is_file():
+        return "; pytorch_model.bin is a pickle, which could run code: save it as safetensors"
+    return f"; {CONFIG} is there without {WEIGHTS}" if (path / CONFIG).is_file() else ""
 
 
 def read_shape(path: Path) -> GPT2Shape:
     """Shape in config.json; CheckpointError for anything but plain GPT-2."""
     try:
-        config: dict[str, Any] = json.loads((path / CONFIG).read_text())
-        shape = GPT2Shape(
-            int(config["n_layer"]),
-            int(config["n_head"]),
-            int(config["n_embd"]),
-            int(config["n_positions"]),
-            int(config["vocab_size"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if (path / CONFIG).stat().st_size > MOST_CONFIG_BYTES:
+            raise ValueError("it is too large")
+        config: dict[str, Any] = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        keys = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
+        shape = check_shape(GPT2Shape(*(config[key] for key in keys)))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _fault(
             path, f"config.json is not GPT-2's ({type(error).__name__}: {error})"
         ) from error
@@ -60,31 +73,54 @@ def read_shape(path: Path) -> GPT2Shape:
 
 
 def read_folder(path: Path) -> tuple[GPT2Shape, Tensors]:
-    """Shape and weights, under outpace's names, of a folder that transformers saved."""
+    """Shape and weights, under outpace's names, of a folder that transformers saved. What its
+    header declares is compared with the shape before a tensor is read."""
     shape = read_shape(path)
     try:
-        with safe_open(path / WEIGHTS, "pt"):
-            pass
-        theirs = load_file(path / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise _fault(path, f"{WEIGHTS} cannot be read ({error})") from error
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(safe_open(path / f, "pt")) for f in _weight_files(path)]
+            where = {k: f for f in files for k in f.keys() if not k.endswith(LEFT_OUT)}  # noqa: SIM118
+            found, types = {}, {}
+            for full_name, file in where.items():
+                name = full_name.removeprefix(PREFIX)
+                part = file.get_slice(full_name)
+                size = tuple(part.get_shape())
+                found[name] = size[::-1] if name.endswith(TRANSPOSED) else size
+                types[name] = part.get_dtype()
+            check_tensors(shape, found, padded=False)
+            if odd := [f"{name} is {t}" for name, t in types.items() if t not in FLOATS]:
+                raise ValueError(f"{odd[0]}, not of floating-point numbers")
+            theirs = {k: file.get_tensor(k) for k, file in where.items()}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise _fault(path, f"{WEIGHTS} cannot be used ({error})") from error
     return shape, from_huggingface(theirs, shape)
+
+
+def _weight_files(path: Path) -> list[str]:
+    """The one file of the weights, or those that the index of a large model names."""
+    if (path / WEIGHTS).is_file():
+        return [WEIGHTS]
+    if (path / INDEX).stat().st_size > MOST_CONFIG_BYTES:
+        raise ValueError(f"{INDEX} is too large")
+    try:
+        names = set(json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+        if not all(SHARD.fullmatch(name) for name in names):
+            raise ValueError("it names a file that no shard is called")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{INDEX}: {error}") from error
+    return sorted(names)
 
 
 def from_huggingface(theirs: Tensors, shape: GPT2Shape) -> Tensors:
     """Their tensors as ours: fp32, transposed where theirs are, the vocabulary zero-padded."""
     ours = {}
     for full_name, tensor in theirs.items():
+        if full_name.endswith(LEFT_OUT):
+            continue
         name = full_name.removeprefix(PREFIX)
-        if name in ("lm_head.weight",) or name.endswith((".attn.bias", ".attn.masked_bias")):
-            continue  # tied to wte, and buffers of old versions
         tensor = tensor.float()
         ours[name] = tensor.t().contiguous() if name.endswith(TRANSPOSED) else tensor
-    wte = ours.get("wte.weight")
-    if wte is not None:
-        padding = wte.new_zeros(shape.padded_vocab_size - wte.size(0), wte.size(1))
-        ours["wte.weight"] = torch.cat((wte, padding))
-    return ours
+    return ours | {"wte.weight": padded(ours["wte.weight"], shape)}
 
 
 def to_huggingface(ours: Tensors, shape: GPT2Shape) -> Tensors:
@@ -92,15 +128,28 @@ def to_huggingface(ours: Tensors, shape: GPT2Shape) -> Tensors:
     theirs = {}
     for name, tensor in ours.items():
         tensor = tensor.t().contiguous() if name.endswith(TRANSPOSED) else tensor
-        theirs[PREFIX + name] = tensor[: shape.vocab_size] if name == "wte.weight" else tensor
+        theirs[PREFIX + name] = cropped(tensor, shape) if name == "wte.weight" else tensor
     return theirs
 
 
 def transformers_model(weights: Tensors, shape: GPT2Shape) -> Any:
     """transformers' own GPT2LMHeadModel holding these weights (outpace's names), in eval mode."""
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import GPT2LMHeadModel
 
-    config = GPT2Config(
+    model = GPT2LMHeadModel(transformers_config(shape)).eval()
+    theirs = to_huggingface(weights, shape)
+    missing, unexpected = model.load_state_dict(theirs, strict=False)
+    if unexpected or set(missing) - {"lm_head.weight"}:
+        raise CheckpointError("CONVERT", f"transformers misses {missing}, rejects {unexpected}")
+    model.tie_weights()
+    return model
+
+
+def transformers_config(shape: GPT2Shape) -> Any:
+    """transformers' GPT2Config for that shape."""
+    from transformers import GPT2Config
+
+    return GPT2Config(
         vocab_size=shape.vocab_size,
         n_positions=shape.context,
         n_embd=shape.n_embd,
@@ -113,25 +162,41 @@ def transformers_model(weights: Tensors, shape: GPT2Shape) -> Any:
         eos_token_id=shape.vocab_size - 1,
         architectures=["GPT2LMHeadModel"],
     )
-    model = GPT2LMHeadModel(config).eval()
-    theirs = to_huggingface(weights, shape)
-    missing, unexpected = model.load_state_dict(theirs, strict=False)
-    if unexpected or set(missing) - {"lm_head.weight"}:
-        raise CheckpointError("CONVERT", f"transformers misses {missing}, rejects {unexpected}")
-    model.tie_weights()
-    return model
+
+
+def as_transformers_reads(folder: Path) -> Any:
+    """The GPT-2 of a folder by transformers' own reading, in fp32."""
+    from transformers import GPT2LMHeadModel
+
+    return GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+
+
+def write_card(folder: Path, source: str, step: int | None) -> None:
+    """Write the model card: what it is, where it is from, how it was checked."""
+    of_step = "" if step is None else f", step {step:,}"
+    card = f"""---
+library_name: transformers
+pipeline_tag: text-generation
+---
+A GPT-2, converted by outpace from `{Path(source).name}`{of_step}.
+The logits of this folder, as transformers reads it, were compared with the source's.
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    model = AutoModelForCausalLM.from_pretrained("FOLDER")
+    tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+"""
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def write_tokenizer(folder: Path, context: int) -> None:
     """Write GPT-2's tokenizer files, so that AutoTokenizer loads the folder with nothing else."""
     from transformers import GPT2TokenizerFast
 
-    from outpace.tokenizer.gpt2 import END_OF_TEXT, VOCAB_FOLDER
+    from outpace.tokenizer.gpt2 import END_OF_TEXT, merges, vocabulary
 
-    merges = (VOCAB_FOLDER / "vocab.bpe").read_text("utf-8").split("\n")[1:]
     tokenizer = GPT2TokenizerFast(
-        vocab=json.loads((VOCAB_FOLDER / "encoder.json").read_text("utf-8")),
-        merges=[tuple(line.split()) for line in merges if line],
+        vocab=vocabulary(),
+        merges=merges(),
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
         unk_token=END_OF_TEXT,
@@ -141,14 +206,15 @@ def write_tokenizer(folder: Path, context: int) -> None:
 
 
 @torch.inference_mode()
-def largest_logit_difference(ours: GPT2, theirs: Any, *, seed: int = 0) -> float:
-    """Largest absolute difference of logits, in fp32, on random tokens over the whole context."""
+def disagreement(ours: GPT2, theirs: Any, *, seed: int = 0) -> tuple[float, float]:
+    """Largest absolute difference of logits, in fp32, on random tokens over up to 256 positions;
+    and the largest logit, which says how much of that is rounding."""
     generator = torch.Generator().manual_seed(seed)
     vocab, length = ours.shape.vocab_size, min(ours.shape.context, 256)
     idx = torch.randint(0, vocab, (2, length), generator=generator)
     a = ours.eval().float()(idx)[..., :vocab]
-    b = theirs.eval().float()(idx).logits
-    return float((a - b).abs().max())
+    b = theirs.eval()(idx).logits.float()
+    return float((a - b).abs().max()), float(a.abs().max())
 
 
 def _fault(path: Path, what: str) -> CheckpointError:

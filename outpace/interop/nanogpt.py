@@ -1,8 +1,11 @@
-"""nanoGPT's `ckpt.pt`, in. It is a pickle: read with `weights_only`, and only after the zip's own
-checksums agree, which `torch.load` does not look at.
+"""nanoGPT's `ckpt.pt`, in. It is a pickle inside a zip, so it is believed nothing: the zip is read
+first, then the names of what the pickle would call, and only then does `torch.load` see it, with
+`weights_only`. No tensor may claim more than the file holds.
 """
 
 import pickle
+import pickletools
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,35 +14,97 @@ import torch
 
 from outpace.config.presets import GPT2Shape
 from outpace.core.errors import CheckpointError
+from outpace.interop.declared import check_shape, check_tensors
 
 PREFIXES = ("_orig_mod.", "transformer.")
 TRUE_VOCAB_SIZE = 50257
 """nanoGPT's default pads GPT-2's vocabulary to 50304 and keeps no record of the true size."""
+OLDEST_TORCH = (2, 10)
+"""Older `weights_only` loading can be made to run code (CVE-2025-32434, CVE-2026-24747)."""
+MOST_PICKLE_BYTES = 64 * 1024 * 1024
+"""GPT-2 XL's own, with an optimiser's state, is below 1 MB."""
+CALLED = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage"
+)
+"""What nanoGPT's pickle calls. torch allows more, among it `bytearray`, which allocates at will."""
+CALLS_UNSEEN = ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "PERSID")
+"""Pickle operations that torch.save does not write and that could name something else."""
 
 
 def read_checkpoint(path: Path) -> tuple[GPT2Shape, dict[str, torch.Tensor], int]:
-    """Shape, weights under outpace's names, and the number of iterations done."""
+    """Shape, weights under outpace's names, and the number of iterations done. CheckpointError
+    for a file that is damaged, is not nanoGPT's, or claims what it does not hold."""
+    if (version := _torch_version()) < OLDEST_TORCH:
+        raise CheckpointError(
+            "OLD-TORCH",
+            f"PyTorch {'.'.join(map(str, version))} does not read foreign .pt files safely",
+            do="pip install 'torch>=2.10', or convert the file to a Hugging Face folder elsewhere",
+        )
     try:
-        with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():
-                raise _fault(path, f"{damaged} inside is damaged")
+        _check_zip(path)
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        a, theirs = saved["model_args"], saved["model"]
+        a = saved["model_args"]
         if not a["bias"]:
-            raise _fault(path, "it was trained with bias=False, which GPT-2 has not")
-        vocab = min(int(a["vocab_size"]), TRUE_VOCAB_SIZE)
-        shape = GPT2Shape(a["n_layer"], a["n_head"], a["n_embd"], a["block_size"], vocab)
-        iterations = int(saved["iter_num"])
-    except (OSError, zipfile.BadZipFile, pickle.UnpicklingError, KeyError, RuntimeError) as error:
+            raise ValueError("it was trained with bias=False, which GPT-2 has not")
+        vocab = min(a["vocab_size"], TRUE_VOCAB_SIZE)
+        shape = check_shape(
+            GPT2Shape(a["n_layer"], a["n_head"], a["n_embd"], a["block_size"], vocab)
+        )
+        weights = _weights(saved["model"])
+        check_tensors(shape, {k: tuple(t.shape) for k, t in weights.items()}, padded=True)
+        return shape, weights, int(saved["iter_num"])
+    except ValueError as error:
+        raise _fault(path, str(error)) from error
+    except (
+        OSError, zipfile.BadZipFile, zipfile.LargeZipFile, pickle.UnpicklingError, LookupError,
+        ArithmeticError, RuntimeError, TypeError, AttributeError, EOFError, MemoryError,
+        RecursionError, AssertionError, NotImplementedError,
+    ) as error:  # fmt: skip
         raise _fault(path, f"it is not nanoGPT's ({type(error).__name__})") from error
+
+
+def _check_zip(path: Path) -> None:
+    """The zip holds stored members only, once each, not more than the file, all with the right
+    checksum (`torch.load` looks at none), and a pickle that calls nothing but `CALLED`."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if any(m.compress_type != zipfile.ZIP_STORED or m.flag_bits & 1 for m in members):
+            raise ValueError("something inside is compressed or encrypted, which torch never does")
+        if len({m.filename for m in members}) < len(members):
+            raise ValueError("two files inside have the same name")
+        if sum(m.file_size for m in members) > path.stat().st_size:
+            raise ValueError("the files inside claim to be larger than the whole")
+        pickles = [m for m in members if m.filename.endswith(".pkl")]
+        if len(pickles) != 1 or pickles[0].file_size > MOST_PICKLE_BYTES:
+            raise ValueError("it has no single data.pkl of a sensible size")
+        if damaged := archive.testzip():
+            raise ValueError(f"{damaged} inside is damaged")
+        for operation, argument, _ in pickletools.genops(archive.read(pickles[0])):
+            if operation.name in CALLS_UNSEEN or (
+                operation.name == "GLOBAL" and not CALLED.fullmatch(str(argument))
+            ):
+                raise ValueError(f"it would call {str(argument or operation.name)[:80]!r}")
+
+
+def _weights(theirs: Any) -> dict[str, torch.Tensor]:
+    """Tensors by outpace's names, each backed by as many bytes as its shape says."""
     weights = {}
     for full_name, tensor in theirs.items():
-        name = full_name
+        name = str(full_name)
         for prefix in PREFIXES:
             name = name.removeprefix(prefix)
-        if name != "lm_head.weight":  # tied to wte
-            weights[name] = tensor
-    return shape, weights, iterations
+        if name == "lm_head.weight":  # tied to wte
+            continue
+        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+            raise ValueError(f"{name[:80]} is not a tensor of floating-point numbers")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError(f"{name[:80]} claims to be {tuple(tensor.shape)} and holds less")
+        weights[name] = tensor
+    return weights
+
+
+def _torch_version() -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
 
 
 def _fault(path: Path, what: str) -> CheckpointError:

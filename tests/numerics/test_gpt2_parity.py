@@ -8,7 +8,7 @@ from outpace.checkpoint.state import load_weights
 from outpace.config.presets import SIZES, GPT2Shape
 from outpace.interop.huggingface import from_huggingface
 from outpace.model import cost
-from outpace.model.gpt2 import GPT2
+from outpace.model.gpt2 import GPT2, Compute
 from outpace.ops.attention import reference, sdpa
 
 CASES = [
@@ -40,7 +40,7 @@ def pair(size: str, layers: int, attend=sdpa.attend) -> tuple[GPT2, GPT2LMHeadMo
             if "ln_" in name or name.endswith("bias"):
                 p.add_(0.1 * torch.randn_like(p))
     shape = GPT2Shape(layers, preset.n_head, preset.n_embd, 1024, 50257)
-    ours = GPT2(shape, attend)
+    ours = GPT2(shape, Compute(attend))
     load_weights(ours, from_huggingface(dict(theirs.state_dict()), shape))
     return ours, theirs
 
@@ -86,7 +86,7 @@ def test_flops_equal_a_count_of_every_matrix_product():
     from torch.utils.flop_counter import FlopCounterMode
 
     shape = GPT2Shape(2, 4, 64, 32, 250)
-    model = GPT2(shape, reference.attend)
+    model = GPT2(shape, Compute(reference.attend))
     idx = torch.zeros(1, 32, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:
         model(idx, idx).backward()
@@ -137,3 +137,64 @@ def test_dropout_follows_the_mode_and_the_seed():
     assert not torch.equal(loss(), model(idx, idx))
     model.eval()
     assert torch.equal(model(idx, idx), model(idx, idx))
+
+
+@pytest.mark.parametrize("mode", ["gelu", "block"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_activations_computed_again_are_the_same(mode, dropout):
+    """Loss and every gradient to the bit, dropout included, and less kept for backward."""
+
+    def run(checkpointing: str) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
+        model = GPT2(
+            GPT2Shape(3, 2, 32, 16, 100, dropout), Compute(checkpointing=checkpointing)
+        ).train()
+        model.init_weights(torch.Generator().manual_seed(0))
+        idx = torch.randint(0, 100, (4, 16), generator=torch.Generator().manual_seed(1))
+        parameters = {p.data_ptr() for p in model.parameters()}
+        kept = {}
+
+        def keep(t: torch.Tensor) -> torch.Tensor:
+            if t.data_ptr() not in parameters:
+                kept[t.data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        torch.manual_seed(7)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            loss = model(idx, idx)
+        loss.backward()
+        return loss.detach(), {n: p.grad for n, p in model.named_parameters()}, sum(kept.values())
+
+    loss, gradients, kept = run("none")
+    again, gradients_again, kept_again = run(mode)
+    assert torch.equal(loss, again)
+    for name, gradient in gradients.items():
+        assert torch.equal(gradient, gradients_again[name]), name
+    assert kept_again < kept
+
+
+def test_a_bf16_residual_stream_stays_bf16_and_close_to_fp32():
+    shape = GPT2Shape(4, 2, 64, 32, 100)
+    seen: dict[bool, set[torch.dtype]] = {}
+    losses = {}
+    for narrow in (False, True):
+        model = GPT2(shape, Compute(bf16_residual=narrow))
+        model.init_weights(torch.Generator().manual_seed(0))
+        seen[narrow] = set()
+        for block in model.h:
+            block.register_forward_hook(lambda *io, n=narrow: seen[n].add(io[2].dtype))
+        idx = torch.randint(0, 100, (4, 32), generator=torch.Generator().manual_seed(1))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses[narrow] = model(idx, idx)
+        losses[narrow].backward()
+        assert all(p.grad.dtype == torch.float32 for p in model.parameters())
+        assert model.hidden(idx).dtype == torch.float32, "without autocast it is as it was"
+    assert seen[True] >= {torch.bfloat16} and torch.bfloat16 not in seen[False]
+    assert losses[True].item() == pytest.approx(losses[False].item(), rel=2e-3)
+
+
+def test_the_first_weights_do_not_depend_on_the_padding():
+    padded, bare = (GPT2(GPT2Shape(2, 2, 32, 16, 100, 0.0, m)) for m in (128, 1))
+    for model in (padded, bare):
+        model.init_weights(torch.Generator().manual_seed(0))
+    for (name, p), q in zip(padded.named_parameters(), bare.parameters(), strict=True):
+        assert torch.equal(p[: len(q)], q), name

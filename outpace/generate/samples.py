@@ -1,0 +1,105 @@
+"""Samples as people and programs want them: text piece by piece, why it ended, probabilities."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from outpace.generate.engine import generate
+from outpace.generate.sampling import Sampling
+from outpace.generate.text import TextStream
+from outpace.model.gpt2 import GPT2
+from outpace.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A token with what the model thought of it, before temperature and cuts."""
+
+    id: int
+    text: str
+    probability: float
+    rank: int
+    """1 for the likeliest."""
+    top: list[tuple[str, float]]
+    """The likeliest tokens, as text and probability."""
+
+
+class Sample:
+    """One text in the making."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+        self.stream = TextStream(tokenizer, stop)
+        self.pieces: list[str] = []
+        """What each step added to the text; empty where a character or a stop is not complete."""
+        self.tokens: list[Scored] = []
+        """With probabilities alone."""
+        self.ended_by = ""
+        """end_of_text, stop, or max_new_tokens or context once all is done."""
+
+
+def sample(
+    model: GPT2,
+    prompt: list[int],
+    samples: Sequence[Sample],
+    *,
+    max_new_tokens: int,
+    how: Sampling,
+    generator: torch.Generator,
+    beyond_context: str = "slide",
+    alternatives: int = 0,
+) -> Iterator[int]:
+    """Continue `prompt` in every one of `samples`, and yield the number of each step when they hold
+    what it brought. Ends when all have. `alternatives` > 0: score the tokens, with as many."""
+    step = -1
+    for step, (tokens, logits) in enumerate(
+        generate(
+            model,
+            prompt,
+            max_new_tokens=max_new_tokens,
+            how=how,
+            generator=generator,
+            num_samples=len(samples),
+            beyond_context=beyond_context,
+        )
+    ):
+        scored = _score(logits, tokens, alternatives) if alternatives else None
+        for i, (one, token) in enumerate(zip(samples, tokens.tolist(), strict=True)):
+            if one.ended_by:
+                continue
+            stream = one.stream
+            if scored:
+                one.tokens.append(_named(token, scored[i], stream.tokenizer))
+            one.pieces.append(stream.feed(token))
+            if stream.stopped:
+                is_end = token == stream.tokenizer.end_of_text
+                one.ended_by = "end_of_text" if is_end else "stop"
+        yield step
+        if all(one.ended_by for one in samples):
+            return
+    reason = "max_new_tokens" if step + 1 == max_new_tokens else "context"
+    for one in samples:
+        if not one.ended_by:
+            one.pieces.append(one.stream.finish())
+            one.ended_by = reason
+    yield step + 1
+
+
+Scores = tuple[float, int, list[int], list[float]]
+"""Probability and rank of the token, ids and probabilities of the likeliest."""
+
+
+def _score(logits: torch.Tensor, tokens: torch.Tensor, count: int) -> list[Scores]:
+    """logits (B, V), tokens (B,) -> the scores of each sample's token."""
+    p = logits.float().softmax(-1)  # (B, V)
+    own = p.gather(-1, tokens.to(p.device).unsqueeze(-1))  # (B, 1)
+    rank = (p > own).sum(-1) + 1
+    top = p.topk(min(count, p.size(-1)))
+    columns = (own.squeeze(-1), rank, top.indices, top.values)
+    return list(zip(*(c.tolist() for c in columns), strict=True))
+
+
+def _named(token: int, scores: Scores, tokenizer: Tokenizer) -> Scored:
+    probability, rank, ids, ps = scores
+    top = [(tokenizer.decode([i]), p) for i, p in zip(ids, ps, strict=True)]
+    return Scored(token, tokenizer.decode([token]), probability, rank, top)

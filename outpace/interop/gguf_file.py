@@ -1,0 +1,110 @@
+"""GGUF out, for llama.cpp and what is built on it: weights, shape and tokenizer in one file, by
+llama.cpp's own `gguf` package. Names and metadata as its convert_hf_to_gguf.py gives a GPT-2.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from outpace.config.presets import GPT2Shape
+from outpace.core.errors import UsageError
+from outpace.interop.vocabulary import cropped
+from outpace.tokenizer.gpt2 import END_OF_TEXT, merges, vocabulary
+
+TOP = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm"}
+BLOCK = {
+    "ln_1": "attn_norm",
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "ln_2": "ffn_norm",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+}
+FILE_TYPES = {torch.float32: "ALL_F32", torch.float16: "MOSTLY_F16"}
+MOST_F16 = 65_504
+"""The largest finite number of fp16."""
+
+
+def their_name(ours: str) -> str:
+    """`h.3.attn.c_attn.bias` -> `blk.3.attn_qkv.bias`."""
+    module, _, kind = ours.rpartition(".")
+    if module in TOP:
+        return f"{TOP[module]}.{kind}"
+    _, layer, part = module.split(".", 2)
+    return f"blk.{layer}.{BLOCK[part]}.{kind}"
+
+
+def is_halved(name: str, tensor: Tensor) -> bool:
+    """Whether an fp16 file holds this tensor (outpace's name) in fp16: matrices, as llama.cpp does,
+    but for the positions."""
+    return tensor.dim() == 2 and name != "wpe.weight"
+
+
+def write_model(
+    path: Path, weights: dict[str, Tensor], shape: GPT2Shape, dtype: torch.dtype, name: str
+) -> None:
+    """Write weights (outpace's names) as GGUF of fp32 or fp16. The head is wte, so it is not
+    written twice. UsageError without the package, or for a weight that fp16 cannot hold."""
+    try:
+        import gguf
+    except ImportError as error:
+        raise UsageError(
+            "NO-GGUF", "GGUF needs the package gguf", do="pip install 'outpace[interop]'"
+        ) from error
+    if dtype == torch.float16 and (large := _too_large(weights)):
+        raise UsageError("DTYPE", f"{large} exceeds what fp16 holds", do="use --dtype float32")
+    writer = gguf.GGUFWriter(path, "gpt2")
+    writer.add_name(name)
+    writer.add_block_count(shape.n_layer)
+    writer.add_context_length(shape.context)
+    writer.add_embedding_length(shape.n_embd)
+    writer.add_feed_forward_length(4 * shape.n_embd)
+    writer.add_head_count(shape.n_head)
+    writer.add_layer_norm_eps(1e-5)
+    writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[dtype]])
+    _add_tokenizer(writer, gguf.TokenType)
+    for ours, tensor in weights.items():
+        tensor = cropped(tensor, shape) if ours == "wte.weight" else tensor
+        kind = dtype if is_halved(ours, tensor) else torch.float32
+        writer.add_tensor(their_name(ours), tensor.detach().cpu().to(kind).contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _add_tokenizer(writer, types) -> None:  # type: ignore[no-untyped-def]  # gguf has no types
+    """GPT-2's tokens, merges and the end of a document."""
+    ids = vocabulary()
+    tokens = sorted(ids, key=ids.__getitem__)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([types.CONTROL if t == END_OF_TEXT else types.NORMAL for t in tokens])
+    writer.add_token_merges([" ".join(pair) for pair in merges()])
+    writer.add_bos_token_id(ids[END_OF_TEXT])
+    writer.add_eos_token_id(ids[END_OF_TEXT])
+    writer.add_add_bos_token(False)
+
+
+def read_weights(path: Path, shape: GPT2Shape) -> dict[str, Tensor]:
+    """What the file holds, by outpace's names and in fp32, through the package's own reader."""
+    import gguf
+
+    found = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    weights = {}
+    for module in (*TOP, *(f"h.{i}.{part}" for i in range(shape.n_layer) for part in BLOCK)):
+        for kind in ("weight", "bias"):
+            name = f"{module}.{kind}"
+            if tensor := found.pop(their_name(name), None):
+                weights[name] = torch.from_numpy(tensor.data.copy()).float()
+    if found:
+        raise ValueError(f"the file holds {next(iter(found))}, which was not meant")
+    return weights
+
+
+def _too_large(weights: dict[str, Tensor]) -> str | None:
+    return next(
+        (k for k, w in weights.items() if is_halved(k, w) and w.abs().max() > MOST_F16), None
+    )
