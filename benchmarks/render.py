@@ -1,134 +1,62 @@
-"""Write docs/benchmarks.md and its plots from the JSON files in benchmarks/results/.
+"""Write docs/benchmarks.md with its plots, and the figures and tables in docs/reliability.md and
+README.md, from the JSON files in benchmarks/results/.
 
 python benchmarks/render.py
 """
 
-import json
 from pathlib import Path
-from typing import Any
 
-import matplotlib
+from rendering import DOCS, ROOT, read
+from rendering.around import evaluate, generation, loader, predictions, prepare, step_memory
+from rendering.reliability import fault_table, reliability_figures
+from rendering.speed import kernels, ladder, profile, race
+from rendering.training import attention_memory, compare
 
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
+SECTIONS = (
+    ("ladder-cuda", ladder),
+    ("compare-cuda", race),
+    ("kernels-cuda", kernels),
+    ("profile-cuda", profile),
+    ("ladder-cpu", ladder),
+    ("compare-cpu", race),
+    ("kernels-cpu", kernels),
+    ("profile-cpu", profile),
+    ("compare-nanogpt-cpu", compare),
+    ("prepare-cpu", prepare),
+    ("loader", loader),
+    ("evaluate-cpu", evaluate),
+    ("generation-cpu", generation),
+    ("step-memory-cuda", step_memory),
+    ("step-memory-cpu", step_memory),
+    ("attention-memory-cpu", attention_memory),
+)
+"""Result file -> the function that makes its section, in the order of the page."""
+HEAD = """# Benchmarks
 
-ROOT = Path(__file__).parent.parent
-RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
-plt.rcParams |= {"svg.hashsalt": "outpace", "axes.spines.top": False, "axes.spines.right": False}
+Made by `python benchmarks/render.py` from the JSON files in `benchmarks/results/`; each holds
+machine, versions and settings. What is called a prediction was not measured.
+"""
 
 
 def main() -> None:
-    parts = [
-        "# Benchmarks\n",
-        "Made by `python benchmarks/render.py` from the JSON files in `benchmarks/results/`; "
-        "each holds machine, "
-        "versions and settings. Nothing here was measured on a GPU yet.\n",
-    ]
-    for name, section in (
-        ("compare-nanogpt-cpu", compare),
-        ("attention-memory-cpu", attention_memory),
-    ):
-        path = RESULTS / f"{name}.json"
-        if path.exists():
-            parts.append(section(json.loads(path.read_text())))
+    parts = [HEAD]
+    for name, section in SECTIONS:
+        if (result := read(name)) is not None:
+            parts.append(section(result))
+    if read("ladder-cuda") is None:
+        parts.append(predictions())
     (DOCS / "benchmarks.md").write_text("\n".join(parts))
+    between(DOCS / "reliability.md", "figures", reliability_figures())
+    between(ROOT / "README.md", "faults", fault_table())
 
 
-def where(result: dict[str, Any]) -> str:
-    machine, versions = result["machine"], result["versions"]
-    return (
-        f"{machine['device_name']}, {machine['cores']} cores, torch {versions['torch']}, "
-        f"Python {versions['python']}, {result['date']}"
-    )
-
-
-def compare(r: dict[str, Any]) -> str:
-    s, rows = r["settings"], r["results"]
-    figure, axis = plt.subplots(figsize=(7, 3.6))
-    for name, label in (("nanogpt", "nanoGPT"), ("outpace", "outpace")):
-        steps, losses = zip(*rows[name]["training_loss"], strict=True)
-        minutes = [i * rows[name]["step_ms"]["median"] / 60e3 for i in steps]
-        axis.plot(minutes, losses, label=label, linewidth=1.2)
-    axis.axhline(
-        r["dataset"]["unigram_entropy"], color="grey", linestyle=":", label="unigram entropy"
-    )
-    axis.set(xlabel="minutes of training", ylabel="training loss, nats a token")
-    axis.legend(frameon=False)
-    save(figure, "compare-nanogpt-cpu.svg")
-    table = [
-        "| | tokens/s | step, ms (p20, p80) | minutes for the run | validation loss | bits a "
-        "byte |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, label in (("outpace", "outpace"), ("nanogpt", "nanoGPT")):
-        row, ms = rows[name], rows[name]["step_ms"]
-        table.append(
-            f"| {label} | {row['tokens_per_second']:,.0f} | {ms['median']:.0f} ({ms['p20']:.0f}, "
-            f"{ms['p80']:.0f}) | {row['training_minutes']:.1f} | {row['validation']['loss']:.4f} | "
-            f"{row['validation']['bits_per_byte']:.4f} |"
-        )
-    return "\n".join(
-        [
-            "## outpace against nanoGPT's own train.py, on a CPU\n",
-            f"**{r['ratio_tokens_per_second']:.2f} times the tokens a second; validation losses "
-            "differ by "
-            f"{r['validation_loss_difference']:+.4f} nats.**\n",
-            f"The same {r['parameters'] / 1e6:.1f}M-parameter GPT-2 ({s['n_layer']} layers, "
-            f"{s['n_embd']} channels, context {s['context']}), the same {r['tokens'] / 1e6:.2f}M "
-            f"tokens of English novels, {s['max_steps']:,} steps of "
-            f"{s['micro_batch_size'] * s['context']:,} tokens, AdamW {s['lr']:g}, cosine. nanoGPT "
-            f"(commit {(r['nanogpt_commit'] or '')[:10]}) at its best CPU flags: compiled, fp32, "
-            "because its autocast is for GPUs only. outpace: compiled, bf16. Side by side, each on "
-            f"half of the cores, the halves swapped every {s['swap_s']:.0f} s. Both final models "
-            "scored by outpace's evaluation in fp32 on the same "
-            f"{rows['outpace']['validation']['tokens_scored']:,} validation tokens. The two draw "
-            "their windows in different orders (nanoGPT at random with replacement), so losses "
-            "agree only within the noise of the order.\n",
-            *table,
-            "\n![training loss over time](img/compare-nanogpt-cpu.svg)\n",
-            f"{where(r)}, {r['threads']} thread(s) each. `outpace bench compare --nanogpt CHECKOUT "
-            "--dataset novels "
-            f"--max_steps {s['max_steps']}`\n",
-        ]
-    )
-
-
-def attention_memory(r: dict[str, Any]) -> str:
-    figure, axis = plt.subplots(figsize=(7, 3.6))
-    for name, points in r["results"].items():
-        xs = [p["tokens"] for p in points]
-        ys = [p["bytes"] / 2**20 for p in points]
-        axis.loglog(xs, ys, marker="o", label=f"{name}, exponent {r['exponents'][name]:.2f}")
-    axis.set(xlabel="sequence length T, tokens", ylabel="peak memory, MiB")
-    axis.set_xticks(xs, [f"{x:,}" for x in xs])
-    axis.minorticks_off()
-    axis.legend(frameon=False)
-    save(figure, "attention-memory-cpu.svg")
-    names = list(r["results"])
-    table = ["| T | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for i, point in enumerate(r["results"][names[0]]):
-        cells = [f"{r['results'][n][i]['bytes'] / 2**20:,.1f} MiB" for n in names]
-        table.append(f"| {point['tokens']:,} | " + " | ".join(cells) + " |")
-    kernels = ", ".join(f"{n}: {points[0]['kernel']}" for n, points in r["results"].items())
-    return "\n".join(
-        [
-            "## Memory of attention against the length of the sequence\n",
-            f"Peak memory that forward and backward add, {r['heads']} heads of {r['head_dim']}, "
-            f"batch {r['batch']}, "
-            f"{r['dtype']}, a fresh process a point. Kernels: {kernels}. The exponent is the "
-            "slope of log memory over "
-            "log T: 1 is linear, 2 is quadratic.\n",
-            *table,
-            "\n![memory over length](img/attention-memory-cpu.svg)\n",
-            f"{where(r)}. `outpace bench memory`\n",
-        ]
-    )
-
-
-def save(figure: Any, name: str) -> None:
-    figure.tight_layout()
-    figure.savefig(DOCS / "img" / name, metadata={"Date": None})
-    plt.close(figure)
+def between(path: Path, name: str, text: str) -> None:
+    """Replace what stands between the two comments called `name` in a page."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    before, _, rest = path.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    assert rest, f"{path} has no place for {name}"
+    path.write_text(before + begin + text + "\n" + end + after)
 
 
 if __name__ == "__main__":

@@ -8,31 +8,39 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
-from outpace.bench.result import write_result
 from outpace.core.errors import OutOfMemory
-from outpace.core.log import say
+from outpace.core.log import note, say
 from outpace.core.units import MIB
 from outpace.ops.attention import BACKENDS
 from outpace.runtime.hardware import memory_in_use
-from outpace.train.assemble import choose_device
+
+Row = dict[str, Any]
 
 
 def measure(
-    lengths: tuple[int, ...], heads: int, head_dim: int, device: str, output: Path | None
-) -> Path:
-    """Measure every backend at every length, print a table, write the result."""
-    where = choose_device(device, 0)
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for backend in BACKENDS.names():
+    lengths: tuple[int, ...],
+    heads: int,
+    head_dim: int,
+    where: torch.device,
+    backends: Sequence[str] = tuple(BACKENDS.names()),
+) -> Row:
+    """Measure the backends at every length, print a table, return the result."""
+    rows: dict[str, list[Row]] = {}
+    for backend in backends:
+        if reason := BACKENDS.load(backend).why_not(where, torch.float32, head_dim):
+            note(f"{backend} is left out: {reason}")
+            continue
         rows[backend] = [_in_new_process(backend, T, heads, head_dim, where.type) for T in lengths]
     exponents = {name: _exponent(points) for name, points in rows.items()}
-    body = {
+    _tell(lengths, rows, exponents)
+    return {
         "heads": heads,
         "head_dim": head_dim,
         "batch": 1,
@@ -40,7 +48,9 @@ def measure(
         "results": rows,
         "exponents": exponents,
     }
-    path = write_result(f"attention-memory-{where.type}", where.type, body, output)
+
+
+def _tell(lengths: tuple[int, ...], rows: dict[str, list[Row]], exponents: Row) -> None:
     say("T        " + "".join(f"{name:>16}" for name in rows))
     for i, T in enumerate(lengths):
         say(
@@ -48,8 +58,6 @@ def measure(
             + "".join(f"{points[i]['bytes'] / MIB:>12.1f} MiB" for points in rows.values())
         )
     say("exponent " + "".join(f"{exponents[name]:>16.2f}" for name in rows))
-    say(str(path))
-    return path
 
 
 def point(backend: str, T: int, heads: int, head_dim: int, device: str) -> dict[str, Any]:

@@ -7,7 +7,6 @@ machine or a core falls on both. Both final models are scored by the same evalua
 import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -16,11 +15,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from outpace.bench.result import spread, write_result
+from outpace.bench.peers import Job, check_checkout, nanogpt
+from outpace.bench.result import check_writable, spread, write_result
 from outpace.checkpoint.state import load_weights
+from outpace.config.presets import GPT2Shape
 from outpace.core.errors import DataError, OutpaceError, UsageError
 from outpace.core.files import read_json_lines
 from outpace.core.log import say
@@ -32,8 +32,6 @@ from outpace.model.gpt2 import GPT2
 from outpace.runtime.distributed import Group, Ranks
 from outpace.tokenizer import get_tokenizer
 from outpace.train.load_model import load_model
-
-NANOGPT_FILES = ("train.py", "model.py", "configurator.py")
 
 
 @dataclass(frozen=True)
@@ -60,20 +58,16 @@ def compare_nanogpt(
 ) -> Path:
     """Train both below `work` (which must be new), score both,
     and write the result."""
-    if not all((checkout / f).is_file() for f in NANOGPT_FILES):
-        raise UsageError(
-            "NOT-NANOGPT",
-            f"{checkout} is not a nanoGPT checkout (it needs {', '.join(NANOGPT_FILES)})",
-            do="git clone the project and name its folder",
-        )
+    check_checkout("nanogpt", checkout)
+    check_writable("compare-nanogpt-cpu", output)
     if work.exists():
         raise UsageError("WORK-USED", f"{work} is already there", do="name a new folder")
     work.mkdir(parents=True)
-    _stage_nanogpt(checkout, dataset, work / "nanogpt")
-    outpace = _Run("outpace", _outpace_command(dataset, settings, work), work)
-    nanogpt = _Run("nanogpt", _nanogpt_command(settings), work, cwd=work / "nanogpt")
-    _side_by_side((outpace, nanogpt), settings.swap_s)
-    commands = {run.name: run.command_text for run in (outpace, nanogpt)}
+    nanogpt.stage(checkout, _job(settings, dataset), work / "nanogpt")
+    ours = _Run("outpace", _outpace_command(dataset, settings, work), work)
+    theirs = _Run("nanogpt", _nanogpt_command(settings), work, cwd=work / "nanogpt")
+    _side_by_side((ours, theirs), settings.swap_s)
+    commands = {run.name: run.command_text for run in (ours, theirs)}
     body = collect(checkout, dataset, settings, work) | {"commands": commands}
     return write_result("compare-nanogpt-cpu", "cpu", body, output)
 
@@ -83,7 +77,7 @@ def collect(checkout: Path, dataset: Dataset, settings: Settings, work: Path) ->
     the body of the result. Step times are medians."""
     tokens_per_step = settings.micro_batch_size * settings.context
     ours = [r for r in read_json_lines(RunFolder(work / "run").metrics) if r["tokens_per_second"]]
-    theirs = _nanogpt_log(work / "nanogpt.log")[1:]
+    theirs = nanogpt.log_lines((work / "nanogpt.log").read_text())[1:]
     steps_ms = {
         "outpace": [1e3 * tokens_per_step / r["tokens_per_second"] for r in ours],
         "nanogpt": [ms for _, _, ms in theirs],
@@ -124,7 +118,7 @@ def collect(checkout: Path, dataset: Dataset, settings: Settings, work: Path) ->
             "val_tokens": dataset.tokens("val"),
             "unigram_entropy": dataset.unigram_entropy,
         },
-        "nanogpt_commit": _commit(checkout),
+        "nanogpt_commit": commit_of(checkout),
         "outpace_commit": plan["versions"].get("git_commit"),
         "threads": plan["environment"]["threads"],
         "results": results,
@@ -239,28 +233,12 @@ def _nanogpt_command(s: Settings) -> list[str]:
         "eval_interval": s.max_steps,
         "eval_iters": 1,
     }
-    return [sys.executable, "-u", "train.py", *(f"--{k}={v}" for k, v in flags.items())]
+    return nanogpt.command(flags)
 
 
-def _stage_nanogpt(checkout: Path, dataset: Dataset, folder: Path) -> None:
-    """A folder that links nanoGPT's code and holds the same tokens in its format, raw uint16, so
-    that nothing is written into the checkout."""
-    (folder / "data" / "bench").mkdir(parents=True)
-    for file in NANOGPT_FILES:
-        (folder / file).symlink_to((checkout / file).resolve())
-    for split in ("train", "val"):
-        stream = dataset.stream(split)
-        with open(folder / "data" / "bench" / f"{split}.bin", "wb") as f:
-            for start in range(0, len(stream), 1 << 20):
-                out = np.empty(min(1 << 20, len(stream) - start), np.uint16)
-                stream.read(start, out)
-                f.write(out.tobytes())
-
-
-def _nanogpt_log(log: Path) -> list[tuple[int, float, float]]:
-    """(iteration, loss, milliseconds) of nanoGPT's own lines."""
-    pattern = re.compile(r"^iter (\d+): loss ([\d.]+), time ([\d.]+)ms", re.MULTILINE)
-    return [(int(i), float(loss), float(ms)) for i, loss, ms in pattern.findall(log.read_text())]
+def _job(s: Settings, dataset: Dataset) -> Job:
+    shape = GPT2Shape(s.n_layer, s.n_head, s.n_embd, s.context, dataset.vocab_size)
+    return Job(shape, dataset, s.micro_batch_size, 1, "cpu")
 
 
 def _nanogpt_model(checkpoint: Path, steps: int) -> GPT2:
@@ -287,7 +265,8 @@ def _score(model: GPT2, dataset: Dataset, s: Settings) -> Any:
     )
 
 
-def _commit(checkout: Path) -> str | None:
+def commit_of(checkout: Path) -> str | None:
+    """The git commit of a checkout, where git knows one."""
     git = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
     answer = subprocess.run(git, capture_output=True, text=True, check=False)
     return answer.stdout.strip() or None

@@ -2,21 +2,36 @@
 
 import datetime
 import statistics
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from outpace.core.files import replace_json
+from outpace.core.files import replace_json, storage_error
 from outpace.runtime.hardware import detect
 from outpace.train.run import versions
 
 RESULTS = Path("benchmarks/results")
 
 
+def check_writable(name: str, output: Path | None) -> None:
+    """StorageError when the result could not be written, before anything is measured."""
+    path = output or RESULTS / f"{name}.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise storage_error(path, error) from error
+
+
 def write_result(name: str, device: str, body: dict[str, Any], output: Path | None = None) -> Path:
     """Write `body` with machine and versions to `output`, else benchmarks/results/NAME.json."""
     path = output or RESULTS / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(path, error) from error
     machine = vars(detect(device)) | {"available_bytes": None}
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     replace_json(

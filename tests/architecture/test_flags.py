@@ -8,6 +8,8 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
+from outpace.cli.bench import BENCHES
+from outpace.cli.data import ACTIONS
 from outpace.cli.main import COMMANDS, main
 from outpace.config.check import RANGES, check
 from outpace.config.load import load, shipped_recipes
@@ -85,7 +87,8 @@ def test_every_shipped_recipe_parses_and_passes_the_check(recipe):
 @pytest.mark.parametrize("command", COMMANDS.names())
 def test_every_command_has_a_help_page_that_explains_each_flag(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    pages = [[command]] if command != "bench" else [["bench", "memory"], ["bench", "compare"]]
+    groups = {"bench": BENCHES, "data": ACTIONS}
+    pages = [[command, n] for n in groups[command].names()] if command in groups else [[command]]
     for page in pages:
         assert main([*page, "--help"]) == 0
         out = capsys.readouterr().out
@@ -105,7 +108,8 @@ def test_train_and_plan_take_the_same_flags(capsys, monkeypatch):
     main(["train", "--help"])
     train = set(re.findall(r"--\w+", capsys.readouterr().out))
     main(["plan", "--help"])
-    assert set(re.findall(r"--\w+", capsys.readouterr().out)) - {"--json", "--no_json"} == train
+    own = {"--json", "--no_json", "--machine", "--price_per_hour"}
+    assert set(re.findall(r"--\w+", capsys.readouterr().out)) - own == train
 
 
 def test_every_flag_of_train_is_on_its_help_page(capsys):
@@ -117,7 +121,7 @@ def test_every_flag_of_train_is_on_its_help_page(capsys):
 def test_outpace_help_lists_exactly_the_commands(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    listed = re.findall(r"^  (\w+) +(\S.*)$", out, re.M)
+    listed = re.findall(r"^  ([\w-]+) +(\S.*)$", out, re.M)
     assert [name for name, _ in listed] == COMMANDS.names()
     assert all(len(text.split()) >= 3 for _, text in listed)
     assert main([]) == 0

@@ -186,6 +186,25 @@ def test_core_config_report_and_every_help_page_do_without_torch(tmp_path):
     assert "transformers" not in heavy
 
 
+def test_the_first_help_page_imports_next_to_nothing(tmp_path):
+    """It is what a newcomer waits for: neither the flags' parser nor colours are loaded for it."""
+    code = """if True:
+        import contextlib, io, json, sys
+        from outpace.cli.main import main
+        with contextlib.redirect_stdout(io.StringIO()):
+            main(["--help"])
+        print(json.dumps(sorted({m.split(".")[0] for m in sys.modules})))
+    """
+    loaded = set(json.loads(_python(code, cwd=tmp_path)))
+    assert not loaded & {"torch", "numpy", "tyro", "rich", "filelock", "psutil", "difflib"}
+
+
+def test_the_compiler_is_imported_only_to_compile(tmp_path):
+    """It is half of all imports: a plan, a sample, an evaluation do without."""
+    code = "import outpace.train.run, sys; print('torch._dynamo' in sys.modules)"
+    assert _python(code, cwd=tmp_path) == "False\n"
+
+
 def test_importing_a_module_does_no_work(tmp_path):
     """Every module, one after the other, under an audit hook: no socket, no file written, no
     process, nothing printed, no signal handler, no change of torch's global state."""

@@ -1,0 +1,325 @@
+"""Everything worth knowing of a GPU, within nine minutes and with nothing but what is installed:
+
+    make gpu-check                        (or: python benchmarks/gpu_check.py)
+
+    PEERS=DIR    checkouts to compare with, in DIR/nanoGPT, DIR/llm.c, DIR/modded-nanogpt
+    TEXT=DIR     text files to train on, when no dataset is prepared below data/
+    OUT=DIR      where the JSON results go; else OUTPACE_RESULTS, else benchmarks/results/
+    MINUTES=8.6  wall time for all stages together
+    STAGES=...   only these, such as "ladder compare"
+
+Stages come in order of value, each a process of its own with a limit. What cannot run here is left
+out with the reason; what runs out of time is ended, and the next stage goes on. Exit code 0 when
+nothing failed. On a machine without a GPU it does the same on the CPU, with smaller models.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NEEDED = {
+    "torch": "everything",
+    "numpy": "everything",
+    "tyro": "every outpace command",
+    "rich": "every outpace command",
+    "psutil": "every outpace command",
+    "safetensors": "training, so all but the GPU tests",
+    "filelock": "preparing text",
+    "pyarrow": "preparing text from parquet",
+    "tiktoken": "preparing text, and llm.c",
+    "transformers": "the comparison with transformers",
+    "pytest": "the GPU tests",
+}
+"""Package -> what is lost without it."""
+CHECKOUTS = {"nanogpt": "nanoGPT", "llmc": "llm.c", "modded": "modded-nanogpt"}
+STAGES = ("prepare", "ladder", "compare", "kernels", "profile", "tests", "train", "memory")
+LADDER_S, COMPARE_S = 150.0, 200.0
+SMALL = [
+    "--n_layer", "2", "--n_head", "2", "--n_embd", "64", "--context", "64",
+    "--micro_batch_size", "2",
+]  # fmt: skip
+"""A model that a CPU trains in no time."""
+LEAST_S = 15.0
+"""A stage with less time than this left is not begun."""
+
+
+@dataclass
+class Stage:
+    """What happened to one stage."""
+
+    name: str
+    limit_s: float
+    command: list[str] = field(default_factory=list)
+    outcome: str = "skipped"
+    """ok, failed, out of time or skipped."""
+    seconds: float = 0.0
+    reason: str = ""
+    result: str | None = None
+    """Its JSON file."""
+
+
+class Check:
+    """The machine, the places, and the stages so far."""
+
+    def __init__(self) -> None:
+        self.begin = time.monotonic()
+        self.limit_s = 60 * float(os.environ.get("MINUTES", "8.6"))
+        self.out = Path(
+            os.environ.get("OUT")
+            or os.environ.get("OUTPACE_RESULTS")
+            or ROOT / "benchmarks" / "results"
+        ).absolute()
+        self.scratch = Path(tempfile.mkdtemp(prefix="outpace-gpu-check-"))
+        self.missing = [p for p in NEEDED if importlib.util.find_spec(p) is None]
+        self.gpu = "torch" not in self.missing and _has_gpu()
+        self.device = "cuda" if self.gpu else "cpu"
+        self.dataset: Path | None = None
+        self.stages: list[Stage] = []
+
+    @property
+    def left_s(self) -> float:
+        return self.limit_s - (time.monotonic() - self.begin)
+
+    def lacks(self, *packages: str) -> str:
+        """A sentence that names what is missing of `packages`, or nothing."""
+        return ", ".join(f"no {p}" for p in packages if p in self.missing)
+
+    def run(self, name: str, limit_s: float, make: Callable[[], list[str] | str]) -> Stage:
+        """Run the command that `make` gives, or skip the stage for the reason that it gives."""
+        stage = Stage(name, min(limit_s, self.left_s))
+        self.stages.append(stage)
+        made = make()
+        if isinstance(made, str):
+            stage.reason = made
+        elif stage.limit_s < LEAST_S:
+            stage.reason = "no time left"
+        else:
+            self._run(stage, made)
+        tell(f"{stage.name}: {stage.outcome} ({stage.seconds:.0f} s) {stage.reason}")
+        self.write()
+        return stage
+
+    def _run(self, stage: Stage, command: list[str]) -> None:
+        stage.command = ["python", *command[1:]] if command[0] == sys.executable else command
+        tell(f"\n== {stage.name}, at most {stage.limit_s:.0f} s: {' '.join(stage.command)}")
+        log = self.scratch / f"{stage.name}.log"
+        begin = time.monotonic()
+        with open(log, "wb") as out:
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=os.environ | {"PYTHONPATH": _path()},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+            try:
+                code = process.wait(stage.limit_s)
+                stage.outcome = "ok" if code == 0 else "failed"
+            except subprocess.TimeoutExpired:
+                stage.outcome, code = "out of time", None
+            finally:
+                _end(process)
+        stage.seconds = time.monotonic() - begin
+        text = log.read_text(errors="replace")
+        tell(text[-6000:].rstrip())
+        if stage.outcome == "failed":
+            lines = [line.strip() for line in text.splitlines() if re.search(r"\w", line)]
+            stage.reason = f"exit code {code}: {lines[-1][:300] if lines else 'it said nothing'}"
+        where = command[command.index("--output") + 1] if "--output" in command else None
+        if where and Path(where).is_file():
+            stage.result = where
+
+    def write(self) -> None:
+        body = {
+            "benchmark": "gpu-check",
+            "device": self.device,
+            "seconds": time.monotonic() - self.begin,
+            "missing_packages": {p: NEEDED[p] for p in self.missing},
+            "stages": [asdict(s) for s in self.stages],
+        }
+        (self.out / "gpu-check.json").write_text(json.dumps(body, indent=2) + "\n")
+
+    # The commands, each as a list of words or the reason why not.
+
+    def prepare(self) -> list[str] | str:
+        if why := self.lacks("tyro", "rich", "tiktoken", "filelock"):
+            return why
+        prepared = sorted((ROOT / "data").glob("*/manifest.json"))
+        if prepared:
+            best = next((m for m in prepared if m.parent.name == "openwebtext"), prepared[0])
+            self.dataset = best.parent
+            return f"data/{best.parent.name} is prepared"
+        self.dataset = self.scratch / "data"
+        flags = ["--output", str(self.dataset)]
+        text = os.environ.get("TEXT") or ROOT.parent / "shared" / "data" / "novels"
+        if Path(text).is_dir():
+            return outpace("prepare", "files", "--input", str(text), *flags)
+        return outpace("prepare", "pydocs", *flags)
+
+    def ladder(self) -> list[str] | str:
+        if why := self.needs_data():
+            return why
+        budget = f"{max(30, min(LADDER_S, self.left_s) - 15) / 60:.2f}"
+        flags = ["--dataset", str(self.dataset), "--minutes", budget]
+        # The rung `tuned` takes minutes to compile; it is for a ladder of its own.
+        return self.bench("ladder", *flags, *(["--without", "tuned"] if self.gpu else []))
+
+    def compare(self) -> list[str] | str:
+        if why := self.needs_data():
+            return why
+        folder = os.environ.get("PEERS", "")
+        peers = [
+            word
+            for name, sub in CHECKOUTS.items()
+            if folder and (Path(folder) / sub).is_dir()
+            for word in (f"--{name}", str(Path(folder, sub).absolute()))
+        ]
+        if "transformers" not in self.missing:
+            peers.append("--transformers")
+        if not peers:
+            return "no transformers, and no peers in the folder PEERS"
+        # No peer is begun after the minutes; one that is under way may still take what is left.
+        minutes = f"{max(60, min(self.left_s, COMPARE_S) - 50) / 60:.2f}"
+        pace = ["--window_s", "10", "--rounds", "1", "--warmup_steps", "5", "--minutes", minutes]
+        pace += ["--gradient_accumulation_steps", "4" if self.gpu else "1"]
+        return self.bench("compare", "--dataset", str(self.dataset), *peers, *pace)
+
+    def kernels(self) -> list[str] | str:
+        pace = ["--seconds", "0.5"] if self.gpu else ["--seconds", "0.1", "--tokens", "512"]
+        return self.lacks("tyro", "rich") or self.bench("kernels", *pace)
+
+    def profile(self) -> list[str] | str:
+        if why := self.needs_data():
+            return why
+        flags = ["--gradient_accumulation_steps", "1", "--max_steps", "100"]
+        flags += ["--micro_batch_size", "32"] if self.gpu else [*SMALL, "--compile", "off"]
+        where = ["--trace", str(self.out / f"profile-{self.device}.trace.json.gz")]
+        where += ["--plot", str(self.out / f"profile-{self.device}.html")]
+        return self.bench("profile", "--dataset", str(self.dataset), *flags, *where)
+
+    def tests(self) -> list[str] | str:
+        if why := self.lacks("pytest", "tyro", "rich", "safetensors"):
+            return why
+        if not self.gpu:
+            return "no GPU"
+        return [sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu", "tests/gpu"]
+
+    def train(self) -> list[str] | str:
+        if why := self.needs_data():
+            return why
+        # The command of the mission, cut short; on a CPU with a model that it can train.
+        flags = ["--model_size", "124M", "--mixed_precision", "bf16", "--use_flash_attention"]
+        flags += ["--gradient_accumulation_steps", "8"]
+        flags += ["--hellaswag_limit", "0", "--sample_tokens", "0", "--val_tokens", "65536"]
+        small = [*SMALL, "--max_steps", "5", "--compile", "off"]
+        flags += ["--max_steps", "30"] if self.gpu else small
+        where = ["--dataset", str(self.dataset), "--run_dir", str(self.scratch / "run")]
+        return [sys.executable, "train.py", *flags, *where]
+
+    def memory(self) -> list[str] | str:
+        return self.lacks("tyro", "rich") or self.bench("memory", "--measure")
+
+    def bench(self, what: str, *flags: str) -> list[str]:
+        output = self.out / f"{what}-{self.device}.json"
+        return outpace("bench", what, *flags, "--output", str(output))
+
+    def needs_data(self) -> str:
+        if why := self.lacks("tyro", "rich", "safetensors"):
+            return why
+        there = self.dataset and (self.dataset / "manifest.json").is_file()
+        return "" if there else "no text was prepared"
+
+
+def main() -> int:
+    check = Check()
+    wanted = {"prepare", *(os.environ.get("STAGES", "").split() or STAGES)}
+    if unknown := wanted - {*STAGES}:
+        print(f"error[STAGES]: no stage {', '.join(unknown)}; do: choose of {' '.join(STAGES)}")
+        return 2
+    try:
+        check.out.mkdir(parents=True, exist_ok=True)
+        check.write()
+    except OSError as error:
+        print(f"error[STORAGE]: cannot write to {check.out}: {error.strerror}; do: set OUT=DIR")
+        return 5
+    tell(f"device {check.device}; results in {check.out}; logs in {check.scratch}")
+    for package in check.missing:
+        tell(f"no {package}: without it goes {NEEDED[package]}")
+    if check.missing:
+        tell(
+            "to provide them without installing: on a machine with a network, `pip download` the "
+            "wheels and unpack them into a folder DIR (pip install --target DIR *.whl), then "
+            "PYTHONPATH=DIR make gpu-check"
+        )
+    if lost := check.lacks("torch", "numpy"):
+        print(f"error[NO-TORCH]: {lost} in {sys.executable}; do: make gpu-check PYTHON=PYTHON")
+        return 2
+    if not check.gpu:
+        tell("no GPU: the same stages on the CPU, smaller; the numbers say nothing of a GPU")
+    for name, limit_s, make in (
+        ("prepare", 60, check.prepare),
+        ("ladder", LADDER_S, check.ladder),
+        ("compare", COMPARE_S, check.compare),
+        ("kernels", 60, check.kernels),
+        ("profile", 45, check.profile),
+        ("tests", 60, check.tests),
+        ("train", 45, check.train),
+        ("memory", 40, check.memory),
+    ):
+        if name in wanted:
+            check.run(name, limit_s, make)
+    tell(f"\n{'stage':<10}{'outcome':<14}{'seconds':>8}  ")
+    for s in check.stages:
+        tell(f"{s.name:<10}{s.outcome:<14}{s.seconds:>8.0f}  {s.reason or s.result or ''}")
+    tell(f"{time.monotonic() - check.begin:.0f} s; {check.out / 'gpu-check.json'}")
+    return int(any(s.outcome == "failed" for s in check.stages))
+
+
+def tell(text: str) -> None:
+    print(text, flush=True)
+
+
+def outpace(*words: str) -> list[str]:
+    return [sys.executable, "-m", "outpace", *words]
+
+
+def _path() -> str:
+    """PYTHONPATH with the checkout in front."""
+    return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+
+
+def _has_gpu() -> bool:
+    """Asked in a process of its own: a context here would take memory from the stages."""
+    code = "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 1)"
+    return subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a stage with all that it started. A stopped process cannot hear, so it is let go on."""
+    for number in (signal.SIGTERM, signal.SIGCONT, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            return
+        if number == signal.SIGCONT:
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                continue
+    process.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""What every section of the pages shares: the result files, the machine in words, plots, tables."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).parents[2]
+RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
+OURS, THEIRS, GREY = "#17698a", "#c05a1f", "#a5a096"
+Result = dict[str, Any]
+plt.rcParams |= {"svg.hashsalt": "outpace", "axes.spines.top": False, "axes.spines.right": False}
+
+
+def read(name: str) -> Result | None:
+    """A result file by its name, or None where it was never made."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def where(result: Result) -> str:
+    """Machine, versions and date in words."""
+    machine, versions = result["machine"], result["versions"]
+    return (
+        f"{machine['device_name']}, {machine['cores']} cores, torch {versions['torch']}, "
+        f"Python {versions['python']}, {result['date']}"
+    )
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in lines)
+
+
+def save(figure: Any, name: str) -> None:
+    """Write a plot to docs/img."""
+    figure.tight_layout()
+    figure.savefig(DOCS / "img" / name, metadata={"Date": None})
+    plt.close(figure)

@@ -1,0 +1,269 @@
+"""Sections on speed: the ladder, peers in turns, kernels against the roofline, a step's profile."""
+
+import math
+
+import matplotlib.pyplot as plt
+
+from rendering import GREY, OURS, THEIRS, Result, save, table, where
+
+
+def machine_of(r: Result) -> str:
+    """`cpu` or `cuda`, as in the name of the result."""
+    return str(r["machine"]["device"])
+
+
+def ladder(r: Result) -> str:
+    """The rungs as a waterfall, both published numbers, and what each rung is worth at the top."""
+    device = machine_of(r)
+    rows = [row for row in r["rungs"] if "tokens_per_second" in row]
+    first = rows[0]["tokens_per_second"]
+    name = f"ladder-{device}.svg"
+    _waterfall(rows, first, name)
+    numbers = []
+    for key, words in (
+        ("equal_tokens", "at equal tokens a step"),
+        ("best_micro_batch", "each side at its best micro-batch"),
+    ):
+        if n := r["numbers"][key]:
+            numbers.append(
+                f"**{n['ratio']:.2f} times the lowest rung {words}** "
+                f"({n['tokens_per_step'][0]:,} tokens, micro-batches of "
+                f"{n['micro_batch_size'][0]} and {n['micro_batch_size'][1]})"
+            )
+    body = [
+        f"## The ladder on {_a_device(r)}\n",
+        "; ".join(numbers) + ".\n",
+        f"{_model(r)}. Each rung is a few flags over the rungs above it and one process; three "
+        f"windows of {r['window_s']:g} s. Drift is the loss after {r['drift_steps']} steps on the "
+        "same batches, less that of the first rung.\n",
+        table(
+            ("rung", "what", "tokens/s", "times", "step, ms (p20, p80)", "memory", "drift"),
+            [
+                (
+                    f"`{row['name']}`",
+                    row["sentence"],
+                    f"{row['tokens_per_second']:,.0f}",
+                    f"{row['tokens_per_second'] / first:.2f}",
+                    _ms(row["step_ms"]),
+                    f"{row['peak_memory_bytes'] / 2**30:.2f} GiB",
+                    "" if row.get("drift") is None else f"{row['drift']:+.1e}",
+                )
+                for row in rows
+            ],
+        ),
+        f"\n![the ladder](img/{name})\n",
+    ]
+    if r["skipped"]:
+        left_out = "; ".join(f"`{k}`: {v}" for k, v in r["skipped"].items())
+        body.append(f"Left out here: {left_out}.\n")
+    without = [row for row in r["leave_one_out"] if "tokens_per_second" in row]
+    if without:
+        top = rows_top(r)
+        body += [
+            "The top of the ladder without one rung:\n",
+            table(
+                ("all but", "tokens/s", "the rung is worth"),
+                [
+                    (
+                        f"`{row['name'].removeprefix('without ')}`",
+                        f"{row['tokens_per_second']:,.0f}",
+                        f"{top / row['tokens_per_second']:.2f} times",
+                    )
+                    for row in without
+                ],
+            ),
+            "",
+        ]
+    flags = " --leave_one_out" if without else ""
+    body.append(f"{where(r)}, {r['threads']} threads. `outpace bench ladder{flags}`\n")
+    return "\n".join(body)
+
+
+def rows_top(r: Result) -> float:
+    """Tokens a second with every rung that is carried."""
+    rates = [row["tokens_per_second"] for row in r["best_micro_batch"]["top"] if row]
+    same = [
+        row["tokens_per_second"]
+        for row in r["rungs"]
+        if row["name"] in ("micro_batch", "tuned") and "tokens_per_second" in row
+    ]
+    return float(same[-1] if same else max(rates))
+
+
+def _waterfall(rows: list[Result], first: float, name: str) -> None:
+    figure, axis = plt.subplots(figsize=(7, 0.42 * len(rows) + 1))
+    best = 0.0
+    for i, row in enumerate(rows):
+        times = row["tokens_per_second"] / first
+        start = min(best, times) if i else 0.0
+        color = OURS if times >= best else THEIRS
+        axis.barh(i, best, color="#e9e5dc", height=0.62)
+        axis.barh(i, abs(times - best), left=start, color=color, height=0.62)
+        axis.text(max(times, best) + 0.02, i, f"{times:.2f}", va="center", fontsize=8)
+        best = max(best, times)
+    axis.set_yticks(range(len(rows)), [row["name"].replace("_", " ") for row in rows])
+    axis.invert_yaxis()
+    axis.set(xlabel="times the tokens a second of the lowest rung")
+    save(figure, name)
+
+
+def race(r: Result) -> str:
+    """outpace and its peers in turns."""
+    body = [
+        f"## outpace against its peers, in turns, on {_a_device(r)}\n",
+        f"{_model(r)}, {r['tokens_per_step']:,} tokens a step, the same tokens for all. Each "
+        "trains by its own, unchanged code; one runs at a time, in turns, and the ratio is the "
+        "median over rounds of neighbouring windows.\n",
+    ]
+    for run in r["runs"]:
+        if run["threads"]:
+            body.append(f"On {run['threads']} thread{'s' if run['threads'] > 1 else ''}:\n")
+        rows = []
+        for name, row in run["rows"].items():
+            ratio = row.get("ours_over_theirs")
+            rows.append(
+                (
+                    name,
+                    row["setting"],
+                    f"{row['tokens_per_second']:,.0f}",
+                    _ms(row["step_ms"]),
+                    f"{row['mfu']:.1%}" if row["mfu"] else "",
+                    f"{row['peak_memory_bytes'] / 2**30:.2f} GiB",
+                    f"{ratio['median']:.2f} ({ratio['p20']:.2f}, {ratio['p80']:.2f})"
+                    if ratio
+                    else "",
+                )
+            )
+        head = ("", "setting", "tokens/s", "step, ms (p20, p80)", "MFU", "memory", "outpace is")
+        body += [table(head, rows), ""]
+        for name, why in run["failed"].items():
+            body.append(f"{name} failed: {why}\n")
+    commits = ", ".join(f"{n} {c[:10]}" for n, c in r["commits"].items() if c)
+    commits += f", transformers {r['transformers']}" if r["transformers"] else ""
+    for name, why in r["skipped"].items():
+        body.append(f"{name} was left out: {why}.\n")
+    body.append(f"{where(r)}; {commits}. `outpace bench compare --nanogpt DIR ...`\n")
+    return "\n".join(body)
+
+
+def kernels(r: Result) -> str:
+    """Products and copies as a roofline; attention, loss and AdamW as a table."""
+    device = machine_of(r)
+    name = f"roofline-{device}.svg"
+    _roofline(r, name)
+    rows = []
+    for part in ("gemm", "copy", "attention", "cross_entropy", "adamw"):
+        for row in r.get(part, ()):
+            if "ms" not in row:
+                continue
+            rate = ""
+            if "flops_per_s" in row:
+                rate = f"{row['flops_per_s'] / 1e12:,.3g} TFLOP/s"
+            elif "bytes_per_s" in row:
+                rate = f"{row['bytes_per_s'] / 1e9:,.3g} GB/s"
+            rows.append((part.replace("_", "-"), row["name"], _ms(row["ms"], ",.2f"), rate))
+    return "\n".join(
+        [
+            f"## What {_a_device(r)} holds up\n",
+            f"GPT-2's own shapes at {r['tokens']:,} tokens, precision {r['precision']}, each in a "
+            f"loop of {r['seconds']:g} s.\n",
+            f"![roofline](img/{name})\n",
+            table(("", "kernel", "ms (p20, p80)", "rate"), rows),
+            f"\n{where(r)}, {r['threads']} threads. `outpace bench kernels`\n",
+        ]
+    )
+
+
+def _roofline(r: Result, name: str) -> None:
+    """FLOP/s over FLOPs a byte: the roof from the fastest product and the copy, the products on
+    or below it."""
+    e = 4 if r["precision"] == "no" else 2
+    C, M = r["shape"]["n_embd"], r["tokens"]
+    V = -(-r["shape"]["vocab_size"] // 128) * 128
+    maps = {"qkv": (C, 3 * C), "proj": (C, C), "fc": (C, 4 * C), "mlp_proj": (4 * C, C)}
+    maps |= {"head": (C, V)}
+    products = [row for row in r["gemm"] if "flops_per_s" in row]
+    peak = max(row["flops_per_s"] for row in products)
+    bandwidth = next(row["bytes_per_s"] for row in r["copy"])
+    figure, axis = plt.subplots(figsize=(7, 3.8))
+    xs = [2**k / 4 for k in range(0, 16)]
+    roof = [min(peak, x * bandwidth) / 1e12 for x in xs]
+    axis.loglog(xs, roof, color=GREY, label="copy and fastest product")
+    marks = {"forward": "o", "dgrad": "s", "wgrad": "^"}
+    for row in products:
+        inside, outside = maps[row["map"]]
+        intensity = 2 * M * inside * outside / (e * (M * inside + M * outside + inside * outside))
+        head = row["map"] == "head"
+        axis.plot(
+            intensity,
+            row["flops_per_s"] / 1e12,
+            marks[row["pass"]],
+            color=THEIRS if head else OURS,
+            markersize=5,
+            label=row["pass"] if row["map"] == "qkv" else None,
+        )
+    lowest = min(row["flops_per_s"] for row in products) / 1e12
+    axis.set_ylim(10 ** math.floor(math.log10(lowest / 4)), peak / 1e12 * 2)
+    axis.set(xlabel="FLOPs a byte of operands", ylabel="TFLOP/s")
+    axis.legend(frameon=False)
+    save(figure, name)
+
+
+def profile(r: Result) -> str:
+    """Where a step's time goes."""
+    device, s = machine_of(r), r["settings"]
+    name = f"profile-{device}.svg"
+    parts = [p for p in r["parts"] if p["share"] >= 0.0005]
+    figure, axis = plt.subplots(figsize=(7, 0.34 * len(parts) + 1))
+    for i, p in enumerate(parts):
+        floor = min(p["floor_ms"] or 0.0, p["ms"])
+        axis.barh(i, floor, color=OURS, label="its floor" if not i else None)
+        above = "above it" if not i else None
+        axis.barh(i, p["ms"] - floor, left=floor, color=THEIRS, label=above)
+    axis.set_yticks(range(len(parts)), [p["name"] for p in parts])
+    axis.invert_yaxis()
+    axis.set(xlabel="milliseconds of one step")
+    axis.legend(frameon=False)
+    save(figure, name)
+    return "\n".join(
+        [
+            f"## Where a step's time goes on {_a_device(r)}\n",
+            f"GPT-2 of {s['n_layer']} layers, {s['n_embd']} channels, context {s['context']}; "
+            f"{s['tokens_per_step']:,} tokens a step, precision {s['mixed_precision']}, "
+            f"{'compiled' if s['compile'] else 'eager'}: {r['tokens_per_second']:,.0f} tokens/s. "
+            f"Floors at {r['roof']['flops_per_s'] / 1e12:,.2f} TFLOP/s and "
+            f"{r['roof']['bytes_per_s'] / 1e9:,.1f} GB/s, measured in the same run.\n",
+            table(
+                ("part", "ms", "share", "floor, ms", "times its floor", "the floor counts"),
+                [
+                    (
+                        p["name"],
+                        f"{p['ms']:,.1f}",
+                        f"{p['share']:.1%}",
+                        f"{p['floor_ms']:,.1f}" if p["floor_ms"] else "",
+                        f"{p['ms'] / p['floor_ms']:.1f}" if p["floor_ms"] else "",
+                        p["bound"],
+                    )
+                    for p in parts
+                ],
+            ),
+            f"\n![profile](img/{name})\n",
+            f"{where(r)}. `outpace bench profile`\n",
+        ]
+    )
+
+
+def _a_device(r: Result) -> str:
+    return "a CPU" if machine_of(r) == "cpu" else f"one {r['machine']['device_name']}"
+
+
+def _model(r: Result) -> str:
+    s = r["shape"]
+    return (
+        f"GPT-2 of {r['parameters'] / 1e6:.1f}M parameters ({s['n_layer']} layers, "
+        f"{s['n_embd']} channels, context {s['context']})"
+    )
+
+
+def _ms(spread: Result, form: str = ",.0f") -> str:
+    return f"{spread['median']:{form}} ({spread['p20']:{form}}, {spread['p80']:{form}})"

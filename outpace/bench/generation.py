@@ -1,0 +1,174 @@
+"""Generation beside transformers' `generate`: the same weights, prompts and machine, in turns, with
+the tokens compared; and the bound that reading the weights sets.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from outpace.bench.result import spread, write_result
+from outpace.config.presets import GPT2Shape
+from outpace.core.log import say
+from outpace.generate.engine import generate
+from outpace.generate.int8 import int8
+from outpace.generate.sampling import Sampling
+from outpace.interop.huggingface import transformers_model
+from outpace.model.gpt2 import GPT2
+
+READ_BYTES = 1 << 29
+"""For the read speed of memory: beyond any cache."""
+WIDE = 4.0
+"""Random weights are drawn this much wider than at initialisation, so that the likeliest token
+depends on the text and is likeliest by far more than rounding."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is generated."""
+
+    batches: tuple[int, ...] = (1, 8)
+    prompt_tokens: int = 64
+    new_tokens: int = 64
+    rounds: int = 3
+    seed: int = 0
+
+
+Turn = Callable[[torch.Tensor], torch.Tensor]
+"""Prompts (B, T) -> new tokens (B, n), greedily."""
+
+
+def bench_generation(
+    model: GPT2, name: str, settings: Settings, with_int8: bool, output: Path | None
+) -> Path:
+    """Time all contestants on `model` (fp32, CPU) and write the result file."""
+    theirs = transformers_model(dict(model.state_dict()), model.shape)
+    turns: dict[str, Turn] = {
+        "transformers": lambda prompts: _theirs(theirs, prompts, settings.new_tokens),
+        "outpace": lambda prompts: _ours(model, prompts, settings.new_tokens),
+    }
+    if with_int8:
+        small = int8(model)
+        turns["outpace-int8"] = lambda prompts: _ours(small, prompts, settings.new_tokens)
+    draw = torch.Generator().manual_seed(settings.seed)
+    results: dict[str, Any] = {}
+    for batch in settings.batches:
+        size = (batch, settings.prompt_tokens)
+        prompts = torch.randint(0, model.shape.vocab_size, size, generator=draw)
+        results[str(batch)] = _race(turns, prompts, settings)
+        _tell(batch, results[str(batch)])
+    speed = read_bytes_per_s()
+    weights = 4 * sum(p.numel() for p in model.parameters()) - 4 * model.wpe.weight.numel()
+    body = {
+        "what": "greedy generation, ms a step of the whole batch, prompt included",
+        "model": name,
+        "shape": asdict(model.shape),
+        "settings": asdict(settings),
+        "threads": torch.get_num_threads(),
+        "weights_read_a_step_bytes": weights,
+        "memory_read_bytes_per_s": speed,
+        "bound_of_fp32_ms": 1e3 * weights / speed,
+        "batches": results,
+    }
+    if with_int8:
+        body["int8_agreement"] = agreement(model, small, settings)
+    return write_result("generation-cpu", "cpu", body, output)
+
+
+def _race(turns: dict[str, Turn], prompts: torch.Tensor, s: Settings) -> dict[str, Any]:
+    """Every contestant once a round, a different one first each time; the first round warms up."""
+    names = list(turns)
+    ms: dict[str, list[float]] = {name: [] for name in names}
+    tokens: dict[str, torch.Tensor] = {}
+    for round_ in range(s.rounds + 1):
+        first = round_ % len(names)
+        for name in names[first:] + names[:first]:
+            begin = time.perf_counter()
+            tokens[name] = turns[name](prompts)
+            if round_:
+                ms[name].append(1e3 * (time.perf_counter() - begin) / s.new_tokens)
+    medians = {name: spread(values) for name, values in ms.items()}
+    base = medians["transformers"]["median"]
+    return {
+        "ms_per_step": medians,
+        "tokens_per_s": {n: 1e3 * len(prompts) / m["median"] for n, m in medians.items()},
+        "times_transformers": {n: base / m["median"] for n, m in medians.items()},
+        "tokens_equal_transformers": {
+            n: float((t == tokens["transformers"]).double().mean()) for n, t in tokens.items()
+        },
+        "different_tokens": len(tokens["transformers"].unique()),
+    }
+
+
+def _theirs(model: Any, prompts: torch.Tensor, n: int) -> torch.Tensor:
+    with torch.inference_mode():
+        whole = model.generate(
+            prompts,
+            attention_mask=torch.ones_like(prompts),
+            max_new_tokens=n,
+            min_new_tokens=n,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+    new: torch.Tensor = whole[:, prompts.size(1) :]
+    return new
+
+
+def _ours(model: GPT2, prompts: torch.Tensor, n: int) -> torch.Tensor:
+    steps = generate(
+        model, prompts, max_new_tokens=n, how=Sampling(0.0), generator=torch.Generator()
+    )
+    return torch.stack([step.tokens for step in steps], dim=1)
+
+
+@torch.inference_mode()
+def agreement(model: GPT2, small: GPT2, settings: Settings) -> dict[str, float]:
+    """What int8 changes, on texts of the fp32 model: no error adds up, since both read the same."""
+    draw = torch.Generator().manual_seed(settings.seed + 1)
+    V = model.shape.vocab_size
+    prompts = torch.randint(0, V, (4, settings.prompt_tokens), generator=draw)
+    text = torch.cat((prompts, _ours(model, prompts, settings.new_tokens)), dim=1)
+    exact, near = (m(text)[:, settings.prompt_tokens - 1 : -1, :V] for m in (model, small))
+    log_p, log_q = exact.log_softmax(-1), near.log_softmax(-1)
+    return {
+        "same_likeliest_token": float((exact.argmax(-1) == near.argmax(-1)).double().mean()),
+        "kl_nats": float((log_p.exp() * (log_p - log_q)).sum(-1).mean()),
+        "largest_logit_difference": float((exact - near).abs().max()),
+        "largest_logit": float(exact.abs().max()),
+    }
+
+
+def read_bytes_per_s() -> float:
+    """How fast this process reads memory that no cache holds: the best of five sums."""
+    data = torch.ones(READ_BYTES // 4)
+    best = float("inf")
+    for _ in range(5):
+        begin = time.perf_counter()
+        data.sum()
+        best = min(best, time.perf_counter() - begin)
+    return READ_BYTES / best
+
+
+def random_model(shape: GPT2Shape, seed: int = 0) -> GPT2:
+    """A model of that shape whose text varies."""
+    model = GPT2(shape)
+    model.init_weights(torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() >= 2:
+                p.mul_(WIDE)
+    return model.eval()
+
+
+def _tell(batch: int, result: dict[str, Any]) -> None:
+    for name, ms in result["ms_per_step"].items():
+        say(
+            f"batch {batch}  {name:14} {ms['median']:8.1f} ms a step "
+            f"{result['tokens_per_s'][name]:8.1f} tokens/s "
+            f"{result['times_transformers'][name]:6.2f} times, "
+            f"{result['tokens_equal_transformers'][name]:.0%} of the tokens equal"
+        )

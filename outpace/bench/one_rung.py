@@ -1,0 +1,183 @@
+"""One setting of the ladder, measured in a process of its own: the losses of its first steps, then
+the time of a step in a few windows, memory, and the kernels that ran.
+
+    python -m outpace.bench.one_rung JOB.json      (what `ladder.py` starts)
+"""
+
+import gc
+import json
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from outpace.bench.result import spread
+from outpace.config.load import load
+from outpace.config.schema import RunConfig
+from outpace.core.errors import DataError, OutOfMemory, UsageError
+from outpace.core.files import replace_json
+from outpace.data.loader import BatchShape, Loader
+from outpace.optim.schedules import from_config as lr_multiplier
+from outpace.runtime.distributed import Group, Ranks
+from outpace.runtime.driver import gpu_state
+from outpace.runtime.hardware import memory_in_use
+from outpace.tokenizer import get_tokenizer
+from outpace.train.assemble import build_trainable
+from outpace.train.plan import Plan
+from outpace.train.run import plan_run
+from outpace.train.step import TooLarge, train_step
+
+MOST_STEPS = 1 << 40
+KERNELS = 15
+
+
+@dataclass(frozen=True)
+class RungJob:
+    """What one process measures."""
+
+    argv: list[str]
+    """Flags of `outpace train`."""
+    drift_argv: list[str] | None
+    """Those of the steps whose losses are kept; None: no losses, and no kernels."""
+    drift_steps: int
+    warmup_s: float
+    window_s: float
+    windows: int
+    output: str
+
+
+class Stepper:
+    """A training as planned, step by step over the real loader."""
+
+    def __init__(self, argv: list[str]) -> None:
+        ranks = Ranks()
+        self.config: RunConfig
+        self.config, set_by = load(argv, "outpace bench ladder")
+        self.plan: Plan
+        self.plan, _, mixture, self.device = plan_run(self.config, set_by, ranks)
+        self.trainable = build_trainable(
+            self.config,
+            self.plan,
+            group=Group(ranks, self.device),
+            device=self.device,
+            end_of_text=get_tokenizer(mixture.tokenizer).end_of_text,
+        )
+        shape = BatchShape(self.plan.micro_batch_size, self.plan.gradient_accumulation_steps)
+        loader = Loader(mixture, shape, self.plan.order, device=self.device)
+        self.batches = loader.steps(0, MOST_STEPS)
+        self.done = 0
+        self.losses: list[float] = []
+        """Of the last call of `run`."""
+
+    def run(self, steps: int) -> list[float]:
+        """Their losses, read when all are done: nothing waits for the device in between."""
+        losses = []
+        for _ in range(steps):
+            plan = self.plan
+            lr = plan.lr * lr_multiplier(
+                self.config.schedule, self.done, plan.max_steps, plan.warmup_steps
+            )
+            result = train_step(self.trainable, next(self.batches), step=self.done, lr=lr)
+            assert result is not None
+            losses.append(result.loss)
+            self.done += 1
+        self.losses = torch.stack(losses).tolist() if losses else []
+        return self.losses
+
+    def seconds(self, steps: int) -> float:
+        """Of so many steps, the device waited for at both ends."""
+        self._synchronise()
+        begin = time.perf_counter()
+        self.run(steps)
+        self._synchronise()
+        return time.perf_counter() - begin
+
+    def close(self) -> None:
+        self.batches.close()
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def measure(job: RungJob) -> dict[str, Any]:
+    """The result; `skipped` with the reason where this machine cannot run the setting."""
+    losses: list[float] = []
+    try:
+        stepper = Stepper(job.drift_argv or job.argv)
+        first_step_s = stepper.seconds(1)
+        if job.drift_argv is not None:
+            losses = [*stepper.losses, *stepper.run(job.drift_steps - 1)]
+            if job.drift_argv != job.argv:
+                stepper.close()
+                del stepper
+                gc.collect()
+                stepper = Stepper(job.argv)
+        result = _timed(job, stepper)
+    except TooLarge:
+        return {"skipped": "it does not fit in memory"}
+    except (UsageError, DataError, OutOfMemory) as error:
+        return {"skipped": error.what}
+    stepper.close()
+    plan = stepper.plan.record()
+    return result | {
+        "first_step_s": first_step_s,
+        "losses": losses,
+        "plan": plan["plan"],
+        "choices": plan["choices"],
+    }
+
+
+def _timed(job: RungJob, stepper: Stepper) -> dict[str, Any]:
+    """Warm up, time the windows, and look at one step more."""
+    device = stepper.device
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    until = time.perf_counter() + job.warmup_s
+    stepper.run(1)
+    seconds = stepper.seconds(1)
+    while time.perf_counter() < until:
+        seconds = stepper.seconds(1)
+    steps = math.ceil(job.window_s / seconds)
+    step_ms, states = [], []
+    for _ in range(job.windows):
+        step_ms.append(1e3 * stepper.seconds(steps) / steps)
+        states.append(gpu_state(device))
+    peak = memory_in_use(device)
+    return {
+        "step_ms": spread(step_ms),
+        "windows_ms": step_ms,
+        "steps_in_a_window": steps,
+        "gpu": states,
+        "peak_memory_bytes": peak,
+        "kernels": kernels(stepper) if job.drift_argv else None,
+    }
+
+
+def kernels(stepper: Stepper) -> list[dict[str, Any]]:
+    """What took most of one step: kernels on a GPU, PyTorch's operators on a CPU, in which compiled
+    code counts as the region that calls it. Self times, as shares of all."""
+    on_gpu = stepper.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities) as profiler:
+        stepper.seconds(1)
+    spent: dict[str, tuple[float, int]] = {}
+    for event in profiler.key_averages():
+        if on_gpu and not str(event.device_type).endswith("CUDA"):
+            continue
+        us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        spent[event.key[:120]] = (us, event.count)
+    total = sum(us for us, _ in spent.values()) or 1.0
+    top = sorted(spent.items(), key=lambda item: -item[1][0])[:KERNELS]
+    return [{"name": name, "share": us / total, "calls": n} for name, (us, n) in top]
+
+
+if __name__ == "__main__":
+    asked = RungJob(**json.loads(Path(sys.argv[1]).read_text()))
+    replace_json(Path(asked.output), measure(asked))

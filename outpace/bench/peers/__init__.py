@@ -1,0 +1,121 @@
+"""The peers table. A peer is a module that says how to run its own, unchanged code at its best:
+
+    LABEL                             its name as people know it
+    FILES                             what a checkout of it must hold; none for an installed package
+    why_not(job)                      reason it cannot run this job, or None
+    contestants(checkout, job, folder)   the settings worth racing, staged in the new `folder`
+
+Nothing is copied from a checkout or written into it: a staged folder links its files.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from outpace.config.presets import GPT2Shape
+from outpace.core.errors import UsageError
+from outpace.core.registry import Registry
+from outpace.data.shard_file import MAGIC, VERSION
+from outpace.data.shards import Dataset
+from outpace.data.stream import TokenStream
+
+PEERS = Registry(
+    "peer",
+    {
+        "outpace": "outpace.bench.peers.ours",
+        "nanogpt": "outpace.bench.peers.nanogpt",
+        "llmc": "outpace.bench.peers.llmc",
+        "modded": "outpace.bench.peers.modded",
+        "transformers": "outpace.bench.peers.huggingface",
+    },
+)
+STEPS = 100_000
+"""More steps than any window sees; whoever measures ends the process."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every contestant trains, and on what. Learning rates do not matter for speed."""
+
+    shape: GPT2Shape
+    dataset: Dataset
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+    device: str
+    """cpu or cuda."""
+    flags: tuple[str, ...] = ()
+    """Further flags for outpace's own training."""
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.micro_batch_size * self.gradient_accumulation_steps * self.shape.context
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One command to time."""
+
+    name: str
+    """Row of the table; with several settings of a peer, `NAME (SETTING)`."""
+    setting: str
+    """What was chosen, in words."""
+    command: list[str]
+    step_ms: Callable[[str], list[float]]
+    """Text of its log -> milliseconds of each step so far, by its own clock."""
+    tokens_per_step: int
+    flops_per_token: float
+    cwd: Path | None = None
+    env: dict[str, str] = field(default_factory=dict)
+    progress: Path | None = None
+    """File with its step lines; None: what it prints."""
+    scratch: Path | None = None
+    """Folder that is removed before each start."""
+
+
+def check_checkout(name: str, checkout: Path) -> None:
+    """UsageError when `checkout` is not one of the peer `name`, naming the files it lacks."""
+    peer = PEERS.load(name)
+    missing = [file for file in peer.FILES if not (checkout / file).is_file()]
+    if missing:
+        raise UsageError(
+            f"NOT-{name.upper()}",
+            f"{checkout} is not a {peer.LABEL} checkout: it has no {', '.join(missing)}",
+            do=f"git clone {peer.LABEL} and name its folder",
+        )
+
+
+def link(checkout: Path, files: tuple[str, ...], folder: Path) -> None:
+    """Link `files` of a checkout into `folder`, by their last name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        (folder / Path(file).name).symlink_to((checkout / file).resolve())
+
+
+def write_raw(stream: TokenStream, path: Path) -> None:
+    """The tokens of a split as plain uint16."""
+    with open(path, "wb") as f:
+        for part in _parts(stream, len(stream)):
+            f.write(part.tobytes())
+
+
+def write_shard(stream: TokenStream, path: Path, tokens: int) -> None:
+    """One shard (`data/shard_file.py`) of exactly `tokens` tokens, a short split repeated."""
+    header = np.zeros(256, "<i4")
+    header[:3] = MAGIC, VERSION, tokens
+    with open(path, "wb") as f:
+        f.write(header.tobytes())
+        for part in _parts(stream, tokens):
+            f.write(part.tobytes())
+
+
+def _parts(stream: TokenStream, tokens: int) -> Iterator[np.ndarray]:
+    """`tokens` tokens from the start of a split, over and over when it has fewer."""
+    at = 0
+    while tokens:
+        part = np.empty(min(1 << 20, tokens, len(stream) - at), np.uint16)
+        stream.read(at, part)
+        yield part
+        tokens -= len(part)
+        at = (at + len(part)) % len(stream)

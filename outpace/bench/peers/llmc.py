@@ -1,0 +1,93 @@
+"""karpathy/llm.c: its PyTorch trainer train_gpt2.py, with the flags that its own scripts use for
+speed: bf16, compiled with coordinate descent, flash attention, TF32. It reads our shards as they
+are. tiktoken, which it loads GPT-2's vocabulary with, is given the files that ship with outpace.
+"""
+
+import hashlib
+import re
+import sys
+from pathlib import Path
+
+from outpace.bench.peers import STEPS, Contestant, Job, link, write_shard
+from outpace.config.presets import SIZES, GPT2Shape
+from outpace.model.cost import flops_per_token
+from outpace.tokenizer.gpt2 import VOCAB_FOLDER
+
+LABEL = "llm.c"
+FILES = ("train_gpt2.py", "train_gpt2.c")
+MODELS = {size.n_layer: f"d{size.n_layer}" for size in SIZES.values()}
+"""The only shapes that --model offers, d12 to d48 (train_gpt2.py, model_config)."""
+STEP = re.compile(
+    r"^step +\d+/\d+ \| train loss [-\d.na]+ \| .*\(([\d.]+) ms \| \d+ tok/s\)", re.MULTILINE
+)
+TIKTOKEN_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+"""tiktoken caches a file under the SHA-1 of its address (tiktoken/load.py, openai_public.py)."""
+
+
+def why_not(job: Job) -> str | None:
+    if not _is_published(job.shape):
+        return "train_gpt2.py has only GPT-2's own sizes, d12 to d48 (--model_size 124M)"
+    if job.shape.context > 1024:
+        return "train_gpt2.py takes at most 1,024 tokens in a sequence"
+    if job.shape.vocab_size != 50257:
+        return "train_gpt2.py has GPT-2's vocabulary, and the dataset has another"
+    return None
+
+
+def contestants(checkout: Path, job: Job, folder: Path) -> list[Contestant]:
+    link(checkout, FILES[:1], folder)
+    # A shard is read whole and then begun again, so a few steps' worth will do.
+    write_shard(job.dataset.stream("train"), folder / "train.bin", 16 * job.tokens_per_step + 1)
+    on_gpu = job.device == "cuda"
+    flags = {
+        "input_bin": "train.bin",
+        "model": MODELS[job.shape.n_layer],
+        "device": job.device,
+        "batch_size": job.micro_batch_size,
+        "sequence_length": job.shape.context,
+        "total_batch_size": job.tokens_per_step,
+        "num_iterations": STEPS,
+        "overfit_single_batch": 0,
+        "weight_decay": 0.1,
+        "dtype": "bfloat16" if on_gpu else "float32",  # its autocast is for GPUs only
+        "compile": 1,
+        "flash": 1,
+        "tensorcores": int(on_gpu),
+        "write_tensors": 0,
+    }
+    return [
+        Contestant(
+            name="llmc",
+            setting=f"{'bf16' if on_gpu else 'fp32'}, compiled, flash",
+            command=[
+                sys.executable,
+                "-u",
+                "train_gpt2.py",
+                *(x for key, value in flags.items() for x in (f"--{key}", str(value))),
+            ],
+            step_ms=step_ms,
+            tokens_per_step=job.tokens_per_step,
+            flops_per_token=flops_per_token(job.shape),
+            cwd=folder,
+            env={"TIKTOKEN_CACHE_DIR": str(_vocabulary(folder / "tiktoken"))},
+        )
+    ]
+
+
+def step_ms(text: str) -> list[float]:
+    """Milliseconds of each step line that train_gpt2.py prints."""
+    return [float(ms) for ms in STEP.findall(text)]
+
+
+def _vocabulary(folder: Path) -> Path:
+    """A cache of tiktoken that holds GPT-2's vocabulary, so that no network is asked."""
+    folder.mkdir()
+    for tiktoken_name, ours in (("vocab.bpe", "vocab.bpe"), ("encoder.json", "encoder.json")):
+        key = hashlib.sha1((TIKTOKEN_URL + tiktoken_name).encode()).hexdigest()
+        (folder / key).symlink_to((VOCAB_FOLDER / ours).resolve())
+    return folder.resolve()
+
+
+def _is_published(shape: GPT2Shape) -> bool:
+    mine = (shape.n_layer, shape.n_head, shape.n_embd)
+    return mine in {(s.n_layer, s.n_head, s.n_embd) for s in SIZES.values()}

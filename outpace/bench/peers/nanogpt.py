@@ -1,0 +1,75 @@
+"""karpathy/nanoGPT: its own train.py. On a GPU bf16 autocast, compiled; on a CPU compiled fp32, for
+its autocast is for GPUs only (train.py: `ctx = nullcontext() if device_type == 'cpu'`).
+"""
+
+import pickle
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from outpace.bench.peers import STEPS, Contestant, Job, link, write_raw
+from outpace.model.cost import flops_per_token
+
+LABEL = "nanoGPT"
+FILES = ("train.py", "model.py", "configurator.py")
+STEP = re.compile(r"^iter (\d+): loss ([\d.]+|nan), time ([\d.]+)ms", re.MULTILINE)
+
+
+def why_not(job: Job) -> str | None:
+    return None
+
+
+def contestants(checkout: Path, job: Job, folder: Path) -> list[Contestant]:
+    stage(checkout, job, folder)
+    shape, on_gpu = job.shape, job.device == "cuda"
+    flags = {
+        "dataset": "bench",
+        "device": job.device,
+        "dtype": "bfloat16" if on_gpu else "float32",
+        "compile": True,
+        "bias": True,
+        "n_layer": shape.n_layer,
+        "n_head": shape.n_head,
+        "n_embd": shape.n_embd,
+        "block_size": shape.context,
+        "batch_size": job.micro_batch_size,
+        "gradient_accumulation_steps": job.gradient_accumulation_steps,
+        "max_iters": STEPS,
+        "lr_decay_iters": STEPS,
+        "eval_interval": STEPS,
+        "eval_iters": 1,
+    }
+    return [
+        Contestant(
+            name="nanogpt",
+            setting=f"{'bf16' if on_gpu else 'fp32'}, compiled",
+            command=command(flags),
+            step_ms=lambda text: [ms for _, _, ms in log_lines(text)],
+            tokens_per_step=job.tokens_per_step,
+            flops_per_token=flops_per_token(shape),
+            cwd=folder,
+        )
+    ]
+
+
+def stage(checkout: Path, job: Job, folder: Path) -> None:
+    """A folder with nanoGPT's code and the same tokens as raw uint16. A vocabulary other than
+    GPT-2's, which is its default, is told through its own meta.pkl."""
+    link(checkout, FILES, folder)
+    data = folder / "data" / "bench"
+    data.mkdir(parents=True)
+    for split in ("train", "val"):
+        write_raw(job.dataset.stream(split), data / f"{split}.bin")
+    if job.shape.padded_vocab_size != 50304:
+        (data / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": job.shape.padded_vocab_size}))
+
+
+def command(flags: Mapping[str, object]) -> list[str]:
+    """Its train.py with `--key=value` flags, as its configurator.py reads them."""
+    return [sys.executable, "-u", "train.py", *(f"--{k}={v}" for k, v in flags.items())]
+
+
+def log_lines(text: str) -> list[tuple[int, float, float]]:
+    """(iteration, loss, milliseconds) of each line that train.py prints."""
+    return [(int(i), float(loss), float(ms)) for i, loss, ms in STEP.findall(text)]

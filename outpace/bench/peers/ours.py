@@ -1,0 +1,61 @@
+"""outpace itself: `outpace train`, everything that does not change the result at its fastest."""
+
+import json
+import sys
+from pathlib import Path
+
+from outpace.bench.peers import STEPS, Contestant, Job
+from outpace.core.runfolder import RunFolder
+from outpace.model.cost import flops_per_token
+
+LABEL = "outpace"
+FILES: tuple[str, ...] = ()
+
+
+def why_not(job: Job) -> str | None:
+    return None
+
+
+def contestants(checkout: Path, job: Job, folder: Path) -> list[Contestant]:
+    shape, run = job.shape, folder / "run"
+    flags = {
+        "dataset": job.dataset.folder,
+        "run_dir": run,
+        "n_layer": shape.n_layer,
+        "n_head": shape.n_head,
+        "n_embd": shape.n_embd,
+        "context": shape.context,
+        "micro_batch_size": job.micro_batch_size,
+        "gradient_accumulation_steps": job.gradient_accumulation_steps,
+        "max_steps": STEPS,
+        "device": job.device,
+        "compile": "on",
+        "deterministic": "off",  # as the peers
+        "log_every_steps": 1,
+        "eval_every_steps": 0,
+        "save_every_steps": 0,
+        "hellaswag_limit": 0,
+        "sample_tokens": 0,
+    }
+    flat = [x for key, value in flags.items() for x in (f"--{key}", str(value))]
+    return [
+        Contestant(
+            name="outpace",
+            setting=" ".join(("compiled", *job.flags)),
+            command=[
+                sys.executable, "-m", "outpace", "train", *flat, "--no_space_check", *job.flags
+            ],
+            step_ms=lambda text: step_ms(text, job.tokens_per_step),
+            tokens_per_step=job.tokens_per_step,
+            flops_per_token=flops_per_token(shape),
+            progress=RunFolder(run).metrics,
+            scratch=run,
+        )
+    ]  # fmt: skip
+
+
+def step_ms(text: str, tokens_per_step: int) -> list[float]:
+    """Milliseconds of each step, from the records of metrics.jsonl; its first has no rate."""
+    records = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    rates = [r["tokens_per_second"] for r in records]
+    return [1e3 * tokens_per_step / rate for rate in rates if rate]

@@ -1,0 +1,243 @@
+"""Preparation against nanoGPT's own data/openwebtext/prepare.py, on the same text and cores, in
+turns: wall time, memory of the process tree, temporary disk, and whether the tokens are the same.
+
+nanoGPT's script is run as it is but for three lines: the dataset it loads (local parquet instead of
+the hub's name, which newer `datasets` refuse), its number of processes (ours, as its comment asks
+for), and no more batches than documents, where newer `datasets` fail. It is given the vocabulary,
+so nothing is downloaded.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import psutil
+
+from outpace.core.errors import DataError
+from outpace.core.files import sha256_file
+from outpace.core.log import note
+from outpace.data.sources.files import FilesSource
+from outpace.tokenizer.gpt2 import VOCAB_FOLDER
+
+POLL_S = 0.02
+FILES, GROUP_ROWS = 4, 1000
+"""Parquet files of 100 MB of text, and rows of their groups, as the hub's OpenWebText has."""
+MEAN_CHARACTERS = 5000
+"""Of a document, as OpenWebText's are on average; lengths are log-normal."""
+URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+"""Where tiktoken would fetch GPT-2's files; the SHA-1 of it names them in its cache."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run took."""
+
+    seconds: float
+    cpu_seconds: float
+    """Of all its processes together: what other work on the machine hardly changes."""
+    peak_bytes: int
+    """Of all its processes together, shared pages counted in each."""
+    peak_disk_bytes: int
+    """Beyond what it leaves as its result."""
+
+
+def documents(texts: Sequence[str], megabytes: float) -> Iterator[str]:
+    """Documents cut from long texts at the ends of lines, up to so many MB in all."""
+    rng = np.random.default_rng(0)
+    left = megabytes * 1e6
+    for text in texts:
+        at = 0
+        while at < len(text) and left > 0:
+            size = int(rng.lognormal(np.log(MEAN_CHARACTERS) - 0.5, 1.0)) + 100
+            end = text.find("\n", at + size) + 1 or len(text)
+            yield text[at:end]
+            left -= len(text[at:end].encode())
+            at = end
+
+
+def write_corpus(folder: Path, inputs: list[str], megabytes: float, repeats: int) -> int:
+    """Parquet files of documents from text files, each linked `repeats` times; bytes of text."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir(parents=True)
+    cut = list(documents(list(FilesSource(inputs).documents()), megabytes))
+    size = sum(len(text.encode()) for text in cut)
+    if size < 0.9e6 * megabytes:
+        raise DataError(
+            "TOO-LITTLE-DATA",
+            f"the text has {size / 1e6:.0f} MB, {megabytes:.0f} are asked for",
+            do="name more --input, or a smaller --megabytes",
+        )
+    for n in range(FILES):
+        path = folder / f"000-{n:02d}.parquet"
+        part = cut[n * len(cut) // FILES : (n + 1) * len(cut) // FILES]
+        pq.write_table(pa.table({"text": part}), path, row_group_size=GROUP_ROWS)
+        for repeat in range(1, repeats):
+            os.link(path, folder / f"{repeat:03d}-{n:02d}.parquet")
+    return size * repeats
+
+
+def nanogpt_command(
+    checkout: Path, python: str, corpus: Path, scratch: Path, workers: int
+) -> tuple[list[str], dict[str, str]]:
+    """Command and environment that run nanoGPT's prepare.py on a corpus, in `scratch`."""
+    script = (checkout / "data" / "openwebtext" / "prepare.py").read_text(encoding="utf-8")
+    files = sorted(map(str, corpus.glob("*.parquet")))
+    for old, new in (
+        ("num_proc = 8", f"num_proc = {workers}"),
+        ("total_batches = 1024", "total_batches = min(1024, len(dset))"),
+        ('load_dataset("openwebtext", ', f'load_dataset("parquet", data_files={files!r}, '),
+    ):
+        if script.count(old) != 1:
+            raise DataError(
+                "PEER", f"{checkout}: prepare.py has changed: no {old!r}", do="use an older commit"
+            )
+        script = script.replace(old, new)
+    cache = scratch / "tiktoken"
+    cache.mkdir(parents=True)
+    for name in ("vocab.bpe", "encoder.json"):
+        key = hashlib.sha1((URL + name).encode(), usedforsecurity=False).hexdigest()
+        shutil.copy(VOCAB_FOLDER / name, cache / key)
+    (scratch / "prepare.py").write_text(script, encoding="utf-8")
+    env = {
+        "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(scratch / "cache"),
+        "HF_DATASETS_CACHE": str(scratch / "cache"), "TIKTOKEN_CACHE_DIR": str(cache),
+    }  # fmt: skip
+    return [python, str(scratch / "prepare.py")], env
+
+
+def ours_command(corpus: Path, output: Path, workers: int, engine: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "outpace", "prepare", "files", "--input", str(corpus)),
+        *("--output", str(output), "--split", "nanogpt", "--workers", str(workers)),
+        *("--tokenizer_engine", engine),
+    ]
+
+
+def measure(command: list[str], folder: Path, log: Path, env: dict[str, str] | None = None) -> Run:
+    """Run a command to its end and watch it. DataError when it fails."""
+    started, cpu = time.perf_counter(), _cpu_of_children()
+    memory = disk = 0
+    with open(log, "wb") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=os.environ | (env or {})
+        )
+        watched = psutil.Process(process.pid)
+        ticks = 0
+        while process.poll() is None:
+            memory = max(memory, _resident(watched))
+            if ticks % 10 == 0:
+                disk = max(disk, _bytes_below(folder))
+            ticks += 1
+            time.sleep(POLL_S)
+    seconds, cpu = time.perf_counter() - started, _cpu_of_children() - cpu
+    if process.returncode:
+        raise DataError(
+            "BENCH",
+            f"{command[0]} ended with {process.returncode}: "
+            f"{log.read_text(errors='replace')[-500:].strip()}",
+            do=f"see {log}",
+        )
+    left = sum(p.stat().st_size for p in folder.rglob("*.bin"))
+    return Run(seconds, cpu, memory, max(0, max(disk, _bytes_below(folder)) - left))
+
+
+def _cpu_of_children() -> float:
+    """Seconds of all processes that have ended and were waited for, theirs included."""
+    used = os.times()
+    return used.children_user + used.children_system
+
+
+def _resident(process: psutil.Process) -> int:
+    """Bytes of a process and its children."""
+    total = 0
+    try:
+        for one in (process, *process.children(recursive=True)):
+            total += one.memory_info().rss
+    except psutil.Error:
+        pass
+    return total
+
+
+def _bytes_below(folder: Path) -> int:
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += Path(parent, name).stat().st_size
+            except OSError:
+                continue
+    return total
+
+
+@dataclass(frozen=True)
+class Race:
+    """What is compared."""
+
+    nanogpt: Path
+    python: str
+    """That has nanoGPT's dependencies (datasets, tiktoken, tqdm)."""
+    inputs: list[str]
+    workers: int
+    engines: tuple[str, ...] = ("fastokens", "tiktoken")
+
+
+def race(how: Race, scratch: Path, megabytes: float, repeats: int, rounds: int) -> dict[str, Any]:
+    """Both on one corpus, in turns; and whether the exported train.bin and val.bin are equal."""
+    corpus = scratch / "corpus"
+    shutil.rmtree(scratch, ignore_errors=True)
+    size = write_corpus(corpus, how.inputs, megabytes, repeats)
+    found: dict[str, list[dict[str, float]]] = {}
+    for turn in range(rounds):
+        nano, ours = scratch / "nanogpt", scratch / "ours"
+        shutil.rmtree(nano, ignore_errors=True)
+        command, env = nanogpt_command(how.nanogpt, how.python, corpus, nano, how.workers)
+        _add(found, "nanogpt", measure(command, nano, scratch / "nanogpt.log", env), size)
+        for engine in how.engines:
+            shutil.rmtree(ours, ignore_errors=True)
+            ours.mkdir()
+            command = ours_command(corpus, ours / "shards", how.workers, engine)
+            _add(found, engine, measure(command, ours, scratch / f"{engine}.log"), size)
+            if engine == how.engines[0] and turn == 0:
+                export = [sys.executable, "-m", "outpace", "data", "export", str(ours / "shards")]
+                export += [str(ours / "nanogpt"), "--to", "nanogpt"]
+                exported = measure(export, ours / "nanogpt", scratch / "export.log")
+                equal = all(
+                    sha256_file(ours / "nanogpt" / f"{split}.bin")
+                    == sha256_file(nano / f"{split}.bin")
+                    for split in ("train", "val")
+                )
+    ratios, cpu_ratios = (
+        {
+            name: sorted(n[key] / o[key] for n, o in zip(found["nanogpt"], runs, strict=True))
+            for name, runs in found.items()
+        }
+        for key in ("seconds", "cpu_seconds")
+    )
+    return {
+        "text_bytes": size,
+        "megabytes_before_repeating": megabytes,
+        "repeats": repeats,
+        "workers": how.workers,
+        "runs": found,
+        "times_nanogpt": {name: median(values) for name, values in ratios.items()},
+        "times_nanogpt_by_round": ratios,
+        "times_nanogpt_in_cpu_by_round": cpu_ratios,
+        "export": {"seconds": exported.seconds, "byte_identical_to_nanogpt": equal},
+    }
+
+
+def _add(found: dict[str, list[dict[str, float]]], name: str, run: Run, size: int) -> None:
+    speed = size / 1e6 / run.seconds
+    note(f"{name}: {run.seconds:.2f} s, {speed:.1f} MB/s, {run.peak_bytes / 1e6:.0f} MB")
+    found.setdefault(name, []).append({**vars(run), "megabytes_a_second": speed})

@@ -1,0 +1,146 @@
+"""The parts of a training step: which operator belongs to which, and the least that each can take.
+Pure: names, shapes and milliseconds in, a table out.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+from outpace.model import cost
+from outpace.train.plan import Plan
+
+Shapes = list[list[int]]
+"""Of an operator's inputs; empty for what is no tensor."""
+
+PRODUCTS = ("qkv products", "attention projection", "MLP products", "head products")
+OTHERS = (
+    "attention",
+    "cross-entropy",
+    "LayerNorm, GELU, residual",
+    "embeddings",
+    "copies and casts",
+    "optimiser and clipping",
+    "other operators",
+)
+OUTSIDE = {"cuda": "idle", "cpu": "Python and dispatch"}
+
+# Words of an operator or kernel name -> its part; the first row that matches decides. A kernel of
+# the compiler is named for the operators fused in it, and counts for the first of them here.
+_ATTENTION = r"scaled_dot_product|flash|cudnn_attention|efficient_attention|flex_attention|fmha"
+_BY_NAME: tuple[tuple[str, str], ...] = (
+    (r"adam|_foreach_|lerp|addcdiv|addcmul|linalg_vector_norm|get_total_norm", OTHERS[5]),
+    (_ATTENTION, OTHERS[0]),
+    (r"log_softmax|nll_loss|cross_entropy|logsumexp|_softmax_kernel|linear_cross", OTHERS[1]),
+    (r"layer_norm|gelu|native_dropout", OTHERS[2]),
+    (r"embedding|index_put", OTHERS[3]),
+    (r"softmax|masked_fill|tril|where", OTHERS[0]),
+    (r"copy_|_to_copy|memcpy|memset|fill_|zero_|contiguous|clone", OTHERS[4]),
+    (r"^aten::(add|mul|sum)|fused_add|cpp_fused|triton_", OTHERS[2]),
+)
+_PRODUCT = re.compile(r"::(mm|addmm|bmm|baddbmm|matmul|linear|_scaled_mm|mkldnn.*linear.*)$")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One row of the table."""
+
+    name: str
+    ms: float
+    """Of one step."""
+    share: float
+    floor_ms: float | None
+    """None: its floor is zero or unknown."""
+    bound: str
+    """What the floor counts, in words."""
+
+
+@dataclass(frozen=True)
+class Roof:
+    """Rates that nothing here can beat, measured."""
+
+    flops_per_s: float
+    bytes_per_s: float
+
+
+def table(
+    plan: Plan,
+    operators: list[tuple[str, Shapes, float]],
+    step_ms: float,
+    roof: Roof,
+    device: str,
+) -> list[Part]:
+    """Operators (name, shapes of inputs, own milliseconds a step) by part, in the model's order;
+    what they leave of `step_ms` is the last row."""
+    ms = dict.fromkeys((*PRODUCTS, *OTHERS), 0.0)
+    for name, shapes, own in operators:
+        ms[part_of(name, shapes, plan)] += own
+    ms[OUTSIDE[device]] = max(0.0, step_ms - sum(ms.values()))
+    floors = floor_ms(plan, roof)
+    return [
+        Part(name, own, own / step_ms, *floors.get(name, (None, ""))) for name, own in ms.items()
+    ]
+
+
+def part_of(name: str, shapes: Shapes, plan: Plan) -> str:
+    """The part of GPT-2 that an operator or kernel belongs to."""
+    if product := _PRODUCT.search(name):
+        return _product_part(product[1], shapes, plan)
+    lower = name.lower()
+    part = next((part for words, part in _BY_NAME if re.search(words, lower)), OTHERS[-1])
+    if part == "optimiser and clipping" or not any(shapes):
+        return part
+    if any(s and s[-1] in _vocabulary(plan) for s in shapes):  # copies of logits and the like
+        return "cross-entropy"
+    if any(s and s[0] in _vocabulary(plan) for s in shapes):
+        return "embeddings"
+    return part
+
+
+def _product_part(kind: str, shapes: Shapes, plan: Plan) -> str:
+    """By the dimensions of the weight: two of a product's three, the third one being tokens."""
+    if "bmm" in kind:
+        return "attention"  # scores and their products with the values, materialised
+    a, b = shapes[1:3] if "addmm" in kind else shapes[:2]
+    if len(a) < 1 or len(b) < 2:
+        return OTHERS[-1]
+    m, k, n = math.prod(a[:-1]), a[-1], b[0] if "linear" in kind else b[-1]
+    C = plan.n_embd
+    maps = {frozenset({C, 3 * C}): 0, frozenset({C}): 1, frozenset({C, 4 * C}): 2}
+    maps |= {frozenset({C, V}): 3 for V in _vocabulary(plan)}
+    tokens = plan.micro_batch_size * plan.context
+    ways = [(n, {m, k}), (k, {m, n}), (m, {k, n})]  # the last is the forward's
+    ways.sort(key=lambda way: way[0] == tokens)
+    for _, weight in reversed(ways):
+        if frozenset(weight) in maps:
+            return PRODUCTS[maps[frozenset(weight)]]
+    return OTHERS[-1]
+
+
+def _vocabulary(plan: Plan) -> set[int]:
+    return {plan.vocab_size, plan.padded_vocab_size}
+
+
+def floor_ms(plan: Plan, roof: Roof) -> dict[str, tuple[float, str]]:
+    """Least milliseconds of each part in a step, and what they count. Products: 6 FLOPs a weight
+    and token. Attention: the causal half, nothing twice (cost.py). Cross-entropy: logits read and
+    their gradient written once. Pointwise: 32 reads or writes of C numbers a token and layer
+    (LayerNorm 8, GELU 20, residual 4, forward and backward). AdamW and clipping: 32 bytes a
+    parameter."""
+    C, L, M = plan.n_embd, plan.n_layer, plan.tokens_per_step
+    e = 4 if plan.mixed_precision == "no" else 2
+    flops = {
+        "qkv products": 6.0 * L * 3 * C * C * M,
+        "attention projection": 6.0 * L * C * C * M,
+        "MLP products": 6.0 * L * 8 * C * C * M,
+        "head products": 6.0 * plan.padded_vocab_size * C * M,
+        "attention": 6.0 * L * plan.context * C * M,
+    }
+    n_bytes = {
+        "cross-entropy": 2.0 * e * plan.padded_vocab_size * M,
+        "LayerNorm, GELU, residual": 32.0 * e * C * L * M,
+        "optimiser and clipping": 32.0 * cost.parameters(plan.shape, padded=True),
+    }
+    floors = {k: (1e3 * v / roof.flops_per_s, f"{v / 1e9:,.1f} GFLOP") for k, v in flops.items()}
+    return floors | {
+        k: (1e3 * v / roof.bytes_per_s, f"{v / 1e9:,.2f} GB") for k, v in n_bytes.items()
+    }

@@ -1,0 +1,151 @@
+"""outpace's speed against its peers' own code: the same model, tokens and batch on one machine, in
+turns (`turns.py`). Short windows, no training to an end; that is `compare.py`.
+"""
+
+import shutil
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from outpace.bench.compare import commit_of
+from outpace.bench.peers import PEERS, Contestant, Job
+from outpace.bench.result import check_writable, spread, write_result
+from outpace.bench.turns import Pace, Timed, fresh, resident
+from outpace.core.errors import OutpaceError
+from outpace.core.log import say, warn
+from outpace.core.units import gib
+from outpace.model.cost import parameters
+from outpace.runtime.hardware import detect
+
+
+@dataclass(frozen=True)
+class Race:
+    """What to compare, and how long."""
+
+    job: Job
+    checkouts: dict[str, Path | None]
+    """Peer -> its checkout; None for an installed package."""
+    pace: Pace
+    threads: tuple[int, ...]
+    """Thread counts, one after the other; on a GPU one entry that does not matter."""
+    minutes: float
+    """For everything."""
+
+
+def compare_speed(race: Race, output: Path | None) -> Path:
+    """Race, tell, and write the result. OutpaceError PEER-FAILED, after that, when one failed."""
+    check_writable(f"compare-{race.job.device}", output)
+    work, begin = Path(tempfile.mkdtemp(prefix="outpace-compare-")), time.monotonic()
+    job, runs = race.job, []
+    contestants, skipped = _stage(race, work)
+    for i, threads in enumerate(race.threads):
+        deadline = begin + 60 * race.minutes * (i + 1) / len(race.threads)
+        logs = work / f"logs-{i}"
+        logs.mkdir()
+        if job.device == "cpu":
+            timed = resident(contestants, logs, race.pace, threads, deadline)
+        else:
+            timed = fresh(contestants, logs, race.pace, deadline)
+        runs.append(_summary(job, timed, threads if job.device == "cpu" else None))
+    body = {
+        "shape": asdict(job.shape),
+        "parameters": parameters(job.shape),
+        "micro_batch_size": job.micro_batch_size,
+        "gradient_accumulation_steps": job.gradient_accumulation_steps,
+        "tokens_per_step": job.tokens_per_step,
+        "pace": asdict(race.pace),
+        "dataset": {"name": job.dataset.name, "fingerprint": job.dataset.fingerprint},
+        "commits": {n: commit_of(c) for n, c in race.checkouts.items() if c is not None},
+        "transformers": _version("transformers"),
+        "skipped": skipped,
+        "runs": runs,
+    }
+    path = write_result(f"compare-{job.device}", job.device, body, output)
+    failed = [f"{name}: {why}" for run in runs for name, why in run["failed"].items()]
+    if failed:
+        raise OutpaceError(
+            "PEER-FAILED",
+            "; ".join(failed),
+            kept=f"what the others did, in {path}",
+            do=f"read the logs in {work}",
+        )
+    shutil.rmtree(work, ignore_errors=True)
+    return path
+
+
+def _stage(race: Race, work: Path) -> tuple[list[Contestant], dict[str, str]]:
+    """outpace and every peer that can run here, and why the others cannot."""
+    contestants, skipped = [], {}
+    for name, checkout in {"outpace": None, **race.checkouts}.items():
+        peer = PEERS.load(name)
+        if reason := peer.why_not(race.job):
+            skipped[name] = reason
+            warn(f"{peer.LABEL} is left out: {reason}")
+            continue
+        contestants += peer.contestants(checkout, race.job, work / name)
+    return contestants, skipped
+
+
+def _summary(job: Job, timed: list[Timed], threads: int | None) -> dict[str, Any]:
+    """Rates of all that were timed, and ours against each, told on the way."""
+    peak = detect(job.device).peak_flops
+    if threads:
+        say(f"{threads} thread{'s' if threads > 1 else ''}:")
+    rows: dict[str, dict[str, Any]] = {}
+    for t in (t for t in timed if t.windows):
+        c = t.contestant
+        step_ms = spread([ms for window in t.windows for ms in window])
+        rate = 1e3 * c.tokens_per_step / step_ms["median"]
+        rows[c.name] = {
+            "setting": c.setting,
+            "command": ["python", *c.command[1:]],
+            "tokens_per_step": c.tokens_per_step,
+            "step_ms": step_ms,
+            "tokens_per_second": rate,
+            "flops_per_token": c.flops_per_token,
+            "mfu": rate * c.flops_per_token / peak if peak else None,
+            "peak_memory_bytes": t.peak_bytes,
+            "windows_ms": t.windows,
+        }
+    for name, row in rows.items():
+        if name != "outpace" and "outpace" in rows:
+            row["ours_over_theirs"] = _ratio(rows["outpace"], row)
+        _tell(name, row)
+    failed = {t.contestant.name: t.failure for t in timed if t.failure}
+    no_time = [t.contestant.name for t in timed if not t.windows and not t.failure]
+    for name, why in failed.items():
+        warn(f"{name} failed: {why}")
+    for name in no_time:
+        warn(f"{name} is left out: no time left (--minutes)")
+    return {"threads": threads, "rows": rows, "failed": failed, "no_time": no_time}
+
+
+def _ratio(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
+    """Our tokens a second over theirs, round by round, so that a slow minute falls on both."""
+    scale = ours["tokens_per_step"] / theirs["tokens_per_step"]
+    pairs = zip(ours["windows_ms"], theirs["windows_ms"], strict=False)
+    return spread([scale * median(b) / median(a) for a, b in pairs])
+
+
+def _tell(name: str, row: dict[str, Any]) -> None:
+    ms = row["step_ms"]
+    mfu = f"MFU {row['mfu']:.1%}" if row["mfu"] else "MFU n/a"
+    ratio = row.get("ours_over_theirs")
+    say(
+        f"  {name:<14}{row['tokens_per_second']:>12,.0f} tokens/s  step {ms['median']:,.0f} ms "
+        f"({ms['p20']:,.0f} to {ms['p80']:,.0f}, n={ms['n']})  {mfu}  "
+        f"{gib(row['peak_memory_bytes'])}"
+        + (f"  outpace is {ratio['median']:.2f} times as fast" if ratio else "")
+        + f"  [{row['setting']}]"
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

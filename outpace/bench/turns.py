@@ -1,0 +1,242 @@
+"""Time several training commands against each other, in turns, so that what slows the machine falls
+on all of them. Each is a process of its own with its own log and its own clock.
+
+On a CPU all stay resident and one runs at a time: the others are stopped (SIGSTOP), and each turn
+moves to the next cores. On a GPU, whose memory they would share, each turn is a fresh process.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from outpace.bench.peers import Contestant
+
+POLL_S = 0.1
+STRADDLING = 2
+"""Steps left out after a stop: the one it cut in two, and one before whose line was not out yet."""
+LEAST_STEPS = 3
+"""Steps in a window, however short it was to be."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long to look."""
+
+    window_s: float
+    rounds: int
+    warmup_steps: int
+    """Steps that do not count: compiling, caches, clocks."""
+    start_s: float = 240.0
+    """Seconds that a process may take to compile and warm up, or for its next steps."""
+
+
+class Failed(Exception):
+    """A contestant's process ended, or did not get going; its log says why."""
+
+
+class Racer:
+    """A contestant's process, in a process group of its own."""
+
+    def __init__(self, contestant: Contestant, log: Path, threads: int | None = None) -> None:
+        self.contestant, self.log = contestant, log
+        self.peak_bytes = 0
+        """Largest resident size on a CPU; largest use of the whole GPU beyond that before it."""
+        env = os.environ | contestant.env
+        if threads:
+            env |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        if contestant.scratch:
+            shutil.rmtree(contestant.scratch, ignore_errors=True)
+        self._gpu_before = _gpu_in_use()
+        with open(log, "wb") as out:
+            self.process = subprocess.Popen(
+                contestant.command,
+                cwd=contestant.cwd,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+
+    def steps(self) -> list[float]:
+        """Milliseconds of every step so far. Failed when the process is gone."""
+        if (code := self.process.poll()) is not None:
+            raise Failed(f"it ended with {code}: {last_line(self.log)}")
+        source = self.contestant.progress or self.log
+        text = source.read_text(errors="replace") if source.exists() else ""
+        return self.contestant.step_ms(text)
+
+    def wait_for(self, steps: int, until: float) -> None:
+        """Wait until `steps` steps are done; Failed when the clock reaches `until` before."""
+        while len(self.steps()) < steps:
+            if time.monotonic() > until:
+                raise Failed(f"it was too slow: {last_line(self.log)}")
+            self.look_at_memory()
+            time.sleep(POLL_S)
+
+    def window(self, seconds: float, skip: int, limit_s: float) -> list[float]:
+        """The steps it finishes in `seconds`, the first `skip` left out, and at least LEAST_STEPS.
+        Failed when those take longer than `limit_s`."""
+        before, begin = len(self.steps()), time.monotonic()
+        while time.monotonic() < begin + seconds:
+            self.look_at_memory()
+            time.sleep(POLL_S)
+        self.wait_for(before + skip + LEAST_STEPS, begin + seconds + limit_s)
+        return self.steps()[before + skip :]
+
+    def look_at_memory(self) -> None:
+        if torch.cuda.is_available():
+            self.peak_bytes = max(self.peak_bytes, _gpu_in_use() - self._gpu_before)
+            return
+        with contextlib.suppress(psutil.Error, OSError):
+            self.peak_bytes = max(self.peak_bytes, _peak_resident(self.process.pid))
+
+    def pause(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def hold_on(self, cores: set[int]) -> None:
+        """Move every thread of the process to `cores` (Linux)."""
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{self.process.pid}/task").iterdir():
+                os.sched_setaffinity(int(task.name), cores)
+
+    def end(self) -> None:
+        self._signal(signal.SIGKILL)
+        self.process.wait()
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+
+@dataclass
+class Timed:
+    """What the turns gave for one contestant."""
+
+    contestant: Contestant
+    log: Path
+    windows: list[list[float]] = field(default_factory=list)
+    """Milliseconds of each step, window by window."""
+    peak_bytes: int = 0
+    failure: str | None = None
+
+
+def resident(
+    contestants: list[Contestant], logs: Path, pace: Pace, threads: int, deadline: float
+) -> list[Timed]:
+    """All on the CPU at once, one running at a time on `threads` cores, each round on the next.
+    Windows shrink to keep `deadline` (of time.monotonic)."""
+    timed = [Timed(c, logs / f"{c.name}.log") for c in contestants]
+    with no_survivors() as racers:
+        pairs = []
+        for t in timed:
+            racers.append(Racer(t.contestant, t.log, threads))
+            pairs.append((t, racers[-1]))
+        _warm_up(pairs, pace)
+        for r in range(pace.rounds):
+            running = [pair for pair in pairs if pair[0].failure is None]
+            for i, (t, racer) in enumerate(running):
+                windows = len(running) * (pace.rounds - r) - i
+                seconds = min(pace.window_s, (deadline - time.monotonic()) / windows)
+                with _failure_of(t):
+                    racer.hold_on(_cores(r, threads))
+                    racer.resume()
+                    t.windows.append(racer.window(seconds, STRADDLING, pace.start_s))
+                    racer.pause()
+        for t, racer in pairs:
+            t.peak_bytes = racer.peak_bytes
+    return timed
+
+
+def fresh(contestants: list[Contestant], logs: Path, pace: Pace, deadline: float) -> list[Timed]:
+    """One process after the other, each round anew. None is begun after `deadline`."""
+    timed = [Timed(c, logs / f"{c.name}.log") for c in contestants]
+    for t in timed * pace.rounds:
+        if t.failure is not None or time.monotonic() > deadline:
+            continue
+        with _failure_of(t), no_survivors() as racers:
+            racers.append(racer := Racer(t.contestant, t.log))
+            racer.wait_for(pace.warmup_steps, time.monotonic() + pace.start_s)
+            t.windows.append(racer.window(pace.window_s, 0, pace.start_s))
+            t.peak_bytes = max(t.peak_bytes, racer.peak_bytes)
+    return timed
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log that says something, cut to a length that a person reads."""
+    lines = [x.strip() for x in log.read_text(errors="replace").splitlines() if x.strip()]
+    return lines[-1][:200] if lines else "it printed nothing"
+
+
+def _warm_up(pairs: list[tuple[Timed, Racer]], pace: Pace) -> None:
+    """Let all get going together, and stop each as soon as it is warm."""
+    until = time.monotonic() + pace.start_s
+    cold = list(pairs)
+    while cold:
+        for t, racer in tuple(cold):
+            with _failure_of(t):
+                racer.look_at_memory()
+                if len(racer.steps()) < pace.warmup_steps and time.monotonic() < until:
+                    continue
+                racer.wait_for(pace.warmup_steps, until)
+                racer.pause()
+            cold.remove((t, racer))
+        time.sleep(POLL_S)
+
+
+@contextlib.contextmanager
+def _failure_of(t: Timed) -> Iterator[None]:
+    """Record a failure, and let the others go on."""
+    try:
+        yield
+    except Failed as failed:
+        t.failure = str(failed)
+
+
+@contextlib.contextmanager
+def no_survivors() -> Iterator[list[Any]]:
+    """Call `end()` of everything in the list on the way out, on a SIGTERM too."""
+    racers: list[Any] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield racers
+    finally:
+        for racer in racers:
+            racer.end()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _cores(turn: int, n: int) -> set[int]:
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+    return {cores[(turn + i) % len(cores)] for i in range(n)}
+
+
+def _gpu_in_use() -> int:
+    """Bytes in use on the whole GPU, contexts and caches included; 0 without one."""
+    if not torch.cuda.is_available():
+        return 0
+    free, total = torch.cuda.mem_get_info()
+    return total - free
+
+
+def _peak_resident(pid: int) -> int:
+    """Largest resident size of a process so far (VmHWM on Linux), in bytes."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return int(psutil.Process(pid).memory_info().rss)

@@ -1,0 +1,336 @@
+"""The peers: how they are known, staged and read, and the turns in which they are timed."""
+
+import hashlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from outpace.bench import throughput, turns
+from outpace.bench.peers import (
+    PEERS,
+    Contestant,
+    Job,
+    check_checkout,
+    huggingface,
+    llmc,
+    modded,
+    nanogpt,
+    ours,
+    write_shard,
+)
+from outpace.config.presets import GPT2Shape
+from outpace.core.errors import UsageError
+from outpace.data.shards import Dataset, open_dataset
+
+TINY = GPT2Shape(2, 2, 32, 32, 257)
+GPT2_124M = GPT2Shape(12, 12, 768, 1024, 50257)
+CHECKOUTS = ["nanogpt", "llmc", "modded"]
+
+
+@pytest.fixture(scope="module")
+def dataset(tiny_dataset: Path) -> Dataset:
+    return open_dataset(tiny_dataset)
+
+
+def job(dataset: Dataset, shape: GPT2Shape = TINY, device: str = "cpu") -> Job:
+    return Job(shape, dataset, 2, 3, device)
+
+
+def checkout_of(name: str, folder: Path) -> Path:
+    for file in PEERS.load(name).FILES:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(f"# {file}\n")
+    return folder
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file())
+    return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def all_tokens(dataset: Dataset, split: str) -> np.ndarray:
+    stream = dataset.stream(split)
+    out = np.empty(len(stream), np.uint16)
+    stream.read(0, out)
+    return out
+
+
+# What a checkout must be.
+
+
+@pytest.mark.parametrize("name", CHECKOUTS)
+def test_a_folder_that_is_not_the_peer_is_refused_with_every_file_it_lacks(name, tmp_path):
+    checkout_of(name, tmp_path)
+    check_checkout(name, tmp_path)
+    peer = PEERS.load(name)
+    for file in peer.FILES:
+        (tmp_path / file).unlink()
+    with pytest.raises(UsageError) as refused:
+        check_checkout(name, tmp_path)
+    assert refused.value.name == f"NOT-{name.upper()}"
+    assert peer.LABEL in str(refused.value)
+    assert all(file in str(refused.value) for file in peer.FILES)
+    assert "\n" not in str(refused.value)
+
+
+def test_no_checkout_passes_for_another_peer(tmp_path):
+    for name in CHECKOUTS:
+        folder = checkout_of(name, tmp_path / name)
+        for other in set(CHECKOUTS) - {name}:
+            with pytest.raises(UsageError):
+                check_checkout(other, folder)
+
+
+# Logs, in the peers' own words.
+
+
+def test_nanogpt_lines():
+    text = (
+        "number of parameters: 0.04M\nstep 0: train loss 5.5497, val loss 5.5501\n"
+        "iter 0: loss 10.8301, time 30213.99ms, mfu -100.00%\n"
+        "iter 1: loss 10.8156, time 205.30ms, mfu -100.00%\n"
+        "iter 2: loss nan, time 206.01ms, mfu 0.01%\niter 3: lo"
+    )
+    lines = nanogpt.log_lines(text)
+    assert [(i, ms) for i, _, ms in lines] == [(0, 30213.99), (1, 205.30), (2, 206.01)]
+    assert lines[1][1] == 10.8156
+
+
+def test_llmc_lines():
+    text = (
+        "compiling the model...\nDataLoader: total number of tokens: 2,049 across 1 files\n"
+        "step    1/100000 | train loss 11.008018 | norm 15.0934 | lr 1.00e-04 | (31735.16 ms | 2 "
+        "tok/s)\n"
+        "step    2/100000 | train loss 9.617455 | norm 15.7811 | lr 1.00e-04 | (1652.34 ms | 39 "
+        "tok/s)\nfinal 20 iters avg: 1650.000ms\n"
+    )
+    assert llmc.step_ms(text) == [31735.16, 1652.34]
+
+
+def test_modded_lines_are_differences_of_training_time_and_validation_is_none():
+    text = (
+        "logs/6b19a86b.txt\n"
+        "step:0/3250 val_loss:10.82584 train_time:0.001s step_avg:nanms\n"
+        "step:1/3250 train_time:20.500s step_avg:20500.00ms\n"
+        "step:2/3250 train_time:21.570s step_avg:10785.00ms\n"
+        "step:3/3250 train_time:22.640s step_avg:7546.67ms\n"
+        "step:125/3250 val_loss:4.66393 train_time:22.870s step_avg:182.95ms\n"
+    )
+    assert modded.step_ms(text) == pytest.approx([20500, 1070, 1070])
+
+
+def test_transformers_lines_are_those_of_its_loop():
+    text = "step 1 loss 10.9081 time 21034.22 ms\nstep 2 loss 10.9000 time 81.10 ms\nstep 3 loss "
+    assert huggingface.step_ms(text) == [21034.22, 81.10]
+
+
+def test_our_records_of_a_metrics_file_still_being_written():
+    records = [
+        {"step": 1, "tokens_per_second": None},
+        {"step": 2, "tokens_per_second": 500.0},
+        {"step": 3, "tokens_per_second": 400.0},
+    ]
+    text = "".join(json.dumps(r) + "\n" for r in records) + '{"step": 4, "tok'
+    assert ours.step_ms(text, tokens_per_step=200) == pytest.approx([400.0, 500.0])
+
+
+# Staging.
+
+
+def test_nanogpt_is_linked_beside_the_same_tokens_and_its_checkout_stays_as_it_was(
+    dataset, tmp_path
+):
+    checkout = checkout_of("nanogpt", tmp_path / "checkout")
+    before = hashes(checkout)
+    (c,) = nanogpt.contestants(checkout, job(dataset), tmp_path / "stage")
+    assert hashes(checkout) == before
+    for file in nanogpt.FILES:
+        assert (tmp_path / "stage" / file).resolve() == (checkout / file).resolve()
+    data = tmp_path / "stage" / "data" / "bench"
+    for split in ("train", "val"):
+        raw = np.fromfile(data / f"{split}.bin", np.uint16)
+        assert np.array_equal(raw, all_tokens(dataset, split))
+    assert pickle.loads((data / "meta.pkl").read_bytes())["vocab_size"] == 384
+    assert {"--batch_size=2", "--gradient_accumulation_steps=3", "--dtype=float32"} <= {*c.command}
+    assert c.tokens_per_step == 2 * 3 * 32
+
+
+@pytest.mark.parametrize("tokens", [1, 1000, 200_000], ids=str)
+def test_a_shard_is_the_split_over_and_over(dataset, tmp_path, tokens):
+    """Read as train_gpt2.py and train_gpt_simple.py read it."""
+    write_shard(dataset.stream("train"), tmp_path / "x.bin", tokens)
+    header = np.fromfile(tmp_path / "x.bin", np.int32, 256)
+    assert list(header[:3]) == [20240520, 1, tokens]
+    read = np.fromfile(tmp_path / "x.bin", np.uint16, offset=1024)
+    assert np.array_equal(read, np.resize(all_tokens(dataset, "train"), tokens))
+
+
+def test_llmc_gets_a_shard_of_whole_steps_and_gpt2s_vocabulary_without_a_network(dataset, tmp_path):
+    checkout = checkout_of("llmc", tmp_path / "checkout")
+    shape = GPT2Shape(12, 12, 768, 64, 50257)
+    (c,) = llmc.contestants(checkout, job(dataset, shape), tmp_path / "stage")
+    flags = dict(zip(c.command[3::2], c.command[4::2], strict=True))
+    total, passes = int(flags["--total_batch_size"]), int(flags["--batch_size"]) * 64
+    assert total == c.tokens_per_step and total % passes == 0
+    tokens = np.fromfile(tmp_path / "stage" / flags["--input_bin"], np.int32, 3)[2]
+    assert tokens >= total + 1
+    code = "import tiktoken; e = tiktoken.get_encoding('gpt2'); print(e.encode('hello world'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | c.env | {"https_proxy": "http://127.0.0.1:9"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "[31373, 995]", done.stderr
+
+
+def test_what_a_peer_cannot_run_is_said(dataset):
+    assert "d12" in llmc.why_not(job(dataset))
+    assert "vocabulary" in llmc.why_not(job(dataset, GPT2Shape(12, 12, 768, 1024, 257)))
+    assert "1,024" in llmc.why_not(job(dataset, GPT2Shape(12, 12, 768, 2048, 50257)))
+    assert llmc.why_not(job(dataset, GPT2_124M)) is None
+    assert "CUDA" in modded.why_not(job(dataset, GPT2_124M))
+    assert "vocabulary" in modded.why_not(job(dataset, TINY, "cuda"))
+    assert modded.why_not(job(dataset, GPT2_124M, "cuda")) is None
+
+
+def test_modded_gets_what_torchrun_would_set_and_enough_tokens_to_validate(dataset, tmp_path):
+    checkout = checkout_of("modded", tmp_path / "checkout")
+    (c,) = modded.contestants(checkout, job(dataset, GPT2_124M, "cuda"), tmp_path / "stage")
+    assert {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} == c.env.keys()
+    data = tmp_path / "stage" / "data" / "fineweb10B"
+    (val,), (train,) = data.glob("fineweb_val_*.bin"), data.glob("fineweb_train_*.bin")
+    # Its reader goes to the next file when `position + batch + 1 >= tokens`.
+    assert np.fromfile(val, np.int32, 3)[2] > 20 * 524_288 + 1
+    assert np.fromfile(train, np.int32, 3)[2] > 100 * 524_288
+    assert c.flops_per_token == pytest.approx(798.0e6, rel=1e-3)
+
+
+# Turns, with processes that print nanoGPT's lines.
+
+SCRIPT = """
+import sys, time
+name, step_s, last = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
+begin = time.perf_counter()
+for i in range(last):
+    time.sleep(step_s)
+    end = time.perf_counter()
+    print(f"iter {i}: loss 1.0, time {1e3 * (end - begin):.2f}ms, mfu 0.00%", flush=True)
+    begin = end
+print("it was too much for", name, file=sys.stderr)
+sys.exit(3)
+"""
+PACE = turns.Pace(window_s=0.4, rounds=3, warmup_steps=2, start_s=60.0)
+
+
+def runner(name: str, step_s: float, tmp_path: Path, last: int = 10**6) -> Contestant:
+    return Contestant(
+        name=name,
+        setting="a test",
+        command=[sys.executable, "-u", "-c", SCRIPT, name, str(step_s), str(last)],
+        step_ms=lambda text: [ms for _, _, ms in nanogpt.log_lines(text)],
+        tokens_per_step=100,
+        flops_per_token=1.0,
+        scratch=tmp_path / name,
+    )
+
+
+def children() -> set[int]:
+    return {p.pid for p in psutil.Process().children()}
+
+
+def test_one_runs_at_a_time_and_no_step_holds_the_time_of_a_stop(tmp_path):
+    before = children()
+    pair = [runner("a", 0.02, tmp_path), runner("b", 0.02, tmp_path)]
+    timed = turns.resident(pair, tmp_path, PACE, 1, time.monotonic() + 60)
+    assert children() == before
+    for t in timed:
+        assert t.failure is None and t.peak_bytes > 2**20
+        assert len(t.windows) == 3 and all(len(w) >= turns.LEAST_STEPS for w in t.windows)
+        # While the other ran for a whole window this one stood still, and it knows of it.
+        everything = t.contestant.step_ms(t.log.read_text())
+        assert sum(ms > 390 for ms in everything) >= 2
+        assert all(ms < 390 for w in t.windows for ms in w)
+
+
+def test_one_that_fails_is_told_with_its_last_line_and_the_other_goes_on(tmp_path):
+    pair = [runner("a", 0.01, tmp_path), runner("weak", 0.01, tmp_path, last=1)]
+    good, bad = turns.resident(pair, tmp_path, PACE, 1, time.monotonic() + 60)
+    assert bad.failure == "it ended with 3: it was too much for weak"
+    assert bad.windows == [] and len(good.windows) == 3
+
+
+def test_windows_shrink_to_keep_the_deadline(tmp_path):
+    pace = turns.Pace(window_s=3600.0, rounds=2, warmup_steps=1, start_s=60.0)
+    (t,) = turns.resident([runner("a", 0.01, tmp_path)], tmp_path, pace, 1, time.monotonic())
+    assert len(t.windows) == 2
+
+
+def test_fresh_processes_find_no_scratch_and_none_begins_after_the_deadline(tmp_path):
+    (tmp_path / "a").mkdir()
+    before = children()
+    (t,) = turns.fresh([runner("a", 0.01, tmp_path)], tmp_path, PACE, time.monotonic() + 60)
+    assert len(t.windows) == 3 and not (tmp_path / "a").exists()
+    assert children() == before
+    (late,) = turns.fresh([runner("b", 0.01, tmp_path)], tmp_path, PACE, time.monotonic() - 1)
+    assert late.windows == [] and late.failure is None
+
+
+def test_a_contestant_too_slow_to_get_warm_has_failed(tmp_path):
+    pace = turns.Pace(window_s=0.1, rounds=1, warmup_steps=2, start_s=0.5)
+    (t,) = turns.fresh([runner("a", 60.0, tmp_path)], tmp_path, pace, time.monotonic() + 60)
+    assert t.failure == "it was too slow: it printed nothing"
+
+
+def test_rates_and_ratios_follow_from_tokens_and_milliseconds(dataset, tmp_path):
+    mine, theirs = runner("outpace", 1, tmp_path), runner("nanogpt", 1, tmp_path)
+    timed = [
+        turns.Timed(mine, tmp_path, [[100.0] * 3, [200.0] * 3], 5),
+        turns.Timed(theirs, tmp_path, [[150.0] * 3, [400.0] * 3], 6),
+        turns.Timed(runner("late", 1, tmp_path), tmp_path),
+    ]
+    summary = throughput._summary(job(dataset), timed, 2)
+    rows = summary["rows"]
+    assert rows["outpace"]["tokens_per_second"] == pytest.approx(100 / 0.150)
+    assert rows["outpace"]["mfu"] is None  # a CPU has no data sheet here
+    # The median of 1.5 and 2.0, which is not the ratio of the medians over all steps.
+    assert rows["nanogpt"]["ours_over_theirs"]["median"] == pytest.approx(1.75)
+    assert summary["no_time"] == ["late"] and summary["failed"] == {}
+
+
+@pytest.mark.exhaustive
+def test_outpace_and_transformers_race_and_a_broken_peer_is_told_after_the_result(
+    tiny_dataset, tmp_path
+):
+    """The command itself, with a nanoGPT checkout whose train.py breaks."""
+    checkout = checkout_of("nanogpt", tmp_path / "nanoGPT")
+    (checkout / "train.py").write_text("raise RuntimeError('no such thing')\n")
+    flags = {
+        "nanogpt": checkout, "dataset": tiny_dataset, "device": "cpu", "n_layer": 1, "n_head": 2,
+        "n_embd": 32, "context": 32, "micro_batch_size": 2, "window_s": 1, "rounds": 2,
+        "output": tmp_path / "result.json",
+    }  # fmt: skip
+    words = [x for key, value in flags.items() for x in (f"--{key}", str(value))]
+    done = subprocess.run(
+        [sys.executable, "-m", "outpace", "bench", "compare", "--transformers", *words],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith("error[PEER-FAILED]: nanogpt: it ended with 1: RuntimeError: no such")
+    (run,) = json.loads((tmp_path / "result.json").read_text())["runs"]
+    assert run["rows"].keys() == {"outpace", "transformers"}
+    for row in run["rows"].values():
+        assert row["tokens_per_second"] > 0 and len(row["windows_ms"]) == 2
+    assert run["rows"]["transformers"]["ours_over_theirs"]["n"] == 2
