@@ -14,12 +14,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import harness
 import pytest
 from conftest import ROOT, write_corpus
 
 from outpace.core.errors import DataError, StorageError
 from outpace.data.prepare import PrepareOptions, prepare
-from outpace.data.shards import open_dataset, read_header, verify_dataset
+from outpace.data.shard_file import read_header
+from outpace.data.shards import open_dataset, verify_dataset
 from outpace.data.sources.files import FilesSource
 
 KILL_SEED = int(os.environ.get("KILL_SEED", "20260102"))
@@ -93,7 +95,8 @@ def assert_resumable(folder: Path) -> None:
             assert (folder / shard["file"]).with_suffix(".len").exists()
 
 
-def test_eight_kills_at_random_moments_change_nothing(corpus, uninterrupted, tmp_path):
+@pytest.mark.exhaustive
+def test_p8_eight_kills_at_random_moments_change_nothing(corpus, uninterrupted, tmp_path):
     folder = tmp_path / "made"
     rng = random.Random(KILL_SEED)
     total = sum(name.endswith(".bin") for name in uninterrupted)
@@ -112,7 +115,7 @@ def test_eight_kills_at_random_moments_change_nothing(corpus, uninterrupted, tmp
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_with_exit_75_and_the_same_command_goes_on(
+def test_p8_a_signal_stops_with_exit_75_and_the_same_command_goes_on(
     corpus, uninterrupted, tmp_path, number
 ):
     folder = tmp_path / "made"
@@ -131,7 +134,7 @@ def test_a_signal_stops_with_exit_75_and_the_same_command_goes_on(
     assert len(rewritten) <= 1  # the one that the journal did not name yet
 
 
-def test_a_disk_that_is_full_is_exit_5_and_the_same_command_goes_on(
+def test_p8_a_disk_that_is_full_is_exit_5_and_the_same_command_goes_on(
     corpus, uninterrupted, tmp_path
 ):
     """A limit on the size of files stops the journal, which grows, in the middle of the work."""
@@ -182,7 +185,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, call: int, after: bool) -> None:
 
 @pytest.mark.parametrize(("limit_tokens", "shard_tokens"), [(None, 9000), (9000, 2500)])
 @pytest.mark.parametrize("after", [False, True])
-def test_a_kill_at_every_rename_changes_nothing(
+def test_p8_a_kill_at_every_rename_changes_nothing(
     tmp_path, monkeypatch, after, limit_tokens, shard_tokens
 ):
     """A limit is the hard case: what was counted before the kill must be counted again."""
@@ -202,7 +205,38 @@ def test_a_kill_at_every_rename_changes_nothing(
         assert content(folder) == expected, call
 
 
-def test_a_limit_means_the_same_wherever_the_run_was_killed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("after", [False, True])
+def test_p8_a_kill_at_every_rename_leaves_nothing_out_twice(tmp_path, monkeypatch, after):
+    """With copies, near duplicates and small chunks: all that a restart must know of the past."""
+    for module, size in (("files.LINES_BYTES", 900), ("BATCH_CHARACTERS", 300)):
+        monkeypatch.setattr(f"outpace.data.sources.{module}", size)
+    rng = random.Random(3)
+    texts = [" ".join(f"w{rng.randrange(90)}" for _ in range(40)) for _ in range(30)]
+    texts += [t + " end" for t in texts[::3]] + texts[::4] + [""]
+    rng.shuffle(texts)
+    lines = "".join(json.dumps({"text": t}) + "\n" for t in texts)
+    (tmp_path / "x.jsonl").write_text(lines + "\n" + json.dumps({"text": "\ud800"}))
+    source = FilesSource([str(tmp_path / "x.jsonl")], errors="replace")
+    options = PrepareOptions("bytes", 0.3, shard_tokens=900, near_duplicates=True)
+    straight = tmp_path / "straight" / "made"
+    calls = count_calls(monkeypatch, lambda: prepare(source, straight, options, workers=1))
+    expected = content(straight)
+    counted = json.loads(expected["manifest.json"])
+    assert counted["documents"]["near_duplicates_left_out"] >= 5
+    assert counted["documents"]["exact_copies_left_out"] >= 5
+    assert counted["source"]["normalisation"]["documents_with_bad_characters_replaced"] == 1
+    assert expected["removed.jsonl"].count(b"\n") == counted["removed"]["lines"]
+    for call in range(calls):
+        folder = tmp_path / str(call) / "made"
+        with monkeypatch.context() as patch:
+            kill_at(patch, call, after)
+            with pytest.raises(Killed):
+                prepare(source, folder, options, workers=1)
+        prepare(source, folder, options, workers=1)
+        assert content(folder) == expected, call
+
+
+def test_p8_a_limit_means_the_same_wherever_the_run_was_killed(tmp_path, monkeypatch):
     """Small validation documents among big training documents: the last one of these overshoots the
     limit by more than all validation documents are long."""
     (tmp_path / "text").mkdir()
@@ -248,7 +282,7 @@ def half_done(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         '"sha256": "", "lengths_sha256": "", "end_document": 1}]}',
     ],
 )  # fmt: skip
-def test_a_damaged_journal_is_a_data_error_and_nothing_changes(corpus, half_done, text):
+def test_p8_a_damaged_journal_is_a_data_error_and_nothing_changes(corpus, half_done, text):
     journal = half_done / ".prepare.json"
     spec = json.loads(journal.read_text())["spec"]
     journal.write_text(text.replace("SPEC", json.dumps(spec)))
@@ -259,7 +293,9 @@ def test_a_damaged_journal_is_a_data_error_and_nothing_changes(corpus, half_done
     assert content(half_done) == before
 
 
-def test_what_a_killed_process_left_half_written_is_cleared_away(corpus, uninterrupted, half_done):
+def test_p8_what_a_killed_process_left_half_written_is_cleared_away(
+    corpus, uninterrupted, half_done
+):
     for name in ("..prepare.json.tmp-123", ".manifest.json.tmp-123", "train_000010.bin.tmp"):
         (half_done / name).touch()
     (half_done / "notes.tmp").write_text("mine")
@@ -268,7 +304,7 @@ def test_what_a_killed_process_left_half_written_is_cleared_away(corpus, uninter
 
 
 @pytest.mark.parametrize("damage", ["flipped", "short", "missing", "lengths"])
-def test_a_shard_damaged_before_the_restart_is_written_again(
+def test_p8_a_shard_damaged_before_the_restart_is_written_again(
     corpus, uninterrupted, half_done, damage
 ):
     path = half_done / ("train_000003.len" if damage == "lengths" else "train_000003.bin")
@@ -286,7 +322,7 @@ def test_a_shard_damaged_before_the_restart_is_written_again(
     verify_dataset(open_dataset(half_done))
 
 
-def test_a_finished_dataset_that_was_damaged_is_not_called_finished(corpus, tmp_path):
+def test_p8_a_finished_dataset_that_was_damaged_is_not_called_finished(corpus, tmp_path):
     folder = tmp_path / "made"
     prepare(FilesSource([str(corpus)]), folder, OPTIONS)
     os.truncate(folder / "train_000003.bin", 2000)
@@ -295,7 +331,7 @@ def test_a_finished_dataset_that_was_damaged_is_not_called_finished(corpus, tmp_
     assert "delete" in caught.value.do
 
 
-def test_an_error_of_the_disk_while_writing_leaves_nothing_half_named(
+def test_p8_an_error_of_the_disk_while_writing_leaves_nothing_half_named(
     corpus, uninterrupted, tmp_path, monkeypatch
 ):
     folder = tmp_path / "made"
@@ -312,7 +348,64 @@ def test_an_error_of_the_disk_while_writing_leaves_nothing_half_named(
         patch.setattr(os, "fsync", failing)
         with pytest.raises(StorageError, match="Input/output error"):
             prepare(FilesSource([str(corpus)]), folder, OPTIONS)
-    assert not [name for name in content(folder) if "tmp" in name]
+    journal = json.loads((folder / ".prepare.json").read_text())
+    goes_on = {f".{name}.tmp" for name, size in journal["sizes"].items() if size}
+    goes_on |= {f"{split}_" for split, part in journal["parts"].items() if part["documents"]}
+    half = [name for name in content(folder) if "tmp" in name]
+    assert not [name for name in half if not name.startswith(tuple(goes_on))]
     assert_resumable(folder)
     prepare(FilesSource([str(corpus)]), folder, OPTIONS)
     assert content(folder) == uninterrupted
+
+
+def prepare_flags(corpus: Path, folder: Path | str) -> list[str]:
+    return [
+        "prepare", "files", "--input", str(corpus), "--output", str(folder),
+        "--tokenizer", OPTIONS.tokenizer, "--val_fraction", str(OPTIONS.val_fraction),
+        "--shard_tokens", str(OPTIONS.shard_tokens),
+    ]  # fmt: skip
+
+
+def test_p8_of_two_at_once_the_second_is_refused_and_the_first_undisturbed(
+    corpus, uninterrupted, tmp_path
+):
+    folder = tmp_path / "made"
+    slow = harness.Fault("replace", "sleep:2", at=5, path="train_")
+    first = harness.start(*prepare_flags(corpus, folder), cwd=tmp_path, faults=[slow])
+    first.until((folder / "train_000002.bin").exists)
+    second = harness.call(*prepare_flags(corpus, folder), cwd=tmp_path)
+    assert second.code == 8, second.err
+    assert f"error[OUTPUT-IN-USE]: another process prepares {folder}" in second.err
+    assert first.wait() == 0, first.err
+    assert content(folder) == uninterrupted
+
+
+def test_p8_a_file_system_that_is_full_is_exit_5_and_the_same_command_goes_on(
+    corpus, uninterrupted, tmp_path
+):
+    """A real one, of 80 kB, that is given more room afterwards."""
+    (tmp_path / "small").mkdir()
+    command = " ".join([sys.executable, "-m", "outpace", *prepare_flags(corpus, "small/made")])
+    script = f"""
+        mount -t tmpfs -o size=80k none small || exit 77
+        {command}; echo "exit $?"; ls small/made
+        mount -o remount,size=10m small
+        {command}; echo "exit $?"; cp -r small/made .
+    """
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode == 77 or "unshare failed" in done.stderr:
+        pytest.skip("mounting is not permitted here")
+    assert [line for line in done.stdout.splitlines() if line.startswith("exit")] == [
+        "exit 5", "exit 0"
+    ], done.stderr  # fmt: skip
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert ".tmp" not in done.stdout
+    assert 0 < done.stdout.count(".bin") < len(uninterrupted) // 2
+    assert content(tmp_path / "made") == uninterrupted
