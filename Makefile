@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Torch first and pinned: with it in place nothing below asks for another build of it.
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: run test test-fast check install install-dev clean
+.PHONY: run test test-fast test-all test-faults reliability gpu-check check install install-dev clean
 
 run: install
 	$(BIN)/outpace prepare hellaswag
@@ -14,7 +14,25 @@ test: install-dev
 	$(BIN)/python -m pytest -n 2
 
 test-fast: install-dev
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not exhaustive"
+
+# Everything, with what takes long: an hour or more.
+test-all: install-dev
+	$(BIN)/python -m pytest -n 2 -m "exhaustive or not exhaustive"
+
+test-faults: install-dev
+	-$(BIN)/python -m pytest -n 2 tests/faults -m "exhaustive or not exhaustive" --junitxml=.pytest_cache/faults.xml
+	PYTHONPATH=. $(BIN)/python benchmarks/faults.py .pytest_cache/faults.xml
+	$(BIN)/python benchmarks/render.py
+
+# The figures of docs/reliability.md; PARTS="kills stall" for some of them.
+reliability: install-dev
+	OMP_NUM_THREADS=1 PYTHONPATH=.:tests:tests/faults $(BIN)/python benchmarks/reliability.py $(PARTS)
+	$(BIN)/python benchmarks/render.py
+
+# All that is worth knowing of a GPU, within nine minutes; installs nothing. PEERS=DIR OUT=DIR
+gpu-check:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_check.py
 
 check: install-dev
 	$(BIN)/ruff check outpace tests benchmarks train.py

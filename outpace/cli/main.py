@@ -4,9 +4,9 @@ import contextlib
 import signal
 import sys
 import threading
-import traceback
+from pathlib import Path
 
-from outpace.core.errors import BUG, DONE
+from outpace.core.errors import BUG, DONE, UsageError
 from outpace.core.registry import Registry
 
 COMMANDS = Registry(
@@ -15,12 +15,18 @@ COMMANDS = Registry(
         "train": "outpace.cli.train",
         "plan": "outpace.cli.plan",
         "prepare": "outpace.cli.prepare",
+        "data": "outpace.cli.data",
         "evaluate": "outpace.cli.evaluate",
+        "verdict": "outpace.cli.verdict",
+        "contamination": "outpace.cli.contamination",
         "sample": "outpace.cli.sample",
         "convert": "outpace.cli.convert",
         "report": "outpace.cli.report",
         "status": "outpace.cli.status",
         "verify": "outpace.cli.verify",
+        "doctor": "outpace.cli.doctor",
+        "prove-resume": "outpace.cli.prove_resume",
+        "replay": "outpace.cli.replay",
         "bench": "outpace.cli.bench",
     },
 )
@@ -34,7 +40,8 @@ HELP = """usage: outpace COMMAND [FLAGS]      (outpace COMMAND --help for its fl
 {commands}
 
 exit codes: 0 done, 1 bug, 2 usage, 3 data, 4 checkpoint, 5 storage, 6 numerics, 7 memory,
-8 run folder in use, 9 peer lost, 10 network, 75 stopped and resumable, 130/143 stopped at once
+8 run folder in use, 9 peer lost, 10 network, 11 requirement not met, 75 stopped and resumable,
+130/143 stopped at once
 """
 
 
@@ -43,9 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     interrupted = _raise_on_interrupt()
     try:  # with nothing heavy imported yet, Ctrl-C is caught almost from the start
-        from outpace.core.log import show_any_text
-
-        show_any_text()
+        _show_any_text()
         code = _dispatch(argv)
     except KeyboardInterrupt:
         code = INTERRUPTED
@@ -68,16 +73,34 @@ def _dispatch(argv: list[str]) -> int:
 
         print(__version__)
         return DONE
+    _check_working_folder()
     code: int = COMMANDS.load(argv[0]).run(argv[1:])
     return code
+
+
+def _show_any_text() -> None:
+    """Escape what a terminal's encoding lacks (a C locale, say) instead of failing on it."""
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")
+
+
+def _check_working_folder() -> None:
+    """Refuse a working folder that was deleted: MKL, for one, ends the process in such a place."""
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise UsageError(
+            "NO-WORKING-FOLDER", "the working folder was deleted", do="cd to another, and run again"
+        ) from error
 
 
 def help_text() -> str:
     """The page of `outpace --help`: each command with the first line of its module."""
     lines = []
     for name in COMMANDS.names():
-        first = (COMMANDS.load(name).__doc__ or "").splitlines()[0]
-        lines.append(f"  {name:<10} {first.partition(': ')[2].rstrip('.')}")
+        first = COMMANDS.first_line(name).partition(": ")[2]
+        lines.append(f"  {name:<15}{first.rstrip('.')}")
     return HELP.format(commands="\n".join(lines))
 
 
@@ -88,6 +111,8 @@ def _fail(error: Exception) -> int:
 
     known = explain(error)
     if wants_traceback():
+        import traceback
+
         traceback.print_exception(error)
     fail(str(known))
     return known.exit_code

@@ -3,15 +3,24 @@
 import json
 from dataclasses import dataclass
 
+from outpace.config.check import Range, check_ranges
 from outpace.config.load import load
 from outpace.config.schema import RunConfig
-from outpace.core.log import show
+from outpace.core.log import say, show
+
+PLAN_RANGES = {"price_per_hour": Range(0, 1_000_000)}
 
 
 @dataclass
 class Options(RunConfig):
-    """Show what `outpace train` with the same flags would do, and why. Starts nothing."""
+    """Show what `outpace train` with the same flags would do, why, and what to expect: memory,
+    speed, time, energy, cost, disk. Starts nothing."""
 
+    machine: str = ""
+    """Plan for GPUs that need not be here, from the hardware table: h100, h100x8, a100-40,
+    rtx4090, ... Empty: for this machine."""
+    price_per_hour: float = 0.0
+    """Price of the whole machine an hour, in any currency, for the cost of the run; 0: not told."""
     json: bool = False
     """Print JSON only."""
 
@@ -20,13 +29,20 @@ def run(argv: list[str]) -> int:
     """Print the plan; 0, or the exit code with which training would refuse to start."""
     options, set_by = load(argv, prog="outpace plan", schema=Options)
     assert isinstance(options, Options)
+    check_ranges(options, PLAN_RANGES, "outpace plan")
 
-    from outpace.runtime.distributed import from_environment
-    from outpace.train.run import plan_run, print_plan
+    from outpace.train.expect import expect, expect_elsewhere
+    from outpace.train.run import print_plan
 
-    plan, machine, dataset, _ = plan_run(options, set_by, from_environment())
-    if options.json:
-        show(json.dumps({**plan.record(), "machine": vars(machine)}, indent=2))
+    price = options.price_per_hour
+    if options.machine:
+        expected = expect_elsewhere(options, set_by, options.machine, price)
     else:
-        print_plan(plan, machine, dataset, None)
+        expected = expect(options, set_by, price)
+    if options.json:
+        show(json.dumps(expected.record(), indent=2))
+    else:
+        print_plan(expected.plan, expected.machine, expected.data, None)
+        for line in expected.lines():
+            say(line)
     return 0

@@ -1,37 +1,41 @@
-"""`outpace prepare SOURCE`: text to token shards: files, pydocs; also the HellaSwag questions."""
+"""`outpace prepare SOURCE`: text to token shards, from files, the hub or anywhere; HellaSwag too.
+`outpace prepare --verify DIR` checks what was prepared.
+"""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Any
 
-import tyro
-
+from outpace.cli.prepare_cleaning import CleaningOptions, benchmarks
+from outpace.cli.prepare_engines import ENGINE_RANGES, EngineOptions, prepare_with
+from outpace.cli.prepare_source import SourceOptions, make_source
 from outpace.config.check import Range, check_ranges
 from outpace.config.load import parse_flags
-from outpace.core.errors import UsageError
-from outpace.core.log import say
+from outpace.core.errors import DataError, UsageError
+from outpace.core.log import say, show
+
+if TYPE_CHECKING:
+    from outpace.data.shards import Dataset
 
 RANGES = {
     "val_fraction": Range(0, 0.999),
     "limit_tokens": Range(1, 10**15),
+    "limit_documents": Range(1, 10**12),
     "shard_tokens": Range(1, 2**31 - 1),
     "workers": Range(1, 1024),
+    **ENGINE_RANGES,
 }
 
 
 @dataclass
-class Options:
+class Options(CleaningOptions, EngineOptions, SourceOptions):
     """Prepare a dataset. Interrupted, the same command goes on where it was."""
 
-    source: Annotated[str, tyro.conf.Positional]
-    """files (your own text), pydocs (the documentation inside this Python) or hellaswag."""
-    input: tuple[str, ...] = ()
-    """Paths, globs or folders: .txt, .md, .jsonl, .parquet, also .gz .bz2 .xz .zst."""
-    output: Path | None = None
-    """Folder to write. Default: data/SOURCE."""
-    text_field: str = "text"
-    """Field of .jsonl and .parquet that holds the text."""
+    output: str = ""
+    """Folder to write; default: data/SOURCE. An address (s3://BUCKET/NAME, gs://, ...): prepared in
+    data/NAME first, then copied there, the manifest last."""
     val_fraction: float = 0.01
     """Share of documents held out for validation, by hash of their text."""
     limit_tokens: int | None = None
@@ -42,6 +46,8 @@ class Options:
     """Threads that tokenise. Default: one a core."""
     tokenizer: str = "gpt2"
     """gpt2, or bytes for tests."""
+    verify: Path | None = None
+    """Instead of preparing: read and check everything in this prepared folder, change nothing."""
     json: bool = False
     """Print JSON only."""
 
@@ -49,8 +55,16 @@ class Options:
 def run(argv: list[str]) -> int:
     options: Options = parse_flags(Options, argv, prog="outpace prepare")
     check_ranges(options, RANGES, "outpace prepare")
-    output = options.output or Path("data") / options.source
+    if options.verify is not None:
+        return _verify(options.verify, options)
+    if not options.source:
+        raise UsageError("NO-SOURCE", "no source was given", do="outpace prepare --help")
+    url = options.output if "://" in options.output else ""
+    output = Path(options.output or f"data/{options.source}")
+    if url:
+        from outpace.data.publish import publish, staging
 
+        output = staging(url)
     if options.source == "hellaswag":
         from outpace.evals.tasks import hellaswag_source
 
@@ -62,38 +76,118 @@ def run(argv: list[str]) -> int:
             say(f"{path}: 10,042 questions, content hash as published")
         return 0
 
-    from outpace.data.prepare import PrepareOptions, prepare
-    from outpace.data.sources import SOURCES, Source
-
-    SOURCES.check(options.source)
-    make = SOURCES.load(options.source)
-    source: Source
-    if options.source == "files":
-        source = make(list(options.input), options.text_field)
-    elif options.input:
-        raise UsageError("BAD-VALUE", f"--input is not for {options.source}", do="leave it out")
-    else:
-        source = make()
-    dataset = prepare(
-        source,
-        output,
-        PrepareOptions(
-            options.tokenizer, options.val_fraction, options.limit_tokens, options.shard_tokens
-        ),
-        workers=options.workers,
-    )
+    dataset = _prepared(options, output)
+    if dataset is None:  # the rank that finishes last merges, and tells
+        return 0
+    if url:
+        publish(output, url)
     if options.json:
         manifest = {k: v for k, v in dataset.manifest.items() if k != "shards"}
         say(json.dumps({"path": str(output), **manifest}, indent=2))
         return 0
+    _tell(dataset, output)
+    return 0
+
+
+def _prepared(options: Options, output: Path) -> "Dataset | None":
+    from outpace.tokenizer import TOKENIZERS
+    from outpace.tokenizer.shared import preload
+
+    TOKENIZERS.check(options.tokenizer)
+    preload(options.tokenizer, options.tokenizer_engine)  # while all else is imported
+
+    from outpace.data.prepare import PrepareOptions
+    from outpace.data.sources import SOURCES
+
+    SOURCES.check(options.source)
+    workers = options.workers or os.cpu_count() or 1
+    source: Any = make_source(options.source, options, output, workers, options.limit_tokens)
+    if options.source == "pretokenized" and _as_it_is(source, options):
+        from outpace.data.adopt import adopt
+
+        dataset = adopt(source.files, output, workers=workers)
+    else:
+        prepared = PrepareOptions(
+            options.tokenizer,
+            options.val_fraction,
+            options.limit_tokens,
+            options.shard_tokens,
+            options.limit_documents,
+            options.filter,
+            options.near_duplicates,
+            benchmarks(options.decontaminate, output),
+            options.split,
+        )
+        engine = options.tokenizer_engine
+        made = prepare_with(
+            options, source, output, prepared, workers=workers, tokenizer_engine=engine
+        )
+        if made is None:
+            return None
+        dataset = made
+    if hasattr(source, "finished"):
+        source.finished()
+    return dataset
+
+
+def _as_it_is(source: Any, options: Options) -> bool:
+    """Whether token files can be the shards, and nothing was asked for that changes them."""
+    from outpace.data.adopt import can_adopt
+
+    changed = {f for f in vars(CleaningOptions()) if getattr(options, f) != getattr(Options(), f)}
+    if options.limit_tokens and not options.name:
+        changed.add("limit_tokens")
+    return not changed and can_adopt(source.files)
+
+
+def _tell(dataset: "Dataset", output: Path) -> None:
+    """What there is now, and what was left out."""
     documents = dataset.manifest["documents"]
+    left_out = {
+        what: documents[f"{key}_left_out"]
+        for what, key in (
+            ("exact copies", "exact_copies"),
+            ("empty documents", "empty"),
+            ("filtered", "filtered"),
+            ("near duplicates", "near_duplicates"),
+            ("contaminated", "contaminated"),
+        )
+        if documents.get(f"{key}_left_out") or key in ("exact_copies", "empty")
+    }
+    told = [f"{number:,} {what}" for what, number in left_out.items()]
     say(
         f"{output}: {dataset.tokens('train'):,} training tokens in {documents['train']:,} "
         f"documents, {dataset.tokens('val'):,} validation tokens in {documents['val']:,}; "
-        f"{documents['exact_copies_left_out']:,} exact copies and {documents['empty_left_out']:,} "
-        f"empty documents left out; unigram entropy {dataset.unigram_entropy:.4f} nats a token"
+        f"{', '.join(told[:-1])} and {told[-1]} left out; "
+        f"unigram entropy {dataset.unigram_entropy:.4f} nats a token"
     )
+    if removed := dataset.manifest.get("removed"):
+        say(f"  each document that was left out stands in {output / removed['file']}")
     for what, number in dataset.manifest["source"].get("normalisation", {}).items():
         if number:
             say(f"  {what.replace('_', ' ')}: {number:,}")
+
+
+def _verify(folder: Path, options: Options) -> int:
+    """Check a prepared folder; DataError says what is wrong with it."""
+    from outpace.data.shards import open_dataset, verify_dataset
+
+    if options.source:
+        raise UsageError("BAD-VALUE", "--verify takes no source", do=f"leave out {options.source}")
+    try:
+        dataset = open_dataset(folder)
+        verify_dataset(dataset)
+    except DataError as fault:
+        if options.json:
+            show(json.dumps({"folder": str(folder), "fault": fault.what}, indent=2))
+        raise
+    counts = {split: dataset.tokens(split) for split in ("train", "val")}
+    if options.json:
+        found = {"folder": str(folder), "fault": None, "shards": len(dataset.shards)}
+        show(json.dumps({**found, "tokens": counts}, indent=2))
+    else:
+        show(
+            f"{folder}: whole, every hash is right; {len(dataset.shards):,} shards, "
+            f"{counts['train']:,} training and {counts['val']:,} validation tokens"
+        )
     return 0

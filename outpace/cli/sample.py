@@ -1,14 +1,20 @@
-"""`outpace sample MODEL`: text from a model."""
+"""`outpace sample MODEL`: text from a model, shown while it comes."""
 
 import json
+import sys
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from outpace.config.check import Range, check_ranges
 from outpace.config.load import parse_flags
-from outpace.core.log import show
+from outpace.core.errors import DataError, UsageError
+from outpace.core.log import note, show
+
+if TYPE_CHECKING:
+    from outpace.generate.samples import Sample
 
 RANGES = {
     "max_new_tokens": Range(1, 1_000_000),
@@ -18,16 +24,20 @@ RANGES = {
     "num_samples": Range(1, 10_000),
     "seed": Range(0, 2**63 - 1),
 }
+MOST_PROMPT_BYTES = 64 * 1024 * 1024
 
 
 @dataclass
 class Options:
-    """Generate text with a KV cache. The same seed gives the same text."""
+    """Generate text with a KV cache, shown while it comes. The same seed gives the same text."""
 
     model: Annotated[str, tyro.conf.Positional]
-    """A run, a checkpoint or Hugging Face folder, or hf:NAME."""
+    """A run, a checkpoint, a Hugging Face or OpenAI folder, nanoGPT's ckpt.pt, llm.c's model .bin,
+    or hf:NAME."""
     prompt: str = ""
     """How the text begins; empty for the beginning of a document."""
+    prompt_file: str = ""
+    """A file with the prompt instead; - for standard input."""
     max_new_tokens: int = 100
     """Tokens to generate a sample."""
     temperature: float = 0.8
@@ -37,11 +47,19 @@ class Options:
     top_p: float = 1.0
     """Only the most likely tokens that together reach this probability."""
     num_samples: int = 1
-    """How many texts."""
+    """How many texts, generated together; the first is shown while it comes."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a sample, and are not part of it. The end of a document always does."""
+    beyond_context: Literal["slide", "stop"] = "slide"
+    """When the context is full: go on from its last half, or end."""
+    show_probabilities: bool = False
+    """Show each token with its probability, its rank, and the likeliest five."""
     seed: int = 1337
     """Decides what is drawn."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run. auto: the GPU if there is one."""
+    weights: Literal["float32", "int8"] = "float32"
+    """int8: faster on a CPU, but an approximation: texts differ."""
     json: bool = False
     """Print JSON only."""
 
@@ -49,8 +67,12 @@ class Options:
 def run(argv: list[str]) -> int:
     options: Options = parse_flags(Options, argv, prog="outpace sample")
     check_ranges(options, RANGES, "outpace sample")
+    if "" in options.stop:
+        raise UsageError("BAD-VALUE", "--stop has an empty text", do="leave it out")
+    prompt = _prompt(options)
 
-    from outpace.generate.engine import complete
+    from outpace.generate.int8 import int8
+    from outpace.generate.samples import Sample, sample
     from outpace.generate.sampling import Sampling
     from outpace.runtime.seeds import generator
     from outpace.tokenizer import get_tokenizer
@@ -58,23 +80,92 @@ def run(argv: list[str]) -> int:
     from outpace.train.load_model import load_model
 
     loaded = load_model(options.model, choose_device(options.device, 0))
+    model = int8(loaded.model) if options.weights == "int8" else loaded.model
     tokenizer = get_tokenizer(loaded.tokenizer)
-    samples = complete(
-        loaded.model,
-        tokenizer.encode(options.prompt) or [tokenizer.end_of_text],
+    ids = tokenizer.encode(prompt) or [tokenizer.end_of_text]
+    _tell_of_context(len(ids), options, model.shape.context)
+    samples = [Sample(tokenizer, options.stop) for _ in range(options.num_samples)]
+    live = not options.json
+    if live:
+        _head(prompt, 0, options)
+    for step in sample(
+        model,
+        ids,
+        samples,
         max_new_tokens=options.max_new_tokens,
         how=Sampling(options.temperature, options.top_k, options.top_p),
         generator=generator(options.seed, "sample"),
-        num_samples=options.num_samples,
-        stop_token=tokenizer.end_of_text,
-    )
-    texts = [options.prompt + tokenizer.decode(ids) for ids in samples]
-    if options.json:
-        result = {"model": loaded.source, "step": loaded.step, "seed": options.seed, "texts": texts}
-        show(json.dumps(result, indent=2))
+        beyond_context=options.beyond_context,
+        alternatives=5 if options.show_probabilities else 0,
+    ):
+        if live:
+            _show_piece(samples[0], step, options)
+    if live:
+        for i, other in enumerate(samples):
+            if i:
+                _head(prompt, i, options)
+                for step in range(len(other.pieces)):
+                    _show_piece(other, step, options)
+            show("", end="" if options.show_probabilities else "\n")
         return 0
-    for i, text in enumerate(texts):
-        if options.num_samples > 1:
-            show(f"--- {i + 1}")
-        show(text)
+    result: dict[str, Any] = {
+        "model": loaded.source,
+        "step": loaded.step,
+        "seed": options.seed,
+        "texts": [prompt + "".join(s.pieces) for s in samples],
+        "ended_by": [s.ended_by for s in samples],
+    }
+    if options.show_probabilities:
+        result["tokens"] = [[vars(t) for t in s.tokens] for s in samples]
+    show(json.dumps(result, indent=2))
     return 0
+
+
+def _prompt(options: Options) -> str:
+    """The prompt, from its flag, a file or standard input."""
+    if not options.prompt_file:
+        return options.prompt
+    if options.prompt:
+        raise UsageError(
+            "BAD-VALUE", "--prompt and --prompt_file both give a prompt", do="give one"
+        )
+    name = "standard input" if options.prompt_file == "-" else options.prompt_file
+    try:
+        if options.prompt_file == "-":
+            data = sys.stdin.buffer.read(MOST_PROMPT_BYTES + 1)
+        else:
+            with open(Path(options.prompt_file), "rb") as file:
+                data = file.read(MOST_PROMPT_BYTES + 1)
+        if len(data) > MOST_PROMPT_BYTES:
+            raise ValueError(f"it is longer than {MOST_PROMPT_BYTES:,} bytes")
+        return data.decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError("PROMPT", f"cannot use {name} as a prompt: {error}") from error
+
+
+def _tell_of_context(prompt_tokens: int, options: Options, context: int) -> None:
+    if prompt_tokens > context:
+        note(f"the prompt has {prompt_tokens:,} tokens; the model sees the last {context:,}")
+    if min(prompt_tokens, context) + options.max_new_tokens - 1 > context:
+        then = {
+            "slide": f"then the model goes on from the last {context // 2 or 1:,} tokens",
+            "stop": "then the text ends",
+        }[options.beyond_context]
+        note(f"prompt and new tokens may fill the context of {context:,}; {then}")
+
+
+def _head(prompt: str, number: int, options: Options) -> None:
+    if options.num_samples > 1:
+        show(f"--- {number + 1}")
+    show(prompt, end="\n" if options.show_probabilities and prompt else "")
+
+
+def _show_piece(sample: "Sample", step: int, options: Options) -> None:
+    """What step `step` brought: text, or a line with the token's probability."""
+    if not options.show_probabilities:
+        show("".join(sample.pieces[step : step + 1]), end="")
+    elif step < len(sample.tokens):
+        token = sample.tokens[step]
+        likeliest = "  ".join(f"{json.dumps(t, ensure_ascii=False)} {p:.3f}" for t, p in token.top)
+        text = json.dumps(token.text, ensure_ascii=False)
+        show(f"{token.probability:8.4f}  #{token.rank:<6} {text:24} {likeliest}")

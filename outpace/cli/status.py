@@ -3,20 +3,20 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
-from filelock import FileLock, Timeout
 
 from outpace.config.load import parse_flags
-from outpace.core.errors import UsageError
 from outpace.core.log import show
 from outpace.core.runfolder import RunFolder
+from outpace.core.runstate import read_state
+from outpace.core.units import count, duration
 
 
 @dataclass
 class Options:
-    """Tell a run's state."""
+    """Tell a run's state: running, interrupted (its process is gone), stopped, finished, failed."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """The run folder."""
@@ -26,42 +26,25 @@ class Options:
 
 def run(argv: list[str]) -> int:
     options: Options = parse_flags(Options, argv, prog="outpace status")
-    record = read_status(RunFolder(options.run))
+    state = read_state(RunFolder(options.run))
     if options.json:
-        show(json.dumps(record, indent=2))
+        show(json.dumps(state, indent=2))
         return 0
-    show(f"{options.run}: {record['state']}, step {record.get('last_step')}")
-    for key in ("reason", "last_verified_checkpoint", "resumable", "weights_sha256", "time"):
-        if record.get(key) is not None:
-            show(f"  {key}: {record[key]}")
+    last, most = state.get("last_step"), state.get("max_steps")
+    logged = state.get("last_logged_step")
+    if state["state"] in ("running", "interrupted") and isinstance(logged, int):
+        last = max(logged, last) if isinstance(last, int) else logged
+    of = "" if most is None else f" of {most}"
+    show(f"{options.run}: {state['state']}, step {last}{of}")
+    if state["held"]:
+        show(f"  process: {state.get('pid')} on {state.get('host')}")
+        if "last_record_age_s" in state:
+            age, rate = state["last_record_age_s"], state.get("tokens_per_second")
+            speed = f", {count(rate)} tokens a second" if isinstance(rate, int | float) else ""
+            show(f"  last record: step {logged}, {duration(age)} ago{speed}")
+    for key in (
+        "reason", "degraded", "last_verified_checkpoint", "resumable", "weights_sha256", "time",
+    ):  # fmt: skip
+        if state.get(key) not in (None, [], {}):
+            show(f"  {key}: {state[key]}")
     return 0
-
-
-def read_status(folder: RunFolder) -> dict[str, Any]:
-    """STATUS.json; a run that says it is running while nobody holds its lock was interrupted."""
-    try:
-        record = json.loads(folder.status.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record = None
-    if not isinstance(record, dict) or "state" not in record:
-        raise UsageError(
-            "NOT-A-RUN",
-            f"{folder.root} is not a run folder (no readable STATUS.json)",
-            do="name the folder that training printed, such as runs/NAME",
-        )
-    if record["state"] == "running" and not _held(folder.root / ".lock"):
-        record["state"] = "interrupted"
-        record["reason"] = "its process is gone; the same command continues it"
-    return record
-
-
-def _held(path: Path) -> bool:
-    if not path.exists():
-        return False
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except (Timeout, OSError):  # of a folder that may not be written to we cannot know
-        return True
-    lock.release()
-    return False

@@ -1,16 +1,20 @@
 """`outpace verify FOLDER`: check every hash of a run's checkpoints, or of a dataset."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from outpace.config.load import parse_flags
-from outpace.core.errors import CheckpointError, UsageError
+from outpace.core.errors import CheckpointError, DataError, UsageError
 from outpace.core.log import show
 from outpace.core.runfolder import RunFolder
+from outpace.core.runstate import read_state
+
+if TYPE_CHECKING:
+    from outpace.train.audit import Verdict
 
 
 @dataclass
@@ -19,6 +23,8 @@ class Options:
 
     folder: Annotated[Path, tyro.conf.Positional]
     """A run, a checkpoint, or a prepared dataset."""
+    deep: bool = False
+    """Load each checkpoint, too: shapes, finite numbers, weights' hash, loss on fixed tokens."""
     json: bool = False
     """Print JSON only."""
 
@@ -27,29 +33,56 @@ def run(argv: list[str]) -> int:
     options: Options = parse_flags(Options, argv, prog="outpace verify")
 
     from outpace.checkpoint import store
-    from outpace.data.shards import MANIFEST, open_dataset, verify_dataset
+    from outpace.data.shards import JOURNAL, MANIFEST
+    from outpace.train.audit import audit, audit_run
 
-    folder = options.folder
-    if (folder / store.STATE).exists():
-        found: list[dict[str, Any]] = [{"name": folder.name, "fault": store.fault(folder)}]
-        kind = "checkpoint"
-    elif (folder / MANIFEST).exists():
-        dataset = open_dataset(folder)
-        verify_dataset(dataset)
-        found = [{"name": folder.name, "fault": None}]
-        kind = "dataset"
-    elif paths := store.paths(RunFolder(folder).checkpoints):
-        found = [{"name": p.name, "fault": store.fault(p)} for p in paths]
-        kind = "run"
+    folder, error = options.folder, None
+    if (folder / store.STATE).is_file() or (folder.name.startswith("step-") and folder.is_dir()):
+        kind, found = "checkpoint", [audit(folder, deep=options.deep)]
+    elif (folder / MANIFEST).is_file() or (folder / JOURNAL).is_file():
+        kind, (verdict, error) = "dataset", _dataset(folder)
+        found = [verdict]
+    elif (folder / store.MANIFEST).is_file():
+        kind, found = "checkpoint", [audit(folder, deep=options.deep)]
     else:
-        raise UsageError(
-            "NOTHING-TO-VERIFY", f"{folder} holds no checkpoint and no dataset", do="check the path"
-        )
+        kind, found = "run", audit_run(RunFolder(folder), deep=options.deep)
+    if not found:
+        raise _nothing(RunFolder(folder))
     if options.json:
-        show(json.dumps({"kind": kind, "folder": str(folder), "checked": found}, indent=2))
+        checked = [asdict(v) for v in found]
+        show(json.dumps({"kind": kind, "folder": str(folder), "checked": checked}, indent=2))
     else:
-        for entry in found:
-            show(f"{entry['name']}: {entry['fault'] or 'whole, every hash is right'}")
-    if bad := [e for e in found if e["fault"]]:
-        raise CheckpointError("CKPT-BAD", f"{len(bad)} of {len(found)} checkpoints are damaged")
+        for v in found:
+            show("; ".join([f"{v.name}: {v.fault or 'whole, every hash is right'}", *v.notes]))
+    if bad := [v for v in found if v.fault]:
+        raise error or CheckpointError(
+            "CKPT-BAD",
+            f"{len(bad)} of {len(found)} checkpoints are damaged ({bad[0].name}: {bad[0].fault})",
+            kept="all of them, untouched",
+            do="restore it from a copy; training goes on from the newest that is whole",
+        )
     return 0
+
+
+def _dataset(folder: Path) -> tuple["Verdict", DataError | None]:
+    """Compare every hash of a dataset; the error that names what differs."""
+    from outpace.data.shards import open_dataset, verify_dataset
+    from outpace.train.audit import Verdict
+
+    try:
+        verify_dataset(open_dataset(folder))
+    except DataError as error:
+        return Verdict(folder.name, error.what), error
+    return Verdict(folder.name), None
+
+
+def _nothing(run: RunFolder) -> UsageError:
+    """A folder without a checkpoint: no run at all, or one that has yet to save."""
+    try:
+        state = read_state(run)["state"]
+    except UsageError:
+        what, do = "holds no checkpoint and no dataset", "check the path"
+    else:
+        what = f"holds no checkpoint yet; the run is {state}"
+        do = "wait for its first checkpoint" if state == "running" else "run its command again"
+    return UsageError("NOTHING-TO-VERIFY", f"{run.root} {what}", do=do)

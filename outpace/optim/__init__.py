@@ -2,6 +2,9 @@
 
 from outpace.core.registry import Registry
 
-OPTIMIZERS = Registry("optimizer", {"adamw": "outpace.optim.adamw:build"})
+OPTIMIZERS = Registry(
+    "optimizer",
+    {"adamw": "outpace.optim.adamw:build", "adamw_foreach": "outpace.optim.adamw:build_foreach"},
+)
 """Entry: build(groups, lr, **options) -> torch.optim.Optimizer. Its `step` must leave everything as
 it is where the attribute `found_inf`, a device scalar, is 1; PyTorch's fused optimisers do."""

@@ -1,5 +1,6 @@
-"""AdamW (Loshchilov and Hutter 2019), PyTorch's fused kernel: one pass over the state on CPU and
-CUDA, and a non-finite step can be left out on the device, without asking the host."""
+"""AdamW (Loshchilov and Hutter 2019). `build` is PyTorch's fused kernel: one pass over the state on
+CPU and CUDA, and a non-finite step can be left out on the device, without asking the host.
+"""
 
 from typing import Any
 
@@ -11,3 +12,22 @@ def build(
 ) -> torch.optim.Optimizer:
     """AdamW over `groups` (see `optim.groups`)."""
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+
+
+def build_foreach(
+    groups: list[dict[str, Any]], lr: float, *, betas: tuple[float, float], eps: float
+) -> torch.optim.Optimizer:
+    """The same update as PyTorch makes it by default: a pass over the state an operation, about 2.5
+    times the memory traffic (on a CPU a parameter at a time). What the fused one is measured
+    against."""
+    return _SkippingAdamW(groups, lr=lr, betas=betas, eps=eps)
+
+
+class _SkippingAdamW(torch.optim.AdamW):
+    """AdamW that leaves everything as it is where `found_inf` is 1, by asking the host."""
+
+    def step(self, closure: Any = None) -> Any:
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is None or not found_inf.item():
+            return super().step(closure)
+        return None

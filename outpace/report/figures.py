@@ -84,7 +84,7 @@ def loss_chart(runs: Sequence[Run], axis: Axis, key: str, wide: bool = False) ->
     The wide chart tells the whole story, over a logarithm of the tokens where they span enough;
     the small one is linear and looks closely at where the run spent its time.
     """
-    figure, values, solo = _figure(350 if wide else 270), [], len(runs) == 1
+    figure, values, solo = blank(350 if wide else 270), [], len(runs) == 1
     smoothed = False
     for i, run in enumerate(runs):
         colour = PALETTE[i % len(PALETTE)]
@@ -131,7 +131,7 @@ def loss_chart(runs: Sequence[Run], axis: Axis, key: str, wide: bool = False) ->
 
 def hellaswag_chart(runs: Sequence[Run], axis: Axis) -> Chart | None:
     """acc_norm with 95% intervals, GPT-2's published score and chance."""
-    figure, solo = _figure(270), len(runs) == 1
+    figure, solo = blank(270), len(runs) == 1
     protocols: dict[str, None] = {}
     highest = HELLASWAG_CHANCE
     for i, run in enumerate(runs):
@@ -184,7 +184,7 @@ def curve_chart(
     shape: Callable[[go.Figure], None] | None,
 ) -> Chart | None:
     """One metric of every run against `axis`."""
-    figure, solo = _figure(230), len(runs) == 1
+    figure, solo = blank(230), len(runs) == 1
     for i, run in enumerate(runs):
         x, y = _points(run.metrics, axis, key)
         if not any(y):
@@ -265,7 +265,7 @@ def _curve(
     return not (few or flat)
 
 
-def _figure(height: int) -> go.Figure:
+def blank(height: int) -> go.Figure:
     axis = {
         "gridcolor": GRID, "zeroline": False, "linecolor": GRID, "ticks": "", "fixedrange": False,
         "automargin": True, "tickfont": {"size": 12, "color": MUTED}, "nticks": 6,

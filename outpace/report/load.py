@@ -3,13 +3,18 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from outpace.core.errors import UsageError
-from outpace.core.files import JsonObject, read_json_lines
+from outpace.core.files import JsonObject
 from outpace.core.runfolder import RunFolder
+
+MOST_RECORDS = 100_000
+"""Kept of one file; more than a figure can show."""
+LONGEST_LINE = 1 << 20
+"""Characters; the longest records, samples, have some thousands."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,8 @@ class Run:
     config_toml: str
     problems: tuple[str, ...]
     """What could not be read, a sentence each."""
+    verdict: JsonObject = field(default_factory=dict)
+    """Whether the run beats another model; empty if nobody asked."""
 
     @property
     def plan(self) -> JsonObject:
@@ -99,6 +106,7 @@ def load_run(root: Path, name: str = "") -> Run:
         samples=_lines(folder.samples, problems),
         events=_lines(folder.events, problems),
         config_toml=_text(folder.config, problems),
+        verdict=_object(folder.verdict, problems),
         problems=tuple(problems),
     )
 
@@ -155,19 +163,47 @@ def _object(path: Path, problems: list[str]) -> JsonObject:
     text = _text(path, problems)
     if not text:
         return {}
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if isinstance(value, dict):
+    if (value := _record(text)) is not None:
         return value
     problems.append(f"{path.name} is cut or damaged; what it says is left out.")
     return {}
 
 
 def _lines(path: Path, problems: list[str]) -> list[JsonObject]:
+    """The records of a JSON-lines file: of very many, evenly spread ones and the last. What is left
+    out goes to `problems`."""
+    kept: list[JsonObject] = []
+    last: JsonObject | None = None
+    count, dropped, stride = 0, 0, 1
     try:
-        return list(read_json_lines(path))
+        with open(path, encoding="utf-8", errors="replace") as file:
+            while line := file.readline(LONGEST_LINE):  # a file of one endless line stays bounded
+                record = _record(line)
+                if record is None:
+                    dropped += bool(line.strip())
+                    continue
+                if count % stride == 0:
+                    kept.append(record)
+                count, last = count + 1, record
+                if len(kept) == MOST_RECORDS:
+                    kept, stride = kept[::2], 2 * stride
+    except FileNotFoundError:
+        return []
     except OSError as error:
         problems.append(f"{path.name} cannot be read: {error.strerror or error}.")
-        return []
+    if last is not None and kept[-1] is not last:
+        kept.append(last)
+    if stride > 1:
+        problems.append(f"Of the {count:,} records of {path.name}, one in {stride} is read here.")
+    if dropped:
+        lines = "a line that is" if dropped == 1 else f"{dropped:,} lines that are"
+        problems.append(f"{path.name} has {lines} cut or damaged, and left out here.")
+    return kept
+
+
+def _record(line: str) -> JsonObject | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -15,6 +15,7 @@ from plotly.offline import get_plotlyjs  # type: ignore[import-untyped, unused-i
 from outpace.core.files import replace_file
 from outpace.core.runfolder import now
 from outpace.report import sections
+from outpace.report.corpus import lengths_chart
 from outpace.report.figures import Chart, charts
 from outpace.report.load import Run, load_runs
 from outpace.report.markup import clock, embed_json, escape, section
@@ -33,7 +34,7 @@ def write_report(runs: list[Path], output: Path) -> Path:
 
 def page(runs: Sequence[Run]) -> str:
     """The whole page."""
-    made = charts(runs)
+    made = [c for c in (*charts(runs), lengths_chart(runs)) if c is not None]
     plotly = _script(get_plotlyjs())
     draw = _script(SCRIPT)
     policy = (

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from outpace.core import units
 from outpace.core.files import JsonObject
+from outpace.report import verdict
 from outpace.report.load import Run, items, number
 from outpace.report.markup import (
     NONE,
@@ -122,11 +123,12 @@ def details(run: Run) -> str:
     columns = [
         ("Machine", facts(run.machine)),
         ("Versions", facts(run.versions)),
-        ("Data set", facts(run.dataset)),
+        ("Data set", facts(run.dataset, leave_out=["document_lengths"])),
     ]
     background = "".join(f"<div><h3>{name}</h3>{body}</div>" for name, body in columns if body)
     return "".join(
         [
+            section("Verdict", verdict.body(run)),
             section("Samples", _samples(run)),
             section("Other evaluations", _other_evals(run)),
             section("Plan", _plan(run)),

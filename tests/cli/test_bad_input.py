@@ -36,18 +36,8 @@ def test_batch_flags_that_disagree_show_the_arithmetic_and_who_set_them(refused,
 # Datasets.
 
 
-def test_a_missing_dataset_says_how_to_make_one(refused):
-    error = refused(3, "NO-DATASET", *TRAIN, "--dataset", "nothing").error
-    assert "outpace prepare files" in error
-
-
 def test_a_mistyped_dataset_names_the_nearest(refused, tiny):
     assert "did you mean tiny?" in refused(3, "NO-DATASET", *TRAIN, "--dataset", "tinny").error
-
-
-def test_an_empty_dataset_folder_is_refused(refused, folder):
-    (folder / "data" / "empty").mkdir(parents=True)
-    refused(3, "NO-DATASET", *TRAIN, "--dataset", "empty")
 
 
 def test_a_dataset_smaller_than_a_batch_is_refused(refused, tiny):
@@ -234,7 +224,7 @@ def test_a_run_folder_in_use_is_refused_and_the_holder_named(refused, done, hold
 
 
 def test_a_run_in_use_is_running_and_a_run_whose_process_died_is_interrupted(run, done, holder):
-    assert run("status", "run").out.startswith("run: running, step 3\n")
+    assert run("status", "run").out.startswith("run: running, step 3 of 3\n")
     holder.kill()
     holder.wait()
     result = run("status", "run", "--json")
@@ -295,12 +285,6 @@ def test_a_report_that_cannot_be_written_does_not_fail_a_finished_run(run, tiny,
     assert "warning: no report was written: error[STORAGE]" in result.err
 
 
-def test_a_run_folder_below_a_file_is_a_storage_error(refused, tiny, folder):
-    (folder / "file").write_text("x")
-    refused(5, "RUN-DIR", *TRAIN, "--run_dir", "file/run")
-    refused(5, "RUN-DIR", *TRAIN, "--run_dir", "file")
-
-
 # Models and folders given to the other commands.
 
 PLACES = ["nothing", "empty", "file.txt", "foreign", "foreign/checkpoints"]
@@ -354,18 +338,3 @@ def test_a_conversion_never_overwrites(refused, done, folder):
 def test_hellaswag_is_refused_for_a_model_with_another_tokenizer(refused, done, folder):
     argv = ["evaluate", "run", "--tasks", "hellaswag", "--hellaswag_path", "x.jsonl"]
     assert "x.jsonl" in refused(3, "HELLASWAG", *argv).error
-
-
-# Paths that are allowed, odd as they are.
-
-
-@pytest.mark.parametrize("name", ["a b", "naïve-模型-😀", "line\nbreak", "-dash", "[glob]*"])
-def test_odd_names_of_folders_work(name, run, tiny, folder):
-    place = f"--run_dir=runs/{name}/{name}"
-    assert run(*TRAIN, place, "--max_steps", "1").code == 0
-    root = folder / "runs" / name / name
-    assert (root / "report.html").is_file()
-    again = run(*TRAIN, place, "--max_steps", "1")
-    assert (again.code, again.err.count("error")) == (0, 0)
-    assert run("status", root).code == 0
-    assert run("verify", root).code == 0

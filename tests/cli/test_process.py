@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -98,12 +99,13 @@ def test_ctrl_c_while_the_libraries_are_loaded_gives_130(moment, folder):
 
 @posix
 def test_ctrl_c_while_text_is_read_leaves_without_a_traceback(folder):
-    os.mkfifo(folder / "endless.txt")
-    argv = ["prepare", "files", "--input", "endless.txt", "--tokenizer", "bytes"]
+    (folder / "long.txt").write_text("Call me Ishmael. Some years ago.\n\n" * 1_000_000)
+    argv = ["prepare", "files", "--input", "long.txt", "--output", "out", "--tokenizer", "bytes"]
     process = start([*OUTPACE, *argv], folder)
-    with open(folder / "endless.txt", "wb"):  # opens when the other side has opened it to read
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate()
+    while process.poll() is None and len(list(folder.iterdir())) == 1:
+        time.sleep(0.01)  # until the output's folder is there, or the one it is made in
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
     assert process.returncode in (75, 130), err.decode()
     assert b"Traceback" not in err
 

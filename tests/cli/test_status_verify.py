@@ -12,7 +12,7 @@ from .helpers import TRAIN, flip_bit, tree
 def test_a_finished_run_says_so(run, done):
     result = run("status", "run")
     assert result.code == 0
-    assert result.out.startswith("run: finished, step 3\n")
+    assert result.out.startswith("run: finished, step 3 of 3\n")
     record = json.loads(run("status", "run", "--json").out)
     assert (record["state"], record["code"], record["last_step"]) == ("finished", 0, 3)
     assert record["last_verified_checkpoint"] == "step-00000003"
@@ -22,7 +22,7 @@ def test_a_stopped_run_says_so_and_continues_to_the_same_weights(run, tiny, fini
     argv = [*TRAIN, "--run_dir", "r"]
     stopped = run(*argv, "--max_hours", "1e-9")
     assert stopped.code == 75
-    assert run("status", "r").out.startswith("r: stopped, step 0\n")
+    assert run("status", "r").out.startswith("r: stopped, step 0 of 3\n")
     assert run(*argv).code == 0
     mine, theirs = (
         json.loads((p / "STATUS.json").read_text()) for p in (Path("r"), finished)
@@ -104,7 +104,8 @@ def test_samples_and_scores_are_json_when_asked(run, done):
     argv = ["--tasks", "loss", "--dataset", "tiny", "--val_tokens", "64", "--json"]
     scores = json.loads(run("evaluate", "run", *argv, "--output", "scores.json").out)
     assert scores == json.loads(Path("scores.json").read_text())
-    assert scores["validation"]["loss"] > 0
+    (validation,) = scores["results"]
+    assert validation["task"] == "validation" and validation["loss"] > 0
 
 
 def test_a_result_file_that_cannot_be_written_is_a_storage_error(refused, done):

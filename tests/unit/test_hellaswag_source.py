@@ -14,8 +14,9 @@ import pyarrow as pa
 import pytest
 
 from outpace.core.errors import DataError, NetworkError, StorageError
+from outpace.core.network import BUSY, TRIES
 from outpace.evals.tasks import hellaswag_source
-from outpace.evals.tasks.hellaswag import load
+from outpace.evals.tasks.hellaswag import RENDERING, load
 
 FILE = "hellaswag_val.jsonl"
 
@@ -35,6 +36,7 @@ def server(status: int, body: bytes) -> Iterator[tuple[str, list[str]]]:
             asked.append(self.path)
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
+            self.send_header("Retry-After", "0")
             self.end_headers()
             self.wfile.write(body)
 
@@ -103,7 +105,7 @@ def test_a_changed_file_is_refused_and_nothing_written(real, tmp_path, damage):
 def test_the_name_and_the_unused_fields_of_the_file_do_not_matter(real, tmp_path):
     rows = [json.loads(line) for line in real.read_text(encoding="utf-8").splitlines()]
     renamed = tmp_path / "questions.json"
-    keep = ("label", "endings", "ctx", "ind")
+    keep = ("label", "endings", "ctx", "ind", *RENDERING)
     renamed.write_text("".join(json.dumps({k: r[k] for k in keep}) + "\n" for r in rows))
     assert load(hellaswag_source.prepare(tmp_path / "out", renamed)) == load(real)
 
@@ -171,7 +173,8 @@ def test_when_both_fail_the_reasons_are_named_and_nothing_is_written(
         monkeypatch.setattr(hellaswag_source, "OFFICIAL_URL", url)
         with pytest.raises(NetworkError) as caught:
             hellaswag_source.prepare(tmp_path / "out")
-    assert (asked, no_wheel) == ([f"/{FILE}"], ["wheel"])
+    assert asked == [f"/{FILE}"] * (TRIES if status in BUSY else 1)
+    assert no_wheel == ["wheel"]
     assert fault in caught.value.what
     assert "ERROR: no such package" in caught.value.what
     assert "--input" in caught.value.do
@@ -197,7 +200,7 @@ def test_no_server_at_all_is_a_network_error(tmp_path, monkeypatch, no_wheel):
 def test_the_rows_of_the_wheel_are_the_rows_of_the_file(real, tmp_path, monkeypatch):
     """A wheel made here of the real questions, with the label as a string, as the hub has it."""
     rows = [json.loads(line) for line in real.read_text(encoding="utf-8").splitlines()]
-    columns = ("ind", "ctx", "endings", "activity_label")
+    columns = ("ind", "ctx", "endings", *RENDERING)
     table = pa.table(
         {c: [r[c] for r in rows] for c in columns} | {"label": [str(r["label"]) for r in rows]}
     )

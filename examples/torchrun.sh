@@ -1,0 +1,30 @@
+#!/bin/bash
+# Eight GPUs of one machine, again and again until the run is finished. torchrun hides exit codes and
+# passes SIGTERM on; so the run's own STATUS.json says how it ended.
+#
+#     examples/torchrun.sh runs/mine --recipe gpt2_124M --dataset fineweb
+#
+run=${1:?usage: torchrun.sh RUN_DIR [FLAGS OF outpace train]}
+shift
+processes=${PROCESSES:-8}
+tries=${TRIES:-20}
+
+trap 'stop=1; kill -TERM "$child" 2>/dev/null' TERM INT
+
+for ((try = 1; try <= tries; try++)); do
+    .venv/bin/torchrun --standalone --nproc_per_node "$processes" --shutdown-timeout 600 \
+        train.py --run_dir "$run" "$@" &
+    child=$!
+    wait "$child" || wait "$child"
+    code=$(.venv/bin/outpace status "$run" --json | .venv/bin/python -c '
+import json, sys
+status = json.load(sys.stdin)
+print(9 if status["state"] == "interrupted" else status["code"])') || exit 1
+    case "$code" in
+        0) exit 0 ;;                     # finished
+        75) [ -n "$stop" ] && exit 75 ;; # stopped: by us, or by somebody who wants it to go on
+        9 | 10) ;;                       # a lost process, or the network: once more
+        *) exit "$code" ;;               # it would happen again
+    esac
+done
+exit "$code"

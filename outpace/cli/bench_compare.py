@@ -1,0 +1,189 @@
+"""`outpace bench compare`: outpace against peers' own code."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from outpace.config.check import RANGES, Range, check_ranges
+from outpace.config.load import parse_flags
+from outpace.config.presets import GPT2Shape, size
+from outpace.config.schema import Auto
+from outpace.core.errors import UsageError
+from outpace.core.log import say
+
+COMPARE_RANGES = {
+    "window_s": Range(0, 86_400, above=True),
+    "rounds": Range(1, 1000),
+    "warmup_steps": Range(1, 1_000_000),
+    "start_s": Range(0, 86_400, above=True),
+    "minutes": Range(0, 10_000, above=True),
+    "threads": Range(1, 10_000),
+    "swap_s": Range(0, 86_400, above=True),
+    **{
+        name: RANGES[name]
+        for name in (
+            "max_steps",
+            "n_layer",
+            "n_head",
+            "n_embd",
+            "context",
+            "micro_batch_size",
+            "gradient_accumulation_steps",
+        )
+    },
+}
+CPU_SHAPE = (6, 6, 192, 256)
+"""Layers, heads, channels and context of a model that a CPU steps through in a second or two."""
+GPU_TOKENS_PER_STEP = 524_288
+
+
+@dataclass
+class Options:
+    """outpace's speed against peers' own code: the same model and tokens on this machine, in turns.
+
+    Name checkouts of the peers; their code runs unchanged. With --train: train to the end instead,
+    beside nanoGPT on a CPU, and score both models.
+    """
+
+    nanogpt: Path | None = None
+    """A checkout of karpathy/nanoGPT."""
+    llmc: Path | None = None
+    """A checkout of karpathy/llm.c, for its train_gpt2.py."""
+    modded: Path | None = None
+    """A checkout of KellerJordan/modded-nanogpt, for its train_gpt_simple.py."""
+    transformers: bool = False
+    """Also the GPT-2 of the installed transformers."""
+    dataset: str = "auto"
+    """A prepared dataset, made with the gpt2 tokenizer."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train. auto: the GPU if there is one."""
+    threads: tuple[int, ...] = (1,)
+    """CPU threads of each, one comparison a value: --threads 1 2."""
+    model_size: str = "auto"
+    """Published size. auto: 124M on a GPU, 6 layers of 192 channels, context 256, on a CPU."""
+    n_layer: int | Auto = "auto"
+    """Layers of the model."""
+    n_head: int | Auto = "auto"
+    """Attention heads (H)."""
+    n_embd: int | Auto = "auto"
+    """Channels of the model (C)."""
+    context: int | Auto = "auto"
+    """Tokens in a sequence (T)."""
+    micro_batch_size: int | Auto = "auto"
+    """Sequences in one pass, of all but modded-nanogpt. auto: 32 on a GPU, 8 on a CPU."""
+    gradient_accumulation_steps: int | Auto = "auto"
+    """Passes in a step. auto: what makes 524,288 tokens on a GPU, 1 on a CPU."""
+    flags: str = ""
+    """Further flags of `outpace train` for outpace's side, in one word: "--compile_mode tuned"."""
+    window_s: float = 15.0
+    """Seconds that each runs in its turn."""
+    rounds: int = 4
+    """Turns of each."""
+    warmup_steps: int = 5
+    """First steps of a process, which do not count."""
+    start_s: float = 240.0
+    """Seconds that a process may take to compile and warm up. On a CPU all do so together."""
+    minutes: float = 11.0
+    """For everything; windows shrink to keep it."""
+    output: Path | None = None
+    """Result file. Default: benchmarks/results/compare-DEVICE.json, or compare-nanogpt-cpu.json."""
+    train: bool = False
+    """Train to the end beside nanoGPT (CPU), instead of short windows."""
+    max_steps: int = 1200
+    """With --train: optimiser steps of both."""
+    swap_s: float = 20.0
+    """With --train: seconds after which the two swap their halves of the cores."""
+    work: Path = Path("runs/compare-nanogpt")
+    """With --train: folder for both runs; must be new."""
+
+
+def run(argv: list[str]) -> int:
+    options: Options = parse_flags(Options, argv, prog="outpace bench compare")
+    check_ranges(options, COMPARE_RANGES, "outpace bench compare")
+    if not options.threads:
+        raise UsageError("BAD-VALUE", "--threads is empty", do="name at least one count")
+    peers = (options.nanogpt, options.llmc, options.modded)
+    if options.train and options.nanogpt is None:
+        raise UsageError("NO-PEER", "--train compares with nanoGPT", do="add --nanogpt CHECKOUT")
+    if not any(peers) and not options.transformers:
+        raise UsageError(
+            "NO-PEER",
+            "no peer was named",
+            do="add --nanogpt, --llmc or --modded with a checkout, or --transformers",
+        )
+    say(str(_train(options) if options.train else _race(options)))
+    return 0
+
+
+def _train(options: Options) -> Path:
+    from outpace.bench.compare import Settings, compare_nanogpt
+    from outpace.train.corpus import open_named
+
+    assert options.nanogpt is not None
+    n_layer, n_head, n_embd, context = _shape(options, on_gpu=False)
+    settings = Settings(
+        n_layer=n_layer,
+        n_head=n_head,
+        n_embd=n_embd,
+        context=context,
+        micro_batch_size=_or(options.micro_batch_size, 8),
+        max_steps=options.max_steps,
+        swap_s=options.swap_s,
+    )
+    dataset = open_named(options.dataset)
+    return compare_nanogpt(options.nanogpt, dataset, settings, options.work, options.output)
+
+
+def _race(options: Options) -> Path:
+    from outpace.bench.peers import Job, check_checkout
+    from outpace.bench.throughput import Race, compare_speed
+    from outpace.bench.turns import Pace
+    from outpace.train.assemble import choose_device
+    from outpace.train.corpus import open_named
+
+    checkouts: dict[str, Path | None] = {
+        name: folder
+        for name in ("nanogpt", "llmc", "modded")
+        if (folder := getattr(options, name)) is not None
+    }
+    for name, folder in checkouts.items():
+        assert folder is not None
+        check_checkout(name, folder)
+    if options.transformers:
+        checkouts["transformers"] = None
+    device = choose_device(options.device, 0).type
+    on_gpu = device == "cuda"
+    n_layer, n_head, n_embd, context = _shape(options, on_gpu)
+    micro = _or(options.micro_batch_size, 32 if on_gpu else 8)
+    passes = max(1, GPU_TOKENS_PER_STEP // (micro * context)) if on_gpu else 1
+    accumulation = _or(options.gradient_accumulation_steps, passes)
+    dataset = open_named(options.dataset)
+    shape = GPT2Shape(n_layer, n_head, n_embd, context, dataset.vocab_size)
+    flags = tuple(shlex.split(options.flags))
+    race = Race(
+        Job(shape, dataset, micro, accumulation, device, flags),
+        checkouts,
+        Pace(options.window_s, options.rounds, options.warmup_steps, options.start_s),
+        options.threads if not on_gpu else (1,),
+        options.minutes,
+    )
+    return compare_speed(race, options.output)
+
+
+def _shape(options: Options, on_gpu: bool) -> tuple[int, int, int, int]:
+    """Layers, heads, channels and context: the flags, else the size's, else the device's own."""
+    if options.model_size != "auto" or on_gpu:
+        preset = size("124M" if options.model_size == "auto" else options.model_size)
+        chosen = (preset.n_layer, preset.n_head, preset.n_embd, 1024)
+    else:
+        chosen = CPU_SHAPE
+    asked = (options.n_layer, options.n_head, options.n_embd, options.context)
+    L, H, C, T = map(_or, asked, chosen)
+    if C % H:
+        raise UsageError("BAD-VALUE", f"--n_head {H} does not divide --n_embd {C}")
+    return L, H, C, T
+
+
+def _or(asked: int | Auto, default: int) -> int:
+    return default if asked == "auto" else asked

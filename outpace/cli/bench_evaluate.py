@@ -1,0 +1,86 @@
+"""`outpace bench evaluate`: HellaSwag's speed and answers beside build-nanogpt's and lm-eval's."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from outpace.config.check import Range, check_ranges
+from outpace.config.load import parse_flags
+from outpace.core.log import say
+
+RANGES = {
+    "questions": Range(1, 10_042),
+    "turns": Range(1, 1000),
+    "threads": Range(1, 10_000),
+}
+WIDTH = 3.0
+"""By what the initial weights are multiplied, so that endings differ clearly."""
+
+
+@dataclass
+class Options:
+    """Score the same HellaSwag questions with outpace, build-nanogpt's script and lm-eval, in turns
+    on this CPU: seconds, and whether they give the same answers."""
+
+    build_nanogpt: Path | None = None
+    """A checkout of karpathy/build-nanogpt, for its hellaswag.py."""
+    lm_eval: bool = True
+    """Also lm-eval, which must be installed."""
+    model: str = ""
+    """A run, a checkpoint or Hugging Face folder. Default: the 124M shape, wide random weights."""
+    hellaswag_path: Path = Path("data/hellaswag/hellaswag_val.jsonl")
+    """The questions, as `outpace prepare hellaswag` leaves them."""
+    questions: int = 100
+    """How many, spread evenly over the split."""
+    turns: int = 5
+    """Turns of each, a part of the questions in each turn."""
+    threads: int = 2
+    """CPU threads of each."""
+    output: Path | None = None
+    """Result file. Default: benchmarks/results/evaluate-cpu.json."""
+
+
+def run(argv: list[str]) -> int:
+    options: Options = parse_flags(Options, argv, prog="outpace bench evaluate")
+    check_ranges(options, RANGES, "outpace bench evaluate")
+
+    import importlib.util
+
+    import torch
+
+    from outpace.bench.evaluation import check_checkout, compare
+    from outpace.config.presets import GPT2Shape
+    from outpace.core.errors import UsageError
+    from outpace.model.gpt2 import GPT2
+    from outpace.train.load_model import load_model
+
+    for package in ("transformers", "lm_eval") if options.lm_eval else ("transformers",):
+        if importlib.util.find_spec(package) is None:
+            raise UsageError(
+                "NO-PEER",
+                f"{package} is not installed",
+                do="pip install 'outpace[dev]', or leave it out with --no_lm_eval",
+            )
+    if options.build_nanogpt is not None:
+        check_checkout(options.build_nanogpt)
+    torch.set_num_threads(options.threads)
+    if options.model:
+        name, model = options.model, load_model(options.model, torch.device("cpu")).model
+    else:
+        name, model = "124M, random", GPT2(GPT2Shape(12, 12, 768, 1024, 50257))
+        model.init_weights(torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            for p in model.parameters():
+                if p.dim() >= 2:
+                    p.mul_(WIDTH)
+    path = compare(
+        model.eval(),
+        name,
+        options.hellaswag_path,
+        questions=options.questions,
+        turns=min(options.turns, options.questions),
+        build_nanogpt=options.build_nanogpt,
+        lm_eval=options.lm_eval,
+        output=options.output,
+    )
+    say(str(path))
+    return 0

@@ -1,0 +1,72 @@
+"""`outpace bench generate`: generation beside transformers' generate."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from outpace.config.check import Range, check_ranges
+from outpace.config.load import parse_flags
+from outpace.core.errors import UsageError
+from outpace.core.log import say
+
+GENERATE_RANGES = {
+    "prompt_tokens": Range(1, 100_000),
+    "new_tokens": Range(1, 100_000),
+    "rounds": Range(1, 1000),
+    "threads": Range(0, 10_000),
+}
+
+
+@dataclass
+class Options:
+    """Greedy generation on the CPU beside transformers: the same weights and prompts, in turns."""
+
+    model: str = ""
+    """A model as for `outpace sample`. Default: random weights of the size below."""
+    model_size: str = "124M"
+    """Published size of the random model."""
+    batch: tuple[int, ...] = (1, 8)
+    """Prompts generated from together, one comparison a value."""
+    prompt_tokens: int = 64
+    """Tokens of each prompt, drawn at random."""
+    new_tokens: int = 64
+    """Tokens generated for each prompt."""
+    rounds: int = 3
+    """Turns of each that count; one more warms up."""
+    threads: int = 0
+    """CPU threads. 0: PyTorch's choice."""
+    int8: bool = True
+    """Also outpace with int8 matrices, which is an approximation."""
+    output: Path | None = None
+    """Result file. Default: benchmarks/results/generation-cpu.json."""
+
+
+def run(argv: list[str]) -> int:
+    options: Options = parse_flags(Options, argv, prog="outpace bench generate")
+    check_ranges(options, GENERATE_RANGES, "outpace bench generate")
+    if not options.batch or min(options.batch) < 1 or max(options.batch) > 10_000:
+        raise UsageError("BAD-VALUE", "--batch needs numbers from 1 to 10,000", do="--batch 1 8")
+    import torch
+
+    from outpace.bench.generation import Settings, bench_generation, random_model
+    from outpace.config.presets import GPT2_CONTEXT, GPT2Shape, size
+    from outpace.train.load_model import load_model
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.model:
+        loaded = load_model(options.model, torch.device("cpu"))
+        model, name = loaded.model, Path(loaded.source).name
+    else:
+        s = size(options.model_size)
+        model = random_model(GPT2Shape(s.n_layer, s.n_head, s.n_embd, GPT2_CONTEXT, 50257))
+        name = f"random weights, {options.model_size}"
+    tokens = options.prompt_tokens + options.new_tokens
+    if tokens > model.shape.context:
+        raise UsageError(
+            "BAD-VALUE",
+            f"{tokens} tokens exceed the model's context of {model.shape.context}",
+            do="lower --prompt_tokens or --new_tokens",
+        )
+    settings = Settings(options.batch, options.prompt_tokens, options.new_tokens, options.rounds)
+    say(str(bench_generation(model, name, settings, options.int8, options.output)))
+    return 0

@@ -1,0 +1,107 @@
+"""`outpace bench ladder`: what each setting is worth on this machine."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from outpace.config.check import RANGES, Range, check_ranges
+from outpace.config.load import parse_flags
+from outpace.config.presets import GPT2Shape, size
+from outpace.config.schema import Auto
+from outpace.core.errors import UsageError
+from outpace.core.log import say
+
+LADDER_RANGES = {
+    "drift_steps": Range(1, 100_000),
+    "warmup_s": Range(0, 86_400),
+    "window_s": Range(0, 86_400, above=True),
+    "minutes": Range(0, 10_000, above=True),
+    **{name: RANGES[name] for name in ("n_layer", "n_head", "n_embd", "context")},
+}
+CPU_SHAPE = (4, 4, 128, 256)
+"""Layers, heads, channels and context of a model for which a CPU climbs the ladder in minutes."""
+
+
+@dataclass
+class Options:
+    """From PyTorch as one first writes it to the fastest training of the same GPT-2, one setting at
+    a time, each in a new process over the same training step: tokens a second, memory, kernels, and
+    the loss on the same batches against the lowest rung."""
+
+    rungs: tuple[str, ...] = ()
+    """Only these over the lowest. Default: all that this machine runs fast."""
+    without: tuple[str, ...] = ()
+    """Not these, nor what needs them."""
+    leave_one_out: bool = False
+    """Also the top of the ladder without each of its rungs in turn."""
+    dataset: str = "auto"
+    """A prepared dataset."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train. auto: the GPU if there is one."""
+    model_size: str = "auto"
+    """Published size. auto: 124M on a GPU; 4 layers of 128 channels, context 256, on a CPU."""
+    n_layer: int | Auto = "auto"
+    """Layers of the model."""
+    n_head: int | Auto = "auto"
+    """Attention heads (H)."""
+    n_embd: int | Auto = "auto"
+    """Channels of the model (C)."""
+    context: int | Auto = "auto"
+    """Tokens in a sequence (T)."""
+    drift_steps: int = 50
+    """Steps after which the losses are compared."""
+    warmup_s: float = 2.0
+    """Seconds of warm-up, after the compared steps."""
+    window_s: float | Auto = "auto"
+    """Seconds of each of the three windows. auto: 10 on a GPU, 4 on a CPU; 30 to publish."""
+    minutes: float | Auto = "auto"
+    """For everything; windows shrink to keep it, and what does not fit is left out. auto: 25 on a
+    GPU, 14 on a CPU."""
+    output: Path | None = None
+    """Result file. Default: benchmarks/results/ladder-DEVICE.json."""
+
+
+def run(argv: list[str]) -> int:
+    options: Options = parse_flags(Options, argv, prog="outpace bench ladder")
+    check_ranges(options, LADDER_RANGES, "outpace bench ladder")
+
+    from outpace.bench.ladder import Climb, climb
+    from outpace.bench.rungs import BY_DEVICE, pick
+    from outpace.runtime.hardware import detect
+    from outpace.train.assemble import capabilities, choose_device
+    from outpace.train.corpus import open_named
+
+    device = choose_device(options.device, 0)
+    on_gpu = device.type == "cuda"
+    pick(
+        BY_DEVICE[device.type], options.rungs, options.without
+    )  # a mistyped name, before anything is opened
+    L, H, C, T = _shape(options, on_gpu)
+    dataset = open_named(options.dataset)
+    c = Climb(
+        GPT2Shape(L, H, C, T, dataset.vocab_size),
+        dataset,
+        device,
+        options.rungs,
+        options.without,
+        options.leave_one_out,
+        options.drift_steps,
+        options.warmup_s,
+        (10.0 if on_gpu else 4.0) if options.window_s == "auto" else options.window_s,
+        (25.0 if on_gpu else 14.0) if options.minutes == "auto" else options.minutes,
+    )
+    say(str(climb(c, detect(device.type), capabilities(device), options.output)))
+    return 0
+
+
+def _shape(options: Options, on_gpu: bool) -> tuple[int, int, int, int]:
+    """Layers, heads, channels and context: the flags, else the size's, else the device's own."""
+    chosen = CPU_SHAPE
+    if options.model_size != "auto" or on_gpu:
+        preset = size("124M" if options.model_size == "auto" else options.model_size)
+        chosen = (preset.n_layer, preset.n_head, preset.n_embd, 1024)
+    asked = (options.n_layer, options.n_head, options.n_embd, options.context)
+    L, H, C, T = (c if a == "auto" else a for a, c in zip(asked, chosen, strict=True))
+    if C % H:
+        raise UsageError("BAD-VALUE", f"--n_head {H} does not divide --n_embd {C}")
+    return L, H, C, T

@@ -1,0 +1,85 @@
+"""`outpace bench memory`: peak memory of attention against the length of the sequence, and of a
+training step predicted, counted and measured."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from outpace.config.check import RANGES as TRAIN_RANGES
+from outpace.config.check import Range, check_ranges
+from outpace.config.load import parse_flags
+from outpace.config.presets import GPT2_CONTEXT, GPT2Shape, size
+from outpace.core.errors import UsageError
+from outpace.core.log import say
+
+Part = Literal["attention", "step"]
+RANGES = {
+    "lengths": Range(1, 1_000_000),
+    "heads": Range(1, 1000),
+    "head_dim": Range(1, 1024),
+    "micro_batch_size": TRAIN_RANGES["micro_batch_size"],
+    "context": TRAIN_RANGES["context"],
+    "vocab_size": Range(2, 10_000_000),
+}
+
+
+@dataclass
+class Options:
+    """Peak memory. Of attention's forward and backward at growing lengths, each in a new process.
+    And of a training step at a dozen settings: by the formula that a plan picks its micro-batch
+    with, counted under fake tensors (which needs neither the memory nor a GPU), measured."""
+
+    parts: tuple[Part, ...] = get_args(Part)
+    """What to look at."""
+    lengths: tuple[int, ...] = (512, 1024, 2048, 4096, 8192)
+    """Sequence lengths T of attention, in tokens."""
+    heads: int = 12
+    """Attention heads (H)."""
+    head_dim: int = 64
+    """Channels of a head (D)."""
+    model_size: str = "124M"
+    """Published size of the step's model."""
+    micro_batch_size: int = 8
+    """Sequences in the step's micro-batch."""
+    context: int = GPT2_CONTEXT
+    """Tokens in a sequence of the step."""
+    vocab_size: int = 50257
+    """Vocabulary of the step's model, before padding."""
+    measure: bool = False
+    """On a GPU, run the step too, and show what it took."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    output: Path | None = None
+    """Result file. Default: benchmarks/results/attention-memory-DEVICE.json with attention, else
+    step-memory-DEVICE.json."""
+
+
+def run(argv: list[str]) -> int:
+    options: Options = parse_flags(Options, argv, prog="outpace bench memory")
+    check_ranges(options, RANGES, "outpace bench memory")
+    for name in ("lengths", "parts"):
+        if not getattr(options, name):
+            raise UsageError("BAD-VALUE", f"--{name} is empty", do="name at least one")
+    preset = size(options.model_size)
+
+    from outpace.bench import attention_memory, step_memory
+    from outpace.bench.result import write_result
+    from outpace.train.assemble import choose_device
+
+    device = choose_device(options.device, 0)
+    body: dict[str, object] = {}
+    if "attention" in options.parts:
+        shape = (options.heads, options.head_dim)
+        body |= attention_memory.measure(options.lengths, *shape, device)
+    if "step" in options.parts:
+        model = GPT2Shape(
+            preset.n_layer, preset.n_head, preset.n_embd, options.context, options.vocab_size
+        )
+        body |= {
+            "model": vars(model),
+            "micro_batch_size": options.micro_batch_size,
+            "steps": step_memory.rows(model, options.micro_batch_size, device, options.measure),
+        }
+    name = "attention" if "attention" in options.parts else "step"
+    say(str(write_result(f"{name}-memory-{device.type}", device.type, body, options.output)))
+    return 0

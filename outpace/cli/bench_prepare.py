@@ -1,0 +1,74 @@
+"""`outpace bench prepare`: preparation against nanoGPT's."""
+
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from outpace.config.check import Range, check_ranges
+from outpace.config.load import parse_flags
+from outpace.core.errors import UsageError
+from outpace.core.log import say
+
+PREPARE_RANGES = {
+    "megabytes": Range(0, 1e6, above=True),
+    "repeats": Range(1, 10_000),
+    "rounds": Range(1, 100),
+    "workers": Range(1, 1024),
+}
+
+
+@dataclass
+class Options:
+    """Text to tokens by outpace and by nanoGPT's data/openwebtext/prepare.py, in turns on the same
+    documents: time, memory, temporary disk, and whether train.bin and val.bin are the same."""
+
+    nanogpt: Path | None = None
+    """A checkout of nanoGPT."""
+    nanogpt_python: str = sys.executable
+    """Python that has what nanoGPT needs: datasets, tiktoken, tqdm."""
+    input: tuple[str, ...] = ()
+    """Text that the documents are cut from: paths, globs or folders, as for prepare files."""
+    megabytes: float = 100.0
+    """MB of text of the first race."""
+    repeats: int = 10
+    """A second race is run on that text so many times over; 1 leaves it out."""
+    rounds: int = 2
+    """Rounds of the first race; the second has one."""
+    workers: int = 2
+    """Threads of outpace and processes of nanoGPT."""
+    scratch: Path | None = None
+    """Folder for the corpus and what is made of it. Default: a temporary one."""
+    output: Path | None = None
+    """Result file. Default: benchmarks/results/prepare-cpu.json."""
+
+
+def run(argv: list[str]) -> int:
+    options: Options = parse_flags(Options, argv, prog="outpace bench prepare")
+    check_ranges(options, PREPARE_RANGES, "outpace bench prepare")
+    if options.nanogpt is None or not options.input:
+        raise UsageError(
+            "NO-INPUT", "--nanogpt and --input are needed", do="outpace bench prepare --help"
+        )
+    from outpace.bench.prepare import Race, race
+    from outpace.bench.result import check_writable, write_result
+
+    check_writable("prepare-cpu", options.output)
+    how = Race(options.nanogpt, options.nanogpt_python, list(options.input), options.workers)
+    sizes = {"once": (1, options.rounds), "repeated": (options.repeats, 1)}
+    with tempfile.TemporaryDirectory() as temporary:
+        scratch = (options.scratch or Path(temporary)).resolve() / "prepare"
+        races = {
+            name: race(how, scratch, options.megabytes, repeats, rounds)
+            for name, (repeats, rounds) in sizes.items()
+            if name == "once" or repeats > 1
+        }
+    path = write_result("prepare-cpu", "cpu", {"races": races}, options.output)
+    for found in races.values():
+        say(
+            f"{found['text_bytes'] / 1e6:,.0f} MB of text: "
+            + ", ".join(f"{n} {x:.1f} times nanoGPT" for n, x in found["times_nanogpt"].items())
+            + ("" if found["export"]["byte_identical_to_nanogpt"] else "; NOT the same bytes")
+        )
+    say(f"written to {path}")
+    return 0

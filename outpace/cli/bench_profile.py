@@ -1,0 +1,67 @@
+"""`outpace bench profile`: where the time of one training step goes, against its floor."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from outpace.config.check import Range, check_ranges
+from outpace.config.load import load
+from outpace.config.schema import RunConfig
+from outpace.core.log import say
+
+PROFILE_RANGES = {"steps": Range(1, 1000), "skip_steps": Range(1, 10_000)}
+
+
+@dataclass
+class Options(RunConfig):
+    """Where the time of one training step goes: by part of GPT-2, each beside its floor, and as a
+    trace for Perfetto. Takes train's flags."""
+
+    steps: int = 3
+    """Steps to profile; as many are timed without the profiler."""
+    skip_steps: int = 5
+    """First steps, which do not count: compiling, caches, clocks."""
+    trace: Path = Path("runs/profile.json.gz")
+    """The trace, for https://ui.perfetto.dev."""
+    plot: Path = Path("runs/profile.html")
+    """The table as a plot."""
+    output: Path | None = None
+    """Result file. Default: benchmarks/results/profile-DEVICE.json."""
+
+
+def run(argv: list[str]) -> int:
+    options, set_by = load(argv, prog="outpace bench profile", schema=Options)
+    assert isinstance(options, Options)
+    check_ranges(options, PROFILE_RANGES, "outpace bench profile")
+
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is loaded
+
+    from outpace.bench.profile import named_kernels, profile_step
+    from outpace.runtime.distributed import Group, Ranks
+    from outpace.tokenizer import get_tokenizer
+    from outpace.train.assemble import build_trainable
+    from outpace.train.run import data_line, plan_run, print_plan
+
+    ranks = Ranks()
+    plan, machine, mixture, device = plan_run(options, set_by, ranks)
+    print_plan(plan, machine, data_line(mixture, plan), None)
+    with named_kernels():
+        trainable = build_trainable(
+            options,
+            plan,
+            group=Group(ranks, device),
+            device=device,
+            end_of_text=get_tokenizer(mixture.tokenizer).end_of_text,
+        )
+        path = profile_step(
+            trainable,
+            plan,
+            mixture,
+            steps=options.steps,
+            skip_steps=options.skip_steps,
+            trace=options.trace,
+            plot_path=options.plot,
+            output=options.output,
+        )
+    say(str(path))
+    return 0

@@ -1,0 +1,103 @@
+"""`outpace contamination DATASET`: which questions of a benchmark stand in a training set."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from outpace.config.check import Range, check_ranges
+from outpace.config.load import parse_flags
+from outpace.core.files import replace_json
+from outpace.core.log import err, say, show
+
+RANGES = {"words": Range(2, 1000), "common": Range(0, 10**9)}
+
+
+@dataclass
+class Options:
+    """Look for every run of 13 words that a prepared dataset shares with a question, its endings
+    included: case, punctuation and spacing do not matter. `outpace verdict` and `outpace evaluate`
+    then give the score without these questions beside the full one."""
+
+    dataset: Annotated[str, tyro.conf.Positional]
+    """A prepared dataset: its folder, or its name below data/."""
+    task: str = "hellaswag"
+    """hellaswag, lambada, piqa, arc_easy or winogrande."""
+    split: Literal["train", "val"] = "train"
+    """Which part of the dataset to read."""
+    words: int = 13
+    """How many words in a row make an overlap (GPT-3's number)."""
+    common: float = 10.0
+    """Runs of words in more documents than this a 10^9 characters are stock phrases, and left
+    out."""
+    hellaswag_path: Path = Path("data/hellaswag/hellaswag_val.jsonl")
+    """The questions, as `outpace prepare hellaswag` leaves them."""
+    task_data: str = "data/tasks"
+    """Rows of the other tasks: a folder, a file, or `hub`, as for `outpace evaluate`."""
+    output: Path | None = None
+    """The record to write. Default: contamination-TASK.json in the dataset's folder."""
+    json: bool = False
+    """Print JSON only."""
+
+
+def run(argv: list[str]) -> int:
+    options: Options = parse_flags(Options, argv, prog="outpace contamination")
+    check_ranges(options, RANGES, "outpace contamination")
+
+    from rich.progress import Progress
+
+    from outpace.data.contamination import contamination
+    from outpace.data.ngrams import NgramIndex
+    from outpace.evals import contamination as records
+    from outpace.train.corpus import open_named
+    from outpace.train.questions import questions
+
+    dataset = open_named(options.dataset)
+    asked = questions(
+        [options.task],
+        ["completion"],
+        hellaswag_path=options.hellaswag_path,
+        task_data=options.task_data,
+    )
+    task, _, items = next(asked)
+    index = NgramIndex(records.passages(items), options.words)
+    with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
+        bar = progress.add_task("reading tokens", total=dataset.tokens(options.split))
+        found = contamination(
+            dataset,
+            options.split,
+            index,
+            most_documents_per_gb=options.common,
+            progress=lambda tokens: progress.advance(bar, tokens),
+        )
+    record = {"format": records.FORMAT, "task": task.name, **found}
+    output = options.output or dataset.folder / records.file_name(task.name)
+    replace_json(output, record)
+    if options.json:
+        show(json.dumps(record, indent=2))
+    else:
+        for line in _lines(record):
+            show(line)
+        say(str(output))
+    return 0
+
+
+def _lines(record: dict[str, Any]) -> list[str]:
+    hits, n = record["contaminated"], record["questions"]
+    lines = [
+        f"{record['task']} in {record['dataset']} ({record['split']}, {record['documents']:,} "
+        f"documents): {len(hits):,} of {n:,} questions share {record['n']} words in a row with it "
+        f"({len(hits) / max(1, n):.2%})"
+    ]
+    if short := len(record["too_short"]):
+        lines.append(f"{short:,} questions have fewer words, and cannot be found")
+    if common := record["common_ngrams"]:
+        lines.append(f"{common:,} stock phrases left out")
+    most = sorted(hits.items(), key=lambda item: -item[1]["documents"])[:5]
+    lines += [
+        f"  {name}: {hit['documents']:,} documents, first {hit['first'][0]:,}: {hit['words']}"
+        for name, hit in most
+    ]
+    return lines

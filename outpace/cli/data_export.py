@@ -1,0 +1,52 @@
+"""`outpace data export DIR OUTPUT --to FORMAT`: prepared shards in another trainer's format."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from outpace.config.load import parse_flags
+from outpace.core.log import say, show
+
+
+@dataclass
+class Options:
+    """Write a prepared dataset in the format of another trainer. Reads and changes nothing else."""
+
+    dataset: Annotated[Path, tyro.conf.Positional]
+    """A prepared folder."""
+    output: Annotated[str, tyro.conf.Positional]
+    """Folder to write into; a file that exists is not replaced. An address (s3://BUCKET/NAME, ...):
+    written to data/NAME first, then copied there."""
+    to: Literal["nanogpt", "llmc", "megatron", "olmo", "huggingface"]
+    """nanogpt: train.bin and val.bin. llmc: .bin shards, for modded-nanogpt too, as hard links.
+    megatron: .bin with .idx. olmo: OLMo-core's raw .npy. huggingface: parquet with input_ids."""
+    json: bool = False
+    """Print JSON only."""
+
+
+def run(argv: list[str]) -> int:
+    options: Options = parse_flags(Options, argv, prog="outpace data export")
+
+    from outpace.data.exports import EXPORTS
+    from outpace.data.publish import publish, staging
+    from outpace.data.shards import open_dataset
+
+    dataset = open_dataset(options.dataset)
+    is_url = "://" in options.output
+    output = staging(options.output) if is_url else Path(options.output)
+    paths = EXPORTS.load(options.to).export(dataset, output)
+    if is_url:
+        publish(output, options.output)
+    if options.json:
+        files = {str(p.relative_to(output)): p.stat().st_size for p in paths}
+        show(json.dumps({"output": options.output, "bytes": files}, indent=2))
+        return 0
+    size = sum(p.stat().st_size for p in paths)
+    say(
+        f"{options.output}: {len(paths):,} files of {options.to}, {size / 1e6:,.1f} MB: "
+        f"{dataset.tokens('train'):,} training and {dataset.tokens('val'):,} validation tokens"
+    )
+    return 0

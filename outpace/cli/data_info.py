@@ -1,0 +1,82 @@
+"""`outpace data info DIR`: what a prepared dataset holds."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from outpace.config.check import Range, check_ranges
+from outpace.config.load import parse_flags
+from outpace.core.log import show
+
+RANGES = {"samples": Range(0, 1000)}
+WIDTH = 40
+"""Characters of the longest bar."""
+TOP = 10
+
+
+@dataclass
+class Options:
+    """Documents, tokens, a histogram of lengths, samples of text decoded back, top sources."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """A prepared dataset."""
+    samples: int = 3
+    """Documents of each split whose beginning is shown."""
+    json: bool = False
+    """Print JSON only."""
+
+
+def run(argv: list[str]) -> int:
+    options: Options = parse_flags(Options, argv, prog="outpace data info")
+    check_ranges(options, RANGES, "outpace data info")
+    from outpace.data.info import summary
+    from outpace.data.shards import open_dataset
+
+    found = summary(open_dataset(options.folder), options.samples)
+    show(json.dumps(found, indent=2, ensure_ascii=False) if options.json else _page(found))
+    return 0
+
+
+def _page(found: dict[str, Any]) -> str:
+    tokenizer, documents = found["tokenizer"], found["documents"]
+    lines = [
+        f"{found['name']}: {found['shards']:,} shards, {found['bytes'] / 1e6:,.1f} MB, "
+        f"fingerprint {found['fingerprint'][:16]}",
+        f"tokenizer: {tokenizer['name']} ({tokenizer.get('version', 'version unknown')})",
+    ]
+    if "split" in found:
+        lines.append(f"split: {found['split']}")
+    if text := found.get("text_bytes"):
+        tokens = sum(found["tokens"].values())
+        lines.append(f"text: {text / 1e6:,.1f} MB, {text / tokens:.2f} bytes a token")
+    for what, count in documents.items():
+        if what.endswith("_left_out") and count:
+            lines.append(f"{what.replace('_', ' ')}: {count:,} documents")
+    for split in ("train", "val"):
+        if (lengths := found[f"{split}_lengths"]) is not None:
+            lines += ["", *_split(split, found["tokens"][split], documents, lengths)]
+            for sample in found[f"{split}_samples"]:
+                lines += [f"  {sample['where']}", f"    {sample['text']!r}"]
+    if top := list(found.get("from", {}).items())[:TOP]:
+        lines += ["", "most tokens come from:"]
+        lines += [f"  {n['tokens']:>14,} tokens, {n['documents']:,} documents: {w}" for w, n in top]
+    return "\n".join(lines)
+
+
+def _split(
+    split: str, tokens: int, documents: dict[str, int], lengths: dict[str, Any]
+) -> list[str]:
+    quantiles = ", ".join(f"{name} {value:,}" for name, value in lengths["quantiles"].items())
+    number = sum(count for _, _, count in lengths["bins"])
+    lines = [
+        f"{split}: {tokens:,} tokens in {number:,} documents",
+        f"  tokens a document: mean {lengths['mean']:,.1f}, {quantiles}",
+    ]
+    most = max(count for _, _, count in lengths["bins"])
+    for low, high, count in lengths["bins"]:
+        bar = "#" * max(1, round(WIDTH * count / most))
+        lines.append(f"  {low:>10,} to {high - 1:>10,}  {count:>10,}  {bar}")
+    return lines

@@ -1,0 +1,38 @@
+"""`outpace doctor`: what may go wrong on this machine, before a run does."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from outpace.config.load import parse_flags
+from outpace.core.log import show
+
+
+@dataclass
+class Options:
+    """Look at versions, threads, memory, GPUs, compiler, disks, locks and data. Changes nothing."""
+
+    run: Path | None = None
+    """Look at this run folder, too: its state, its checkpoints' hashes, room for the next."""
+    json: bool = False
+    """Print JSON only."""
+
+
+def run(argv: list[str]) -> int:
+    """Show every finding; 0, or the exit code of the first fault."""
+    options: Options = parse_flags(Options, argv, prog="outpace doctor")
+
+    from outpace.train.doctor import examine
+
+    found = []
+    for finding in examine(options.run):
+        found.append(finding)
+        if not options.json:
+            do = f"\n{'':9}do: {finding.do}" if finding.do else ""
+            show(f"{finding.verdict:<8} {finding.check}: {finding.found}{do}")
+    if options.json:
+        show(json.dumps([f.record() for f in found], indent=2))
+    for finding in found:
+        if finding.error:
+            raise finding.error
+    return 0

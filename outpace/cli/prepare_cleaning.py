@@ -1,0 +1,62 @@
+"""`outpace prepare`'s flags on what is kept of a source, and on which side of the split."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from outpace.core.errors import DataError
+from outpace.core.registry import nearest
+
+if TYPE_CHECKING:
+    from outpace.data.decontaminate import Benchmark
+
+LOOKED_FOR = ("data/{name}/{name}_val.jsonl", "data/{name}/{name}.jsonl", "{name}.jsonl")
+"""Where an evaluation's questions are looked for."""
+
+
+@dataclass
+class CleaningOptions:
+    """What is left out. Empty documents and exact copies always are."""
+
+    limit_documents: int | None = None
+    """Stop after so many documents."""
+    filter: tuple[str, ...] = ()
+    """Conditions that a document must meet, such as 'characters>=200', 'words<100000',
+    'language_score>=0.9', 'language==en'; other names than characters and words are columns."""
+    near_duplicates: bool = False
+    """Leave out documents most of which stands in earlier ones (MinHash of runs of five words)."""
+    decontaminate: tuple[str, ...] = ()
+    """Leave out documents with thirteen words in a row of an evaluation: hellaswag, or NAME=FILE
+    (.jsonl with the field text, .txt)."""
+    split: Literal["hash", "nanogpt"] = "hash"
+    """Which documents are validation: those whose hash lies below --val_fraction; or nanoGPT's, by
+    its seed, which leaves nothing out, neither copies nor empty documents."""
+    tokenizer_engine: Literal["auto", "fastokens", "tiktoken"] = "auto"
+    """Library that encodes. auto: fastokens where it is installed. Their ids are the same."""
+
+
+def benchmarks(names: tuple[str, ...], output: Path) -> "tuple[Benchmark, ...]":
+    """The evaluations that were named, with their files. DataError when one cannot be found."""
+    from outpace.data.decontaminate import Benchmark
+
+    found = []
+    for given in (part for name in names for part in name.split(",") if part):
+        name, _, file = given.partition("=")
+        path = Path(file) if file else _find(name, output)
+        found.append(Benchmark.of(name, path))
+    return tuple(found)
+
+
+def _find(name: str, output: Path) -> Path:
+    for place in LOOKED_FOR:
+        if (path := Path(place.format(name=name))).exists():
+            return path
+    if name != "hellaswag":
+        raise DataError(
+            "NO-INPUT",
+            f"no questions of {name!r}{nearest(name, ['hellaswag'])} in data/{name}",
+            do=f"--decontaminate {name}=FILE.jsonl",
+        )
+    from outpace.evals.tasks import hellaswag_source
+
+    return hellaswag_source.prepare(output.parent / "hellaswag")

@@ -1,0 +1,67 @@
+"""Flags of `outpace prepare` that say where the work is done."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from outpace.config.check import Range
+from outpace.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from outpace.data.prepare import PrepareOptions
+    from outpace.data.shards import Dataset
+    from outpace.data.sources import Source
+
+ENGINE_RANGES = {"rank": Range(0, 1_000_000), "world_size": Range(1, 1_000_000)}
+
+
+@dataclass
+class EngineOptions:
+    """Where the work is done. No choice changes a byte of the result."""
+
+    engine: Literal["threads", "ray", "ranks"] = "threads"
+    """threads: of this process. ray: the workers of a Ray cluster. ranks: processes that share only
+    the output folder, started by torchrun, a SLURM array or by hand; the last one merges."""
+    address: str = "auto"
+    """Ray cluster: HOST:PORT, auto (the one this machine is in) or local (started here)."""
+    rank: int | None = None
+    """Number of this process among the ranks. Default: of torchrun or SLURM."""
+    world_size: int | None = None
+    """Number of ranks. Default: of torchrun or SLURM."""
+
+
+def prepare_with(
+    options: EngineOptions,
+    source: "Source",
+    output: Path,
+    what: "PrepareOptions",
+    *,
+    workers: int | None,
+    tokenizer_engine: str,
+) -> "Dataset | None":
+    """Prepare on the engine that was asked for. None when other ranks have yet to finish."""
+    from outpace.data.prepare import prepare
+    from outpace.data.rank_parts import prepare_share, ranks_from
+    from outpace.data.ray_engine import RayEngine
+
+    numbered = options.rank is not None or options.world_size is not None
+    if options.engine == "ray" and numbered:
+        raise UsageError("BAD-VALUE", "Ray takes no --rank and --world_size", do="leave them out")
+    if options.address != "auto" and options.engine != "ray":
+        raise UsageError("BAD-VALUE", "--address is for --engine ray", do="leave it out")
+    if numbered or options.engine == "ranks":
+        rank, world_size = ranks_from(options.rank, options.world_size, os.environ)
+        return prepare_share(
+            source,
+            output,
+            what,
+            rank=rank,
+            world_size=world_size,
+            workers=workers,
+            tokenizer_engine=tokenizer_engine,
+        )
+    engine = RayEngine(options.address, workers) if options.engine == "ray" else None
+    return prepare(
+        source, output, what, workers=workers, engine=engine, tokenizer_engine=tokenizer_engine
+    )

@@ -1,0 +1,120 @@
+"""`outpace prepare`'s sources: the flags that each understands, and how it is made of them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from outpace.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from outpace.data.sources import Source
+    from outpace.data.sources.hub import Wanted
+
+FLAGS = {
+    "files": ("input", "text_field", "errors", "separator", "keep_downloads"),
+    "openwebtext": ("input", "text_field", "revision", "keep_downloads"),
+    "fineweb": ("text_field", "revision", "sample", "keep_downloads"),
+    "fineweb-edu": ("text_field", "revision", "sample", "keep_downloads"),
+    "huggingface": ("name", "text_field", "revision", "config", "hub_split", "errors",
+                    "keep_downloads"),
+    "pretokenized": ("name", "input", "revision", "keep_downloads"),
+    "pydocs": (),
+    "hellaswag": ("input",),
+}  # fmt: skip
+"""What each source understands of the flags below."""
+
+
+@dataclass
+class SourceOptions:
+    """Where text comes from."""
+
+    source: Annotated[str, tyro.conf.Positional] = ""
+    """files (your own text), pydocs (the documentation inside this Python), openwebtext, fineweb,
+    fineweb-edu, huggingface NAME (any dataset with a text column), pretokenized, or hellaswag."""
+    name: Annotated[str, tyro.conf.Positional] = ""
+    """Of huggingface and pretokenized: a dataset on the hub, such as kjj0/fineweb10B-gpt2."""
+    input: tuple[str, ...] = ()
+    """Paths, globs, folders or addresses (https://, s3://, gs://, ...). files: .txt, .md, .jsonl,
+    .parquet, also .gz .bz2 .xz .zst. openwebtext: its original tars. pretokenized: .bin, .npy."""
+    text_field: Annotated[str, tyro.conf.arg(aliases=["--column"])] = "text"
+    """Field of .jsonl and column of .parquet that holds the text, or lists of GPT-2's token ids."""
+    errors: Literal["strict", "replace", "skip"] = "strict"
+    """A file or line that is no UTF-8 or no JSON: refuse it, put U+FFFD for bad characters (and
+    refuse the rest), or leave it out. What was replaced or left out is counted and told."""
+    separator: str = ""
+    """What stands between the documents of a .txt or .md file. Default: a file is a document."""
+    sample: str = "10BT"
+    """Of fineweb and fineweb-edu: 10BT, 100BT, 350BT, all, or a crawl such as CC-MAIN-2024-10."""
+    revision: str = "main"
+    """Branch, tag or commit of a dataset on the hub; the commit stands in the manifest."""
+    config: str = ""
+    """Configuration of a dataset on the hub, or a folder in it."""
+    hub_split: str = "train"
+    """Split of a dataset on the hub."""
+    keep_downloads: bool = False
+    """Keep downloaded files, in .downloads below the output; else each goes when it is used."""
+
+
+def make_source(
+    kind: str, options: SourceOptions, output: Path, workers: int, limit_tokens: int | None = None
+) -> "Source":
+    """The source `kind` as the flags describe it. UsageError for a flag that it does not know."""
+    for flag, default in vars(SourceOptions()).items():
+        if flag != "source" and getattr(options, flag) != default and flag not in FLAGS[kind]:
+            shown = "a second name" if flag == "name" else f"--{flag}"
+            raise UsageError("BAD-VALUE", f"{shown} is not for {kind}", do="leave it out")
+    from outpace.data.sources import SOURCES
+    from outpace.data.sources.readers import Reading
+    from outpace.data.sources.remote import AddressedSource, Downloading
+    from outpace.data.sources.tars import TarSource
+    from outpace.data.stores import is_url
+
+    make = SOURCES.load(kind)
+    how = Reading(options.text_field, options.errors, options.separator)
+    downloading = Downloading(output, options.keep_downloads, workers)
+    source: Source
+    match kind:
+        case "files" if any(map(is_url, options.input)):
+            source = AddressedSource(options.input, how, downloading)
+        case "files":
+            source = make(
+                list(options.input), options.text_field, options.errors, options.separator
+            )
+        case "pretokenized":
+            paths = _token_files(options, output, limit_tokens)
+            source = make(paths, downloading=downloading if options.name else None)
+        case "pydocs":
+            source = make()
+        case "openwebtext" if options.input:
+            source = TarSource(options.input)
+        case _:
+            wanted = _wanted(kind, options)
+            source = make(kind, wanted, how, downloading)
+    return source
+
+
+def _token_files(options: SourceOptions, output: Path, limit_tokens: int | None) -> tuple[str, ...]:
+    """What is given, or what the dataset on the hub has."""
+    if not options.name:
+        return options.input
+    if options.input:
+        raise UsageError("BAD-VALUE", "--input and a dataset were given", do="leave one out")
+    from outpace.data.sources.pretokenized import fetch_token_files
+
+    return tuple(fetch_token_files(options.name, options.revision, output, limit_tokens))
+
+
+def _wanted(kind: str, options: SourceOptions) -> "Wanted":
+    from outpace.data.sources.hub import OPENWEBTEXT, Wanted, fineweb
+
+    if kind == "openwebtext":
+        return Wanted(OPENWEBTEXT, options.revision)
+    if kind in ("fineweb", "fineweb-edu"):
+        return fineweb(kind, options.sample, options.revision)
+    if not options.name:
+        raise UsageError(
+            "NO-NAME", "no dataset was named", do="outpace prepare huggingface OWNER/NAME"
+        )
+    return Wanted(options.name, options.revision, options.config, options.hub_split)

@@ -1,0 +1,58 @@
+"""`outpace prove-resume RUN`: train again between two checkpoints; are the bits the same?"""
+
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from outpace.config.check import Range, check_ranges
+from outpace.config.load import parse_flags
+from outpace.core.errors import CheckpointError
+from outpace.core.log import note, show, warn
+from outpace.core.runfolder import RunFolder
+
+RANGES = {"at": Range(0, 1_000_000_000)}
+
+
+@dataclass
+class Options:
+    """Train from one checkpoint of a run to the next, apart from it, and compare the hashes of
+    weights and moments. The run is only read."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run folder."""
+    at: int | None = None
+    """Step of the checkpoint to begin with; 0: the beginning. Default: the last but one."""
+    json: bool = False
+    """Print JSON only."""
+
+
+def run(argv: list[str]) -> int:
+    options: Options = parse_flags(Options, argv, prog="outpace prove-resume")
+    check_ranges(options, RANGES, "outpace prove-resume")
+
+    from outpace.train.prove import prove_resume
+
+    with tempfile.TemporaryDirectory(prefix="outpace-prove-") as scratch:
+        proof = prove_resume(RunFolder(options.run), Path(scratch) / "run", options.at)
+    if options.json:
+        show(json.dumps(asdict(proof) | {"equal": proof.equal}, indent=2))
+    else:
+        show(f"{options.run}: step {proof.begin:,} to {proof.end:,}, trained again")
+        for name, recorded in proof.recorded.items():
+            again = proof.again[name]
+            verdict = "equal" if recorded == again else f"differs: {again}"
+            show(f"  {name:<22} {recorded}  {verdict}")
+    if proof.environment_changes:
+        warn("equal bits are not promised here: " + ", ".join(proof.environment_changes))
+    if proof.equal:
+        note("the resume is exact: equal to the last bit")
+        return 0
+    raise CheckpointError(
+        "NOT-REPRODUCED",
+        f"step {proof.end} came out with other bits than the run's own",
+        do="train with --deterministic on, and prove it on the same machine",
+    )

@@ -1,0 +1,75 @@
+"""`outpace replay RUN`: run a batch again whose loss or gradient was bad, and see why."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from outpace.config.check import Range, check_ranges
+from outpace.config.load import parse_flags
+from outpace.core.log import show
+from outpace.core.runfolder import RunFolder
+
+RANGES = {"step": Range(1, 1_000_000_000)}
+
+
+@dataclass
+class Options:
+    """Forward and backward of a batch that a run kept, in its precision and in fp32."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run folder."""
+    step: int | None = None
+    """Step of the incident. Default: the newest."""
+    model: str | None = None
+    """Weights to use: a checkpoint, for example. Default: the newest checkpoint before the step."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run."""
+    json: bool = False
+    """Print JSON only."""
+
+
+def run(argv: list[str]) -> int:
+    options: Options = parse_flags(Options, argv, prog="outpace replay")
+    check_ranges(options, RANGES, "outpace replay")
+
+    from outpace.checkpoint import store
+    from outpace.tokenizer import get_tokenizer
+    from outpace.train.assemble import choose_device
+    from outpace.train.replay import find, read, replay, weights_before
+
+    folder = RunFolder(options.run)
+    incident = find(folder, options.step)
+    about, tokens = read(incident)
+    path = weights_before(folder, about["step"])
+    state = store.load(path).state
+    reference = options.model or str(path)
+    device = choose_device(options.device, 0)
+    precisions = dict.fromkeys([state["identity"]["mixed_precision"], "no"])
+    results = [replay(reference, tokens, device, precision) for precision in precisions]
+    if options.json:
+        record = {"incident": about, "weights": reference, "replays": [asdict(r) for r in results]}
+        show(json.dumps(record, indent=2))
+        return 0
+    show(
+        f"step {about['step']:,} was {about['bad']}: loss {about['loss']}, gradient norm "
+        f"{about['grad_norm']}; {len(tokens):,} sequences of {tokens.shape[1] - 1} tokens"
+    )
+    later = ", as no older ones are left" if store.step_of(path) >= about["step"] else ""
+    show(f"with the weights of {reference}{later}:")
+    tokenizer = get_tokenizer(state["tokenizer"])
+    for result in results:
+        name = "fp32" if result.precision == "no" else result.precision
+        show(f"  {name}: loss {result.loss:.4f}, gradient norm {result.grad_norm:.4g}")
+        if result.sequences_not_finite:
+            show(f"    sequences whose loss is not finite: {result.sequences_not_finite}")
+        if result.parameters_not_finite:
+            show(f"    gradients that are not finite: {', '.join(result.parameters_not_finite)}")
+        worst, loss = result.worst_sequences[0]
+        text = tokenizer.decode(tokens[worst, :64].tolist())
+        show(f"    highest loss {loss:.4f} in sequence {worst}: {text!r}")
+        largest = ", ".join(f"{n} {norm:.3g}" for n, norm in result.largest_gradients)
+        show(f"    largest gradients: {largest}")
+    return 0

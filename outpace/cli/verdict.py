@@ -1,0 +1,132 @@
+"""`outpace verdict RUN`: does it beat GPT-2, or another model, or can nobody tell?"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from outpace.config.check import Range, check_ranges
+from outpace.config.load import parse_flags
+from outpace.core.errors import NotMet, StorageError, UsageError
+from outpace.core.files import replace_json
+from outpace.core.log import show
+from outpace.core.runfolder import RunFolder
+
+RANGES = {"limit": Range(1, 1_000_000)}
+
+
+@dataclass
+class Options:
+    """Answer the same questions with both models and say what follows: beats (the 95% interval of
+    the difference lies above zero), does not (below), or cannot tell. The exit code is 0 whatever
+    the answer, unless it is required. A run keeps the answer as verdict.json; its report shows it.
+    """
+
+    model: Annotated[str, tyro.conf.Positional]
+    """A run, a checkpoint or Hugging Face folder, hf:NAME, or a .jsonl of `evaluate --details`."""
+    against: str = "gpt2"
+    """gpt2 (the original from the hub; where that cannot be reached, its published scores),
+    published (only those), or another model or .jsonl, as above."""
+    protocol: str = "completion,harness"
+    """HellaSwag's renderings, whose scores are different numbers: completion, harness, or both."""
+    task: str = "hellaswag"
+    """hellaswag, lambada, piqa, arc_easy or winogrande."""
+    metric: str = ""
+    """acc, acc_norm or acc_bytes. Default: acc_norm where the task has it, else acc."""
+    limit: int | None = None
+    """Questions, spread evenly over the task. Default: all, 10,042 of HellaSwag."""
+    contamination: Path | None = None
+    """Record of `outpace contamination`, to score without the questions that it found, too.
+    Default: the one beside the dataset that the run was trained on."""
+    require: Literal["", "beats"] = ""
+    """Leave with exit code 11 for any other answer."""
+    hellaswag_path: Path = Path("data/hellaswag/hellaswag_val.jsonl")
+    """The questions, as `outpace prepare hellaswag` leaves them."""
+    task_data: str = "data/tasks"
+    """Rows of the other tasks, as for `outpace evaluate`."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Compute type of both; no is fp32, the exact one."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run."""
+    details: Path | None = None
+    """Folder for both models' answers, model.jsonl and baseline.jsonl: named instead of the models,
+    they are not scored again."""
+    output: Path | None = None
+    """Write the record here as JSON, too."""
+    json: bool = False
+    """Print JSON only."""
+
+
+def run(argv: list[str]) -> int:
+    options: Options = parse_flags(Options, argv, prog="outpace verdict")
+    check_ranges(options, RANGES, "outpace verdict")
+    for folder in (options.details, options.output and options.output.parent):
+        if folder and not folder.is_dir():
+            raise StorageError("NO-FOLDER", f"there is no folder {folder}", do="make it first")
+
+    from outpace.evals.tasks import TASKS
+    from outpace.runtime.distributed import Group, from_environment
+    from outpace.train import verdict as v
+    from outpace.train.assemble import choose_device
+    from outpace.train.questions import check_protocols, questions
+
+    TASKS.check(options.task)
+    protocols = check_protocols(options.protocol)
+    if options.task != "hellaswag":
+        protocols = [TASKS.load(options.task).protocols[0]]
+    ranks = from_environment()
+    device = choose_device(options.device, ranks.local_rank)
+    dirty = v.find_contamination(options.contamination, options.model, options.task)
+    if dirty and dirty.task != options.task:
+        raise UsageError("CONTAMINATION", f"the record is of {dirty.task}, not {options.task}")
+    model, against = v.side(options.model, device), v.baseline(options.against, device)
+    asked = []
+    if model.loaded or against.loaded:
+        asked = list(
+            questions(
+                [options.task],
+                protocols,
+                hellaswag_path=options.hellaswag_path,
+                task_data=options.task_data,
+                limit=options.limit,
+            )
+        )
+    group = Group(ranks, device)
+    how: dict[str, Any] = {"device": device, "precision": options.mixed_precision, "group": group}
+    try:
+        for side, name in ((model, "model"), (against, "baseline")):
+            examples = v.score(side, asked, **how)
+            if options.details and ranks.is_main:
+                v.keep(options.details, name, examples)
+    finally:
+        group.close()
+    record = v.verdict(
+        model, against, [(options.task, p) for p in protocols], options.metric, dirty
+    )
+    if ranks.is_main:
+        _tell(options, record)
+    if options.require and record["answer"] != options.require:
+        raise NotMet("NOT-" + options.require.upper(), record["sentence"])
+    return 0
+
+
+def _tell(options: Options, record: dict[str, Any]) -> None:
+    folder = RunFolder(Path(options.model))
+    if folder.plan.is_file():
+        replace_json(folder.verdict, record)
+    if options.output:
+        replace_json(options.output, record)
+    if options.json:
+        show(json.dumps(record, indent=2))
+        return
+    for comparison in record["comparisons"]:
+        show(comparison["sentence"])
+    for source in record["baseline"]["sources"]:
+        show(f"published by: {source}")
+    if found := record["contamination"]:
+        show(f"without the {found['questions']:,} questions that stand in {found['dataset']}:")
+        for clean in record["clean"]:
+            show(f"  {clean['sentence']}")
+    show(record["sentence"])
