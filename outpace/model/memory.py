@@ -17,7 +17,7 @@ from typing import Literal
 from outpace.config.presets import GPT2Shape
 from outpace.model.cost import Precision, parameters
 
-CHUNK_TOKENS = {"cuda": 8192, "cpu": 256}
+CHUNK_TOKENS = {"cuda": 8192, "cpu": 1024}
 """Tokens whose logits exist at a time in the chunked losses (`ops/cross_entropy/chunked.py`)."""
 WORKSPACE = 32 * 2**20
 """What cuBLAS takes from the allocator on Hopper (torch docs, CUBLAS_WORKSPACE_CONFIG: 32 MiB)."""

@@ -21,8 +21,8 @@ from outpace.optim import OPTIMIZERS
 from outpace.optim.groups import parameter_groups
 from outpace.runtime.compile import compiled
 from outpace.runtime.compile import why_not as compile_why_not
+from outpace.runtime.cpu_memory import keep_memory, use_huge_pages
 from outpace.runtime.distributed import Group
-from outpace.runtime.huge_pages import use_huge_pages
 from outpace.runtime.precision import DTYPES, grad_scaler, use_tf32
 from outpace.runtime.seeds import generator, use_deterministic_kernels
 from outpace.tokenizer import Tokenizer, get_tokenizer
@@ -66,6 +66,7 @@ def choose_device(asked: str, local_rank: int) -> torch.device:
         raise UsageError("NO-GPU", "--device cuda, but PyTorch sees no GPU", do="--device cpu")
     if asked == "cpu" or not torch.cuda.is_available():
         use_huge_pages()
+        keep_memory()
         return torch.device("cpu")
     if local_rank >= (gpus := torch.cuda.device_count()):
         raise UsageError(

@@ -4,6 +4,7 @@ import weakref
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from outpace.ops import fp8
@@ -218,3 +219,19 @@ def test_a_compiled_model_takes_the_chunks_on_a_cpu():
         results.append([value, *torch.autograd.grad(value, (hidden, weight))])
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_compiled_softmax_of_bf16_equals_the_eager_one_on_a_cpu():
+    generator = torch.Generator().manual_seed(3)
+    logits = (4 * torch.randn(70, 333, generator=generator)).bfloat16()
+    targets = torch.randint(300, (70,), generator=generator)
+    targets[5] = IGNORE
+    want = logits.float()[:, :300].requires_grad_()
+    losses = F.cross_entropy(want, targets, ignore_index=IGNORE, reduction="none")
+    [gradient] = torch.autograd.grad(losses.sum(), want)
+    for compiled in (False, True):
+        z = logits.clone()
+        found = softmax_gradient_(z, targets, 300, compiled)
+        assert torch.allclose(found, losses, rtol=1e-5, atol=1e-5)
+        assert torch.allclose(z[:, :300].float(), gradient, rtol=2**-8, atol=1e-6)
+        assert not z[:, 300:].any() and not z[5].any()

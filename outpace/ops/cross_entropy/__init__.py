@@ -77,8 +77,6 @@ def choose(
     products; `compiled` whether the model is. On a GPU it is measured, once for a machine and a
     shape."""
     if device.type != "cuda":
-        if compiled and dtype != torch.float32:
-            return "compiled", "in bf16 on a CPU the compiler's fused loss is the fastest"
         return "chunked", "on a CPU one buffer of logits in turn is faster than mapping them all"
     # Without a compiler for the model there may be none for the loss.
     useless = "eager" if compiled else "compiled"

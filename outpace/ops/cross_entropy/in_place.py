@@ -5,52 +5,70 @@ needed no more. One operator, opaque to the compiler, which therefore makes no c
 GPU a Triton kernel that reads and writes each logit once; elsewhere PyTorch's operators.
 """
 
+import functools
+from collections.abc import Callable
+
 import torch
 
 from outpace.ops.cross_entropy import IGNORE, accumulation_dtype
 
 
 @torch.library.custom_op("outpace::softmax_gradient_", mutates_args=("logits",))
-def softmax_gradient_(logits: torch.Tensor, targets: torch.Tensor, vocab_size: int) -> torch.Tensor:
+def softmax_gradient_(
+    logits: torch.Tensor, targets: torch.Tensor, vocab_size: int, compiled: bool = False
+) -> torch.Tensor:
     """logits (N, V padded) become their gradient, zero where the target is IGNORE and in columns
-    from vocab_size on; returns the losses (N,) in nats, fp32."""
-    if logits.device.type == "cpu" and logits.dtype == accumulation_dtype(logits):
-        return _by_rows(logits, targets, vocab_size)
-    z = logits[:, :vocab_size]
-    counts = (targets != IGNORE).unsqueeze(1)  # (N, 1)
-    target = targets.clamp_min(0).unsqueeze(1)  # (N, 1)
-    log_p = z.to(accumulation_dtype(z)).log_softmax(-1)  # (N, vocab_size)
-    losses = log_p.gather(1, target).neg().masked_fill(~counts, 0.0).squeeze(1)
-    gradient = log_p.exp_().scatter_add_(1, target, log_p.new_full(target.shape, -1.0))
-    z.copy_(gradient.masked_fill_(~counts, 0.0))
-    logits[:, vocab_size:] = 0.0
-    return losses
-
-
-def _by_rows(logits: torch.Tensor, targets: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """Without a copy of the logits: PyTorch's softmax takes a row at a time, which the cache holds,
-    and may write over it."""
+    from vocab_size on; returns the losses (N,) in nats, fp32. `compiled`: on a CPU the softmax of
+    bf16 and fp16 may be a kernel of the compiler's, which makes no copy in fp32."""
     counts = (targets != IGNORE).unsqueeze(1)  # (N, 1)
     target = targets.clamp_min(0).unsqueeze(1)  # (N, 1)
     logits[:, vocab_size:] = float("-inf")
-    at_target = logits.gather(1, target)
-    largest = logits.amax(-1, keepdim=True)
-    torch.softmax(logits, -1, out=logits)
-    log_total = largest - logits.amax(-1, keepdim=True).log()  # the largest share is 1 / total
+    at_target = logits.gather(1, target).to(accumulation_dtype(logits))
+    if logits.dtype == accumulation_dtype(logits):
+        log_total = _softmax_by_rows_(logits)  # (N, 1)
+    else:
+        log_total = (_compiled() if compiled else _softmax_)(logits)  # (N, 1)
     losses = (log_total - at_target).masked_fill_(~counts, 0.0).squeeze(1)
-    logits.scatter_(1, target, (at_target - log_total).exp_().sub_(1.0))
+    logits.scatter_(1, target, (at_target - log_total).exp_().sub_(1.0).to(logits.dtype))
     if not bool(counts.all()):
         logits.masked_fill_(~counts, 0.0)
     return losses
 
 
+def _softmax_by_rows_(logits: torch.Tensor) -> torch.Tensor:
+    """logits (N, V) become their softmax; returns the logarithm of what it divided by (N, 1).
+    PyTorch's takes a row at a time, which the cache holds, and may write over it."""
+    largest = logits.amax(-1, keepdim=True)
+    torch.softmax(logits, -1, out=logits)
+    return largest - logits.amax(-1, keepdim=True).log()  # the largest share is 1 / total
+
+
+def _softmax_(logits: torch.Tensor) -> torch.Tensor:
+    """The same in operators that the compiler makes one loop of, over each row."""
+    z = logits.to(accumulation_dtype(logits))
+    largest = z.amax(-1, keepdim=True)
+    shares = (z - largest).exp()
+    total = shares.sum(-1, keepdim=True)
+    logits.copy_(shares * total.reciprocal())
+    return largest + total.log()
+
+
+@functools.cache
+def _compiled() -> Callable[[torch.Tensor], torch.Tensor]:
+    return torch.compile(_softmax_, dynamic=False)
+
+
 @softmax_gradient_.register_kernel("cuda")
-def _cuda(logits: torch.Tensor, targets: torch.Tensor, vocab_size: int) -> torch.Tensor:
+def _cuda(
+    logits: torch.Tensor, targets: torch.Tensor, vocab_size: int, compiled: bool = False
+) -> torch.Tensor:
     from outpace.ops.cross_entropy import softmax_kernel
 
     return softmax_kernel.softmax_gradient_(logits, targets, vocab_size)
 
 
 @softmax_gradient_.register_fake
-def _fake(logits: torch.Tensor, targets: torch.Tensor, vocab_size: int) -> torch.Tensor:
+def _fake(
+    logits: torch.Tensor, targets: torch.Tensor, vocab_size: int, compiled: bool = False
+) -> torch.Tensor:
     return torch.empty_like(targets, dtype=accumulation_dtype(logits))
