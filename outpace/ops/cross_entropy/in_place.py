@@ -29,7 +29,9 @@ def softmax_gradient_(
     else:
         log_total = (_compiled() if compiled else _softmax_)(logits)  # (N, 1)
     losses = (log_total - at_target).masked_fill_(~counts, 0.0).squeeze(1)
-    logits.scatter_(1, target, (at_target - log_total).exp_().sub_(1.0).to(logits.dtype))
+    # Not scatter_, which copies all of the logits twice on a CPU.
+    rows = torch.arange(len(logits), device=logits.device).unsqueeze(1)  # (N, 1)
+    logits[rows, target] = (at_target - log_total).exp_().sub_(1.0).to(logits.dtype)
     if not bool(counts.all()):
         logits.masked_fill_(~counts, 0.0)
     return losses
