@@ -118,8 +118,11 @@ class Ledger:
             case {"rule": "highest", "digest": digest}:
                 return np.not_equal(piece.digests, np.uint64(digest))
         if self.rules.held_out is not None:
-            numbers = self.documents + np.arange(len(piece)) - start
-            return np.isin(numbers, self.rules.held_out)
+            first = self.documents - start
+            a, b = np.searchsorted(self.rules.held_out, [first, first + len(piece)])
+            val = np.zeros(len(piece), bool)
+            val[self.rules.held_out[a:b] - first] = True
+            return val
         return piece.digests < np.uint64(self.rules.val_fraction * (2**64 - 2**11))
 
     def _near(self, judged: Judged) -> None:

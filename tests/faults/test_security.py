@@ -430,7 +430,7 @@ def test_u11_a_million_records_make_a_page_of_the_usual_size(tmp_path):
     code = (
         "import resource, sys\nfrom outpace.cli.main import main\n"
         "assert main(['report', 'run']) == 0\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "from outpace.runtime.hardware import peak_resident_bytes\nprint(peak_resident_bytes() // 1024)"
     )
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env,
