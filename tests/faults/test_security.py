@@ -428,9 +428,10 @@ def test_u11_a_million_records_make_a_page_of_the_usual_size(tmp_path):
     with open(root / "metrics.jsonl", "w") as f:
         f.writelines(f'{{"step":{i},"tokens":{i},"loss":{3 + 1 / i}}}\n' for i in range(1, 10**6))
     code = (
-        "import resource, sys\nfrom outpace.cli.main import main\n"
+        "from outpace.cli.main import main\n"
+        "from outpace.runtime.hardware import peak_resident_bytes\n"
         "assert main(['report', 'run']) == 0\n"
-        "from outpace.runtime.hardware import peak_resident_bytes\nprint(peak_resident_bytes() // 1024)"
+        "print(peak_resident_bytes() // 1024)"
     )
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env,
