@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -489,8 +490,9 @@ def test_u10_a_live_run_is_read_while_it_saves_and_forgets(run, tiny_dataset, fo
     child = train(tiny_dataset, folder, "--save_every_steps", "1", steps=100_000)
     try:
         child.until_step(folder / "r", 4)
-        said = []
-        for _ in range(12):
+        said: list[int] = []
+        deadline = time.monotonic() + 60
+        while len(said) < 12 or (said[-1] == said[0] and time.monotonic() < deadline):
             assert run("verify", "r").code == 0
             state = json.loads(run("status", "r", "--json").out)
             assert (state["state"], state["held"], state["pid"]) == ("running", True, child.pid)
