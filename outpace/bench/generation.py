@@ -13,8 +13,8 @@ import torch
 from outpace.bench.result import spread, write_result
 from outpace.config.presets import GPT2Shape
 from outpace.core.log import say
+from outpace.generate.cpu import int8, onednn
 from outpace.generate.engine import generate
-from outpace.generate.int8 import int8
 from outpace.generate.sampling import Sampling
 from outpace.interop.huggingface import transformers_model
 from outpace.model.gpt2 import GPT2
@@ -45,10 +45,10 @@ def bench_generation(
     model: GPT2, name: str, settings: Settings, with_int8: bool, output: Path | None
 ) -> Path:
     """Time all contestants on `model` (fp32, CPU) and write the result file."""
-    theirs = transformers_model(dict(model.state_dict()), model.shape)
+    theirs, fast = transformers_model(dict(model.state_dict()), model.shape), onednn(model)
     turns: dict[str, Turn] = {
         "transformers": lambda prompts: _theirs(theirs, prompts, settings.new_tokens),
-        "outpace": lambda prompts: _ours(model, prompts, settings.new_tokens),
+        "outpace": lambda prompts: _ours(fast, prompts, settings.new_tokens),
     }
     if with_int8:
         small = int8(model)

@@ -71,7 +71,7 @@ def run(argv: list[str]) -> int:
         raise UsageError("BAD-VALUE", "--stop has an empty text", do="leave it out")
     prompt = _prompt(options)
 
-    from outpace.generate.int8 import int8
+    from outpace.generate.cpu import int8, onednn
     from outpace.generate.samples import Sample, sample
     from outpace.generate.sampling import Sampling
     from outpace.runtime.seeds import generator
@@ -80,7 +80,7 @@ def run(argv: list[str]) -> int:
     from outpace.train.load_model import load_model
 
     loaded = load_model(options.model, choose_device(options.device, 0))
-    model = int8(loaded.model) if options.weights == "int8" else loaded.model
+    model = (int8 if options.weights == "int8" else onednn)(loaded.model)
     tokenizer = get_tokenizer(loaded.tokenizer)
     ids = tokenizer.encode(prompt) or [tokenizer.end_of_text]
     _tell_of_context(len(ids), options, model.shape.context)

@@ -9,8 +9,8 @@ import torch
 
 from outpace.cli.main import main
 from outpace.config.presets import GPT2Shape
+from outpace.generate.cpu import int8, onednn
 from outpace.generate.engine import complete, generate
-from outpace.generate.int8 import int8
 from outpace.generate.samples import Sample, sample
 from outpace.generate.sampling import Sampling, draw, probabilities
 from outpace.generate.text import TextStream
@@ -298,7 +298,7 @@ def test_the_first_text_is_shown_while_it_comes(folder, monkeypatch):
     assert all(b - a == 2 for a, b in itertools.pairwise(computed))
 
 
-# int8, and the benchmark.
+# Other products, and the benchmark.
 
 
 def test_int8_is_near_and_leaves_the_model_alone(model):
@@ -313,6 +313,19 @@ def test_int8_is_near_and_leaves_the_model_alone(model):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     how = {"how": Sampling(0.0), "max_new_tokens": 40, "num_samples": 2}
     assert text(small, [1, 2], **how) == text(small, [1, 2], **how)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN in this PyTorch")
+@pytest.mark.parametrize("samples", [1, 8])
+def test_onednn_gives_the_same_tokens_over_the_same_weights(model, samples):
+    fast = onednn(model)
+    assert fast is not model and fast.wte.weight is model.wte.weight
+    assert fast.h[0].mlp.c_fc.weight.data_ptr() == model.h[0].mlp.c_fc.weight.data_ptr()
+    idx = torch.randint(0, 500, (2, 32), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.allclose(fast(idx), model(idx), rtol=1e-5, atol=1e-4)
+    how = {"how": Sampling(0.0), "max_new_tokens": 40, "num_samples": samples}
+    assert text(fast, [1, 2], **how) == text(model, [1, 2], **how)
 
 
 @pytest.mark.parametrize("how", [Sampling(0.0), Sampling(1.0, 0)], ids=str)
