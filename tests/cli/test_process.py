@@ -102,8 +102,8 @@ def test_ctrl_c_while_text_is_read_leaves_without_a_traceback(folder):
     (folder / "long.txt").write_text("Call me Ishmael. Some years ago.\n\n" * 1_000_000)
     argv = ["prepare", "files", "--input", "long.txt", "--output", "out", "--tokenizer", "bytes"]
     process = start([*OUTPACE, *argv], folder)
-    while process.poll() is None and len(list(folder.iterdir())) == 1:
-        time.sleep(0.01)  # until the output's folder is there, or the one it is made in
+    while process.poll() is None and not list(folder.glob("out/*.bin.tmp")):
+        time.sleep(0.01)  # until the first tokens are there
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode in (75, 130), err.decode()
