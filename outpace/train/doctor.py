@@ -18,6 +18,7 @@ import psutil
 import torch
 
 from outpace.checkpoint import store
+from outpace.core.crash import first_line
 from outpace.core.errors import (
     CheckpointError,
     DataError,
@@ -164,7 +165,7 @@ def _gpus() -> Iterator[Finding]:
             ones = torch.ones(64, 64, device=f"cuda:{i}")
             right = bool((ones @ ones == 64).all())
         except RuntimeError as error:
-            right, free, total, driver = False, 0, 0, str(error).splitlines()[0]
+            right, free, total, driver = False, 0, 0, first_line(error)
         if not right:
             do = "restart the machine, or leave this GPU out with CUDA_VISIBLE_DEVICES"
             yield fault(check, UsageError("GPU", f"{name} does not compute ({driver})", do=do))
