@@ -41,19 +41,7 @@ def shards(dataset: Dataset, split: str) -> Iterator[tuple[ShardFile, UInt16, Le
             except OSError as error:
                 path = dataset.folder / shard.file
                 raise damaged(path, error.strerror or str(error)) from error
-            yield shard, tokens, lengths_of(dataset, shard)
-
-
-def lengths_of(dataset: Dataset, shard: ShardFile) -> Lengths:
-    """Tokens of each document of a shard, its end-of-text included."""
-    path = dataset.folder / shard.lengths
-    try:
-        lengths = np.fromfile(path, "<u4").astype(np.int64)
-    except OSError as error:
-        raise damaged(path, error.strerror or str(error)) from error
-    if lengths.sum() != shard.tokens:
-        raise damaged(path, "its document lengths do not add up to the shard's tokens")
-    return lengths
+            yield shard, tokens, shard.document_lengths(dataset.folder)
 
 
 @contextmanager
