@@ -1,8 +1,10 @@
 """Files that are either whole or absent: atomic replacement, JSON lines, hashes."""
 
+import errno
 import hashlib
 import json
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +73,17 @@ def read_json_lines(path: Path) -> Iterator[JsonObject]:
                 continue
             if isinstance(record, dict):
                 yield record
+
+
+def check_writable(path: Path) -> None:
+    """StorageError when no file could be written at `path`: asked before the work it is for."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise storage_error(path, error) from error
 
 
 def sha256_file(path: Path) -> str:
