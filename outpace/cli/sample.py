@@ -140,7 +140,9 @@ def _prompt(options: Options) -> str:
             raise ValueError(f"it is longer than {MOST_PROMPT_BYTES:,} bytes")
         return data.decode("utf-8")
     except (OSError, ValueError) as error:
-        raise DataError("PROMPT", f"cannot use {name} as a prompt: {error}") from error
+        raise DataError(
+            "PROMPT", f"cannot use {name} as a prompt: {error}", do="give UTF-8 text"
+        ) from error
 
 
 def _tell_of_context(prompt_tokens: int, options: Options, context: int) -> None:

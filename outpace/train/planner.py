@@ -272,7 +272,8 @@ class _Planner:
         S, A, M = b.tokens_per_step, b.gradient_accumulation_steps, b.micro_batch_size
         if S != "auto" and A != "auto" and M != "auto":
             if M * T * A * W != S:
-                raise UsageError("BATCH", self._contradiction(M, A, S), do=self._remedy())
+                do = "leave one of them out, or set it to auto"
+                raise UsageError("BATCH", self._contradiction(M, A, S), do=do)
             return self._checked(M, memory), A
         if S != "auto" and S % (T * W * (1 if A == "auto" else A) * (1 if M == "auto" else M)):
             raise self._indivisible(S, A, M)
@@ -355,9 +356,6 @@ class _Planner:
 
     def _who(self, name: str) -> str:
         return self.set_by.get(name, "default")
-
-    def _remedy(self) -> str:
-        return "leave one of them out, or set it to auto"
 
     def _indivisible(self, S: int, A: Any, M: Any) -> UsageError:
         T, W = self.shape.context, self.world_size
