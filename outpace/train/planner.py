@@ -15,6 +15,7 @@ from outpace.core.errors import OutOfMemory, UsageError
 from outpace.core.units import count, gib
 from outpace.model import cost
 from outpace.model.memory import Attention, Memory, Moment, StepSettings, training_memory
+from outpace.optim import OPTIMIZERS
 from outpace.runtime.hardware import Machine
 from outpace.train.plan import Capabilities, Choice, DatasetFacts, Plan, model_shape
 
@@ -40,8 +41,9 @@ def make_plan(
     world_size: int,
     can: Capabilities,
 ) -> Plan:
-    """Decide everything that was left open. UsageError when what was asked contradicts itself,
-    OutOfMemory when it cannot fit."""
+    """Decide everything that was left open. UsageError when what was asked is not known or
+    contradicts itself, OutOfMemory when it cannot fit."""
+    OPTIMIZERS.check(config.optimizer.optimizer)
     p = _Planner(config, set_by, machine, dataset, world_size, can)
     return p.plan()
 

@@ -372,3 +372,22 @@ def test_a_result_that_could_not_be_written_is_refused_before_the_work(command, 
     (folder / "taken").mkdir()
     line = refused(5, "STORAGE", command, "no-such-model", "--output", "taken").error
     assert "cannot write taken" in line
+
+
+@pytest.mark.parametrize("machine", [[], ["--machine", "h100"]])
+def test_a_plan_refuses_a_name_in_no_table_as_training_would(machine, refused, tiny):
+    argv = ["plan", *machine, "--dataset", "tiny", "--context", "32"]
+    assert (
+        "did you mean adamw?" in refused(2, "UNKNOWN-OPTIMIZER", *argv, "--optimizer", "adam").error
+    )
+    named = [*argv, "--attention_backend", "flsh"]
+    assert "did you mean flash?" in refused(2, "UNKNOWN-ATTENTION-BACKEND", *named).error
+
+
+def test_a_folder_that_is_no_run_kept_no_batch_because_it_is_no_run(refused, folder):
+    refused(2, "NOT-A-RUN", "replay", "none")
+    refused(2, "NOT-A-RUN", "prove-resume", "none")
+
+
+def test_a_device_that_is_none_is_refused(refused, folder):
+    refused(2, "", "bench", "memory", "--device", "tpu")
