@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from outpace.core.errors import DataError
-from outpace.core.files import fsync_folder, sha256_file, storage_error
+from outpace.core.files import sha256_file, whole_file
 
 MAGIC, VERSION = 20240520, 1
 HEADER_BYTES = 256 * 4
@@ -123,20 +123,11 @@ def write_shard(
 
 
 def _write(path: Path, *parts: bytes | memoryview) -> str:
-    temporary = path.with_name(path.name + ".tmp")
     digest = hashlib.sha256()
-    try:
-        with open(temporary, "wb") as f:
-            for part in parts:
-                f.write(part)
-                digest.update(part)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-        fsync_folder(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise storage_error(path, error) from error
+    with whole_file(path, path.with_name(path.name + ".tmp")) as f:
+        for part in parts:
+            f.write(part)
+            digest.update(part)
     return digest.hexdigest()
 
 

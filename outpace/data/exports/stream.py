@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from outpace.core.errors import DataError, UsageError
-from outpace.core.files import fsync_folder, storage_error
+from outpace.core.files import storage_error, whole_file
 from outpace.data.shard_file import HEADER_BYTES, SPLITS, ShardFile, UInt16, damaged
 from outpace.data.shards import Dataset
 from outpace.tokenizer import get_tokenizer
@@ -51,21 +51,12 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         raise UsageError(
             "OUTPUT-EXISTS", f"{path} exists", do="choose another folder, or delete it first"
         )
-    temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-        fsync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise storage_error(path, error) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with whole_file(path, path.with_name(path.name + ".tmp")) as f:
+        yield f
 
 
 def link(source: Path, target: Path) -> None:
