@@ -140,8 +140,9 @@ def _prompt(options: Options) -> str:
             raise ValueError(f"it is longer than {MOST_PROMPT_BYTES:,} bytes")
         return data.decode("utf-8")
     except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
         raise DataError(
-            "PROMPT", f"cannot use {name} as a prompt: {error}", do="give UTF-8 text"
+            "PROMPT", f"cannot use {name} as a prompt: {why}", do="name a file of UTF-8 text"
         ) from error
 
 
