@@ -2,10 +2,11 @@
 
 import matplotlib.pyplot as plt
 
-from rendering import OURS, THEIRS, Result, save, table, where
+from rendering import OURS, THEIRS, Result, machine_of, save, table, where
 
 
 def compare(r: Result) -> str:
+    """Both trained to the end, side by side."""
     s, rows = r["settings"], r["results"]
     figure, axis = plt.subplots(figsize=(7, 3.6))
     for name, label, color in (("nanogpt", "nanoGPT", THEIRS), ("outpace", "outpace", OURS)):
@@ -59,6 +60,8 @@ def compare(r: Result) -> str:
 
 
 def attention_memory(r: Result) -> str:
+    """Peak memory of attention against T."""
+    plot = f"attention-memory-{machine_of(r)}.svg"
     figure, axis = plt.subplots(figsize=(7, 3.6))
     colors = dict(zip(r["results"], (OURS, THEIRS), strict=False))
     for name, points in r["results"].items():
@@ -70,7 +73,7 @@ def attention_memory(r: Result) -> str:
     axis.set_xticks(xs, [f"{x:,}" for x in xs])
     axis.minorticks_off()
     axis.legend(frameon=False)
-    save(figure, "attention-memory-cpu.svg")
+    save(figure, plot)
     names = list(r["results"])
     rows = [
         (
@@ -89,7 +92,7 @@ def attention_memory(r: Result) -> str:
             "slope of log memory over "
             "log T: 1 is linear, 2 is quadratic.\n",
             table(("T", *names), rows),
-            "\n![memory over length](img/attention-memory-cpu.svg)\n",
+            f"\n![memory over length](img/{plot})\n",
             f"{where(r)}. `outpace bench memory`\n",
         ]
     )
