@@ -1,4 +1,4 @@
-"""`outpace bench compare`: outpace against peers' own code."""
+"""`outpace bench compare`: outpace against peers' own code, in turns on this machine."""
 
 import shlex
 from dataclasses import dataclass

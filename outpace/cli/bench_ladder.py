@@ -1,4 +1,4 @@
-"""`outpace bench ladder`: what each setting is worth on this machine."""
+"""`outpace bench ladder`: from naive to fast, one setting at a time: what each is worth here."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,5 +1,4 @@
-"""`outpace bench memory`: peak memory of attention against the length of the sequence, and of a
-training step predicted, counted and measured."""
+"""`outpace bench memory`: peak memory, predicted and counted; attention's against the length."""
 
 from dataclasses import dataclass
 from pathlib import Path

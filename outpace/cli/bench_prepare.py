@@ -1,4 +1,4 @@
-"""`outpace bench prepare`: preparation against nanoGPT's."""
+"""`outpace bench prepare`: text to tokens, against nanoGPT's own script on the same documents."""
 
 import sys
 import tempfile
