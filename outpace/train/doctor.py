@@ -92,7 +92,7 @@ def examine(run: Path | None = None) -> Iterator[Finding]:
     yield from _shared_memory()
     yield from _vocabulary()
     yield from _data()
-    yield from _runs()
+    yield from _runs(but=run)
     if run is not None:
         yield from _run(RunFolder(run))
 
@@ -316,10 +316,11 @@ def _checked(check: str, look: Callable[[], str]) -> Finding:
         return fault(check, error)
 
 
-def _runs() -> Iterator[Finding]:
-    """Runs that were interrupted, and those that are running."""
+def _runs(but: Path | None) -> Iterator[Finding]:
+    """The state of each run, but of one that is looked at by itself."""
     for root in sorted(path.parent for path in RUNS.glob("*/STATUS.json")):
-        yield from _state(RunFolder(root))
+        if but is None or root.resolve() != but.resolve():
+            yield from _state(RunFolder(root))
 
 
 def _state(run: RunFolder) -> Iterator[Finding]:
