@@ -246,7 +246,7 @@ def main() -> int:
     check = Check()
     wanted = {"prepare", *(os.environ.get("STAGES", "").split() or STAGES)}
     if unknown := wanted - {*STAGES}:
-        print(f"error[STAGES]: no stage {', '.join(unknown)}; do: choose of {' '.join(STAGES)}")
+        print(f"error[STAGES]: no stage {', '.join(unknown)}; do: choose from {' '.join(STAGES)}")
         return 2
     try:
         check.out.mkdir(parents=True, exist_ok=True)

@@ -26,8 +26,11 @@ SECTIONS = (
     ("loader", loader),
     ("evaluate-cpu", evaluate),
     ("generation-cpu", generation),
+    ("memory-cuda", step_memory),
     ("step-memory-cuda", step_memory),
     ("step-memory-cpu", step_memory),
+    ("memory-cuda", attention_memory),
+    ("attention-memory-cuda", attention_memory),
     ("attention-memory-cpu", attention_memory),
 )
 """Result file -> the function that makes its section, in the order of the page."""

@@ -32,6 +32,11 @@ def where(result: Result) -> str:
     )
 
 
+def machine_of(result: Result) -> str:
+    """`cpu` or `cuda`, as in the name of the result."""
+    return str(result["machine"]["device"])
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]

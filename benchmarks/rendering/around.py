@@ -152,7 +152,7 @@ def step_memory(r: Result) -> str:
         rows.append([*cells, f"{got / 2**30:.2f} GiB" if got else ""] if measured else cells)
     return "\n".join(
         [
-            "## Peak memory of a training step, without a GPU\n",
+            f"## Peak memory of a training step{'' if measured else ', without a GPU'}\n",
             f"GPT-2 124M, micro-batches of {r['micro_batch_size']} x {r['model']['context']:,} "
             "tokens as on CUDA: the planner's formula, and PyTorch's MemTracker over the real "
             "`train_step` under fake tensors.\n",

@@ -4,12 +4,7 @@ import math
 
 import matplotlib.pyplot as plt
 
-from rendering import GREY, OURS, THEIRS, Result, save, table, where
-
-
-def machine_of(r: Result) -> str:
-    """`cpu` or `cuda`, as in the name of the result."""
-    return str(r["machine"]["device"])
+from rendering import GREY, OURS, THEIRS, Result, machine_of, save, table, where
 
 
 def ladder(r: Result) -> str:

@@ -2,33 +2,36 @@
 
 import matplotlib.pyplot as plt
 
-from rendering import Result, save, where
+from rendering import OURS, THEIRS, Result, machine_of, save, table, where
 
 
 def compare(r: Result) -> str:
+    """Both trained to the end, side by side."""
     s, rows = r["settings"], r["results"]
     figure, axis = plt.subplots(figsize=(7, 3.6))
-    for name, label in (("nanogpt", "nanoGPT"), ("outpace", "outpace")):
+    for name, label, color in (("nanogpt", "nanoGPT", THEIRS), ("outpace", "outpace", OURS)):
         steps, losses = zip(*rows[name]["training_loss"], strict=True)
         minutes = [i * rows[name]["step_ms"]["median"] / 60e3 for i in steps]
-        axis.plot(minutes, losses, label=label, linewidth=1.2)
+        axis.plot(minutes, losses, label=label, color=color, linewidth=1.2)
     axis.axhline(
         r["dataset"]["unigram_entropy"], color="grey", linestyle=":", label="unigram entropy"
     )
     axis.set(xlabel="minutes of training", ylabel="training loss, nats a token")
     axis.legend(frameon=False)
     save(figure, "compare-nanogpt-cpu.svg")
-    table = [
-        "| | tokens/s | step, ms (p20, p80) | minutes for the run | validation loss | bits a "
-        "byte |",
-        "|---|---|---|---|---|---|",
-    ]
+    head = ("", "tokens/s", "step, ms (p20, p80)", "minutes for the run", "validation loss")
+    cells = []
     for name, label in (("outpace", "outpace"), ("nanogpt", "nanoGPT")):
         row, ms = rows[name], rows[name]["step_ms"]
-        table.append(
-            f"| {label} | {row['tokens_per_second']:,.0f} | {ms['median']:.0f} ({ms['p20']:.0f}, "
-            f"{ms['p80']:.0f}) | {row['training_minutes']:.1f} | {row['validation']['loss']:.4f} | "
-            f"{row['validation']['bits_per_byte']:.4f} |"
+        cells.append(
+            (
+                label,
+                f"{row['tokens_per_second']:,.0f}",
+                f"{ms['median']:,.0f} ({ms['p20']:,.0f}, {ms['p80']:,.0f})",
+                f"{row['training_minutes']:.1f}",
+                f"{row['validation']['loss']:.4f}",
+                f"{row['validation']['bits_per_byte']:.4f}",
+            )
         )
     return "\n".join(
         [
@@ -47,7 +50,7 @@ def compare(r: Result) -> str:
             f"{rows['outpace']['validation']['tokens_scored']:,} validation tokens. The two draw "
             "their windows in different orders (nanoGPT at random with replacement), so losses "
             "agree only within the noise of the order.\n",
-            *table,
+            table((*head, "bits a byte"), cells),
             "\n![training loss over time](img/compare-nanogpt-cpu.svg)\n",
             f"{where(r)}, {r['threads']} thread(s) each. `outpace bench compare --nanogpt CHECKOUT "
             "--dataset novels "
@@ -57,21 +60,28 @@ def compare(r: Result) -> str:
 
 
 def attention_memory(r: Result) -> str:
+    """Peak memory of attention against T."""
+    plot = f"attention-memory-{machine_of(r)}.svg"
     figure, axis = plt.subplots(figsize=(7, 3.6))
+    colors = dict(zip(r["results"], (OURS, THEIRS), strict=False))
     for name, points in r["results"].items():
         xs = [p["tokens"] for p in points]
         ys = [p["bytes"] / 2**20 for p in points]
-        axis.loglog(xs, ys, marker="o", label=f"{name}, exponent {r['exponents'][name]:.2f}")
+        label = f"{name}, exponent {r['exponents'][name]:.2f}"
+        axis.loglog(xs, ys, marker="o", color=colors.get(name), label=label)
     axis.set(xlabel="sequence length T, tokens", ylabel="peak memory, MiB")
     axis.set_xticks(xs, [f"{x:,}" for x in xs])
     axis.minorticks_off()
     axis.legend(frameon=False)
-    save(figure, "attention-memory-cpu.svg")
+    save(figure, plot)
     names = list(r["results"])
-    table = ["| T | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for i, point in enumerate(r["results"][names[0]]):
-        cells = [f"{r['results'][n][i]['bytes'] / 2**20:,.1f} MiB" for n in names]
-        table.append(f"| {point['tokens']:,} | " + " | ".join(cells) + " |")
+    rows = [
+        (
+            f"{point['tokens']:,}",
+            *(f"{r['results'][n][i]['bytes'] / 2**20:,.1f} MiB" for n in names),
+        )
+        for i, point in enumerate(r["results"][names[0]])
+    ]
     kernels = ", ".join(f"{n}: {points[0]['kernel']}" for n, points in r["results"].items())
     return "\n".join(
         [
@@ -81,8 +91,8 @@ def attention_memory(r: Result) -> str:
             f"{r['dtype']}, a fresh process a point. Kernels: {kernels}. The exponent is the "
             "slope of log memory over "
             "log T: 1 is linear, 2 is quadratic.\n",
-            *table,
-            "\n![memory over length](img/attention-memory-cpu.svg)\n",
+            table(("T", *names), rows),
+            f"\n![memory over length](img/{plot})\n",
             f"{where(r)}. `outpace bench memory`\n",
         ]
     )

@@ -97,9 +97,10 @@ def _in_new_process(backend: str, T: int, heads: int, head_dim: int, device: str
     code = f"import json; from {__name__} import point; print(json.dumps({call}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
         raise OutOfMemory(
             "MEMORY",
-            f"{backend} at {T} tokens did not fit ({done.stderr.strip().splitlines()[-1][:120]})",
+            f"{backend} at {T} tokens did not fit ({said[-1][:120]})",
             do="choose shorter --lengths",
         )
     result: dict[str, Any] = json.loads(done.stdout)

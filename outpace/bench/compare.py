@@ -32,6 +32,7 @@ from outpace.model.gpt2 import GPT2
 from outpace.runtime.distributed import Group, Ranks
 from outpace.tokenizer import get_tokenizer
 from outpace.train.load_model import load_model
+from outpace.train.run import commit_of
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,7 @@ class Settings:
 def compare_nanogpt(
     checkout: Path, dataset: Dataset, settings: Settings, work: Path, output: Path | None
 ) -> Path:
-    """Train both below `work` (which must be new), score both,
-    and write the result."""
+    """Train both below `work` (which must be new), score both, and write the result."""
     check_checkout("nanogpt", checkout)
     check_writable("compare-nanogpt-cpu", output)
     if work.exists():
@@ -263,10 +263,3 @@ def _score(model: GPT2, dataset: Dataset, s: Settings) -> Any:
         precision="no",
         group=Group(Ranks(), device),
     )
-
-
-def commit_of(checkout: Path) -> str | None:
-    """The git commit of a checkout, where git knows one."""
-    git = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
-    answer = subprocess.run(git, capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or None

@@ -20,12 +20,15 @@ import torch
 from outpace.bench.result import check_writable, spread, write_result
 from outpace.config.presets import GPT2Shape
 from outpace.core.crash import first_line, is_out_of_memory
+from outpace.core.errors import StorageError
 from outpace.core.files import replace_json
-from outpace.core.log import note, say
+from outpace.core.log import note, say, warn
 from outpace.core.units import GIB
 from outpace.model.gpt2 import GPT2
-from outpace.ops.attention import BACKENDS
+from outpace.model.roofline import ADAMW_BYTES
+from outpace.ops.attention import BACKENDS, MATERIALISING
 from outpace.ops.cross_entropy import LOSSES
+from outpace.ops.fastest import synchronise
 from outpace.runtime import calibration
 from outpace.runtime.driver import gpu_state
 from outpace.runtime.hardware import Machine, detect
@@ -40,9 +43,6 @@ ADAMW: dict[str, dict[str, Any]] = {
     "foreach": {"foreach": True},
     "for_loop": {"foreach": False},
 }
-ADAMW_BYTES = 28
-"""Least traffic of AdamW per parameter: read weight, gradient and two moments, write all but the
-gradient, fp32."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def measure(k: Kernels, output: Path | None) -> Path:
     """Measure everything, tell, write the result and the machine's calibration."""
     check_writable(f"kernels-{k.device.type}", output)
     machine = detect(k.device.type)
-    peak = machine.peak_flops if k.precision != "no" else None
+    peak = machine.peak(k.precision)
     body: dict[str, Any] = {
         "shape": asdict(k.shape),
         "tokens": k.tokens,
@@ -90,11 +90,20 @@ def measure(k: Kernels, output: Path | None) -> Path:
         # After each part, so that a run that is cut short leaves what it has.
         path = write_result(f"kernels-{k.device.type}", k.device.type, body, output)
     if k.calibrate and {"gemm", "copy"} <= set(k.parts):
-        kept = calibration.path()
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        replace_json(kept, calibration_of(body, machine))
-        note(f"calibration of this machine: {kept}")
+        _keep(calibration_of(body, machine))
     return path
+
+
+def _keep(rates: dict[str, Any]) -> None:
+    """Leave the rates to `outpace plan`, where the cache folder can be written."""
+    path = calibration.path()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_json(path, rates)
+    except (OSError, StorageError) as error:
+        warn(f"the calibration is not kept: {error}")
+    else:
+        note(f"calibration of this machine: {path}")
 
 
 def gemm_rows(k: Kernels) -> Iterator[Row]:
@@ -185,7 +194,7 @@ def adamw_rows(k: Kernels) -> Iterator[Row]:
     parameters = [torch.zeros(size, device=k.device, requires_grad=True) for size in sizes]
     for p in parameters:
         p.grad = torch.ones_like(p)
-    n_bytes = ADAMW_BYTES * sum(p.numel() for p in parameters)
+    n_bytes = ADAMW_BYTES["adamw"] * sum(p.numel() for p in parameters)
     for name, how in ADAMW.items():
         optimizer = torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.1, **how)
         yield _timed(k, {"name": name}, optimizer.step, n_bytes=n_bytes)
@@ -214,7 +223,7 @@ def calibration_of(body: dict[str, Any], machine: Machine) -> dict[str, Any]:
         row["flops_per_s"]
         for row in body.get("attention", [])
         if row.get("pass") == "forward and backward"
-        and row["backend"] != "reference"
+        and row["backend"] not in MATERIALISING
         and "flops_per_s" in row
     ]
     return {
@@ -266,28 +275,23 @@ def sustained_ms(
 ) -> tuple[list[float], int]:
     """Milliseconds a call in each of WINDOWS windows of a loop of `seconds`, after a warm-up as
     long as one of them; and the bytes that a call allocates at its peak (CUDA)."""
-
-    def synchronise() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
     before = 0
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
     run()  # compiles, chooses kernels, makes the optimiser's state
-    synchronise()
+    synchronise(device)
     begin = time.perf_counter()
     run()
-    synchronise()
+    synchronise(device)
     calls = max(1, round(seconds / WINDOWS / max(1e-6, time.perf_counter() - begin)))
     ms = []
     for _ in range(1 + WINDOWS):
         begin = time.perf_counter()
         for _ in range(calls):
             run()
-        synchronise()
+        synchronise(device)
         ms.append(1e3 * (time.perf_counter() - begin) / calls)
     allocated = torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else 0
     return ms[1:], allocated

@@ -66,7 +66,7 @@ class Climb:
     dataset: Dataset
     device: torch.device
     rungs: tuple[str, ...] = ()
-    """None: all."""
+    """Empty: all."""
     without: tuple[str, ...] = ()
     leave_one_out: bool = False
     drift_steps: int = 50

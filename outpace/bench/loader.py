@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from outpace.bench.compare import commit_of
 from outpace.bench.peers import check_checkout, write_raw
 from outpace.bench.result import spread, write_result
 from outpace.core.log import say
@@ -28,6 +27,7 @@ from outpace.data.order import OrderSpec
 from outpace.data.shard_file import write_shard
 from outpace.data.shards import Dataset
 from outpace.tokenizer.gpt2 import Gpt2Tokenizer
+from outpace.train.run import commit_of
 
 VOCABULARY = Gpt2Tokenizer.vocab_size
 CPU = torch.device("cpu")

@@ -22,6 +22,7 @@ from outpace.config.schema import RunConfig
 from outpace.core.errors import DataError, OutOfMemory, UsageError
 from outpace.core.files import replace_json
 from outpace.data.loader import BatchShape, Loader
+from outpace.ops.fastest import synchronise
 from outpace.optim.schedules import from_config as lr_multiplier
 from outpace.runtime.distributed import Group, Ranks
 from outpace.runtime.driver import gpu_state
@@ -91,18 +92,14 @@ class Stepper:
 
     def seconds(self, steps: int) -> float:
         """Of so many steps, the device waited for at both ends."""
-        self._synchronise()
+        synchronise(self.device)
         begin = time.perf_counter()
         self.run(steps)
-        self._synchronise()
+        synchronise(self.device)
         return time.perf_counter() - begin
 
     def close(self) -> None:
         self.batches.close()
-
-    def _synchronise(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 def measure(job: RungJob) -> dict[str, Any]:

@@ -7,7 +7,6 @@ for), and no more batches than documents, where newer `datasets` fail. It is giv
 so nothing is downloaded.
 """
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -22,19 +21,17 @@ from typing import Any
 import numpy as np
 import psutil
 
+from outpace.bench.peers import tiktoken_cache
 from outpace.core.errors import DataError
 from outpace.core.files import sha256_file
 from outpace.core.log import note
 from outpace.data.sources.files import FilesSource
-from outpace.tokenizer.gpt2 import VOCAB_FOLDER
 
 POLL_S = 0.02
 FILES, GROUP_ROWS = 4, 1000
 """Parquet files of 100 MB of text, and rows of their groups, as the hub's OpenWebText has."""
 MEAN_CHARACTERS = 5000
 """Of a document, as OpenWebText's are on average; lengths are log-normal."""
-URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
-"""Where tiktoken would fetch GPT-2's files; the SHA-1 of it names them in its cache."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +100,7 @@ def nanogpt_command(
                 "PEER", f"{checkout}: prepare.py has changed: no {old!r}", do="use an older commit"
             )
         script = script.replace(old, new)
-    cache = scratch / "tiktoken"
-    cache.mkdir(parents=True)
-    for name in ("vocab.bpe", "encoder.json"):
-        key = hashlib.sha1((URL + name).encode(), usedforsecurity=False).hexdigest()
-        shutil.copy(VOCAB_FOLDER / name, cache / key)
+    cache = tiktoken_cache(scratch / "tiktoken")
     (scratch / "prepare.py").write_text(script, encoding="utf-8")
     env = {
         "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(scratch / "cache"),

@@ -27,6 +27,7 @@ from outpace.core.errors import DataError, StorageError
 from outpace.core.log import note, say
 from outpace.data.loader import BatchShape, Loader
 from outpace.data.mixture import Mixture
+from outpace.ops.fastest import synchronise
 from outpace.runtime.hardware import detect
 from outpace.runtime.precision import DTYPES
 from outpace.train.plan import Plan
@@ -121,16 +122,11 @@ def named_kernels() -> Iterator[None]:
 
 
 def _timed(t: Trainable, batches: Any, step: int, lr: float) -> float:
-    _synchronise(t.device)
+    synchronise(t.device)
     begin = time.perf_counter()
     train_step(t, batches, step=step, lr=lr)
-    _synchronise(t.device)
+    synchronise(t.device)
     return 1e3 * (time.perf_counter() - begin)
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _self_ms(event: Any, device: torch.device) -> float:
@@ -163,7 +159,7 @@ def _slowest(operators: list[tuple[str, Shapes, float]]) -> list[dict[str, Any]]
 
 
 def _mfu(plan: Plan, step_ms: float, device: str) -> float | None:
-    peak = detect(device).peak_flops
+    peak = detect(device).peak(plan.mixed_precision)
     return 1e3 * plan.tokens_per_step * plan.flops_per_token / step_ms / peak if peak else None
 
 

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from outpace.model import cost
+from outpace.model.roofline import ADAMW_BYTES
 from outpace.train.plan import Plan
 
 Shapes = list[list[int]]
@@ -124,21 +125,23 @@ def floor_ms(plan: Plan, roof: Roof) -> dict[str, tuple[float, str]]:
     """Least milliseconds of each part in a step, and what they count. Products: 6 FLOPs a weight
     and token. Attention: the causal half, nothing twice (cost.py). Cross-entropy: logits read and
     their gradient written once. Pointwise: 32 reads or writes of C numbers a token and layer
-    (LayerNorm 8, GELU 20, residual 4, forward and backward). AdamW and clipping: 32 bytes a
-    parameter."""
+    (LayerNorm 8, GELU 20, residual 4, forward and backward). AdamW and clipping: 28 bytes
+    a parameter, and 4 for the norm."""
     C, L, M = plan.n_embd, plan.n_layer, plan.tokens_per_step
     e = 4 if plan.mixed_precision == "no" else 2
+    maps = cost.linear_maps(plan.shape)
     flops = {
-        "qkv products": 6.0 * L * 3 * C * C * M,
-        "attention projection": 6.0 * L * C * C * M,
-        "MLP products": 6.0 * L * 8 * C * C * M,
-        "head products": 6.0 * plan.padded_vocab_size * C * M,
-        "attention": 6.0 * L * plan.context * C * M,
+        "qkv products": 6.0 * maps["qkv"] * M,
+        "attention projection": 6.0 * maps["proj"] * M,
+        "MLP products": 6.0 * (maps["fc"] + maps["mlp_proj"]) * M,
+        "head products": 6.0 * maps["head"] * M,
+        "attention": cost.attention_flops_per_token(plan.shape) * M,
     }
     n_bytes = {
         "cross-entropy": 2.0 * e * plan.padded_vocab_size * M,
         "LayerNorm, GELU, residual": 32.0 * e * C * L * M,
-        "optimiser and clipping": 32.0 * cost.parameters(plan.shape, padded=True),
+        "optimiser and clipping": (ADAMW_BYTES["adamw"] + 4.0)
+        * cost.parameters(plan.shape, padded=True),
     }
     floors = {k: (1e3 * v / roof.flops_per_s, f"{v / 1e9:,.1f} GFLOP") for k, v in flops.items()}
     return floors | {

@@ -2,11 +2,11 @@
 
 import datetime
 import statistics
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from outpace.core import files
 from outpace.core.files import replace_json, storage_error
 from outpace.runtime.hardware import detect
 from outpace.train.run import versions
@@ -19,10 +19,9 @@ def check_writable(name: str, output: Path | None) -> None:
     path = output or RESULTS / f"{name}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
     except OSError as error:
         raise storage_error(path, error) from error
+    files.check_writable(path)
 
 
 def write_result(name: str, device: str, body: dict[str, Any], output: Path | None = None) -> Path:

@@ -235,7 +235,7 @@ def pick(ladder: Ladder, names: Sequence[str], without: Sequence[str] = ()) -> t
             raise UsageError(
                 "UNKNOWN-RUNG",
                 f"no rung {name!r}{nearest(name, known)}",
-                do=f"choose of {', '.join(known)}",
+                do=f"choose one of {', '.join(known)}",
             )
     first, *rest = ladder.rungs
     wanted = set(names or known) - set(without)

@@ -11,7 +11,7 @@ import torch
 
 from outpace.bench.memory_tracker import step_on, tracked_peak
 from outpace.config.presets import GPT2Shape
-from outpace.core.crash import is_out_of_memory
+from outpace.core.crash import first_line, is_out_of_memory
 from outpace.core.log import say
 from outpace.core.units import GIB
 from outpace.model.memory import WORKSPACE, StepSettings, training_memory
@@ -90,7 +90,7 @@ def measured_peak(s: StepSettings, size: int, device: torch.device) -> int | Non
         return torch.cuda.max_memory_allocated(device)
     except (RuntimeError, ImportError) as error:
         if not is_out_of_memory(error) and not isinstance(error, ImportError):
-            say(f"{'':<4}not measured: {str(error).splitlines()[0][:80]}")
+            say(f"{'':<4}not measured: {first_line(error)[:80]}")
         return None
     finally:
         step = None  # type: ignore[assignment]

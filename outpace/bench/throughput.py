@@ -11,7 +11,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from outpace.bench.compare import commit_of
 from outpace.bench.peers import PEERS, Contestant, Job
 from outpace.bench.result import check_writable, spread, write_result
 from outpace.bench.turns import Pace, Timed, fresh, resident
@@ -20,6 +19,7 @@ from outpace.core.log import say, warn
 from outpace.core.units import gib
 from outpace.model.cost import parameters
 from outpace.runtime.hardware import detect
+from outpace.train.run import commit_of
 
 
 @dataclass(frozen=True)

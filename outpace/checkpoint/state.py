@@ -32,11 +32,11 @@ def load_optimizer(
             raise CheckpointError(
                 "CKPT-MODEL",
                 f"the checkpoint has moments of {name!r}, the model has no such parameter",
+                do="use the model it was made with",
             )
         p = parameters[name]
-        optimizer.state[p][key] = tensor.to(
-            p.device, copy=True
-        )  # off the file that safetensors maps
+        # A copy: safetensors maps the file.
+        optimizer.state[p][key] = tensor.to(p.device, copy=True)
 
 
 def load_weights(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:

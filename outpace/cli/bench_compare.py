@@ -1,13 +1,14 @@
-"""`outpace bench compare`: outpace against peers' own code."""
+"""`outpace bench compare`: outpace against peers' own code, in turns on this machine."""
 
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from outpace.cli.bench_shape import Shape, shape_of
 from outpace.config.check import RANGES, Range, check_ranges
 from outpace.config.load import parse_flags
-from outpace.config.presets import GPT2Shape, size
+from outpace.config.presets import GPT2Shape
 from outpace.config.schema import Auto
 from outpace.core.errors import UsageError
 from outpace.core.log import say
@@ -171,18 +172,9 @@ def _race(options: Options) -> Path:
     return compare_speed(race, options.output)
 
 
-def _shape(options: Options, on_gpu: bool) -> tuple[int, int, int, int]:
-    """Layers, heads, channels and context: the flags, else the size's, else the device's own."""
-    if options.model_size != "auto" or on_gpu:
-        preset = size("124M" if options.model_size == "auto" else options.model_size)
-        chosen = (preset.n_layer, preset.n_head, preset.n_embd, 1024)
-    else:
-        chosen = CPU_SHAPE
+def _shape(options: Options, on_gpu: bool) -> Shape:
     asked = (options.n_layer, options.n_head, options.n_embd, options.context)
-    L, H, C, T = map(_or, asked, chosen)
-    if C % H:
-        raise UsageError("BAD-VALUE", f"--n_head {H} does not divide --n_embd {C}")
-    return L, H, C, T
+    return shape_of(asked, options.model_size, CPU_SHAPE, on_gpu=on_gpu)
 
 
 def _or(asked: int | Auto, default: int) -> int:

@@ -1,14 +1,14 @@
-"""`outpace bench ladder`: what each setting is worth on this machine."""
+"""`outpace bench ladder`: from naive to fast, one setting at a time: what each is worth here."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from outpace.cli.bench_shape import shape_of
 from outpace.config.check import RANGES, Range, check_ranges
 from outpace.config.load import parse_flags
-from outpace.config.presets import GPT2Shape, size
+from outpace.config.presets import GPT2Shape
 from outpace.config.schema import Auto
-from outpace.core.errors import UsageError
 from outpace.core.log import say
 
 LADDER_RANGES = {
@@ -73,10 +73,10 @@ def run(argv: list[str]) -> int:
 
     device = choose_device(options.device, 0)
     on_gpu = device.type == "cuda"
-    pick(
-        BY_DEVICE[device.type], options.rungs, options.without
-    )  # a mistyped name, before anything is opened
-    L, H, C, T = _shape(options, on_gpu)
+    # A mistyped name is refused before anything is opened.
+    pick(BY_DEVICE[device.type], options.rungs, options.without)
+    asked = (options.n_layer, options.n_head, options.n_embd, options.context)
+    L, H, C, T = shape_of(asked, options.model_size, CPU_SHAPE, on_gpu=on_gpu)
     dataset = open_named(options.dataset)
     c = Climb(
         GPT2Shape(L, H, C, T, dataset.vocab_size),
@@ -92,16 +92,3 @@ def run(argv: list[str]) -> int:
     )
     say(str(climb(c, detect(device.type), capabilities(device), options.output)))
     return 0
-
-
-def _shape(options: Options, on_gpu: bool) -> tuple[int, int, int, int]:
-    """Layers, heads, channels and context: the flags, else the size's, else the device's own."""
-    chosen = CPU_SHAPE
-    if options.model_size != "auto" or on_gpu:
-        preset = size("124M" if options.model_size == "auto" else options.model_size)
-        chosen = (preset.n_layer, preset.n_head, preset.n_embd, 1024)
-    asked = (options.n_layer, options.n_head, options.n_embd, options.context)
-    L, H, C, T = (c if a == "auto" else a for a, c in zip(asked, chosen, strict=True))
-    if C % H:
-        raise UsageError("BAD-VALUE", f"--n_head {H} does not divide --n_embd {C}")
-    return L, H, C, T

@@ -1,4 +1,4 @@
-"""`outpace bench loader`: how fast batches come from the cache, beside nanoGPT's."""
+"""`outpace bench loader`: batches from the cache, and their order, beside nanoGPT's get_batch."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,5 +1,4 @@
-"""`outpace bench memory`: peak memory of attention against the length of the sequence, and of a
-training step predicted, counted and measured."""
+"""`outpace bench memory`: peak memory, predicted and counted; attention's against the length."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +46,8 @@ class Options:
     """Vocabulary of the step's model, before padding."""
     measure: bool = False
     """On a GPU, run the step too, and show what it took."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to measure. auto: the GPU if there is one."""
     output: Path | None = None
     """Result file. Default: benchmarks/results/attention-memory-DEVICE.json with attention, else
     step-memory-DEVICE.json."""
@@ -63,10 +62,12 @@ def run(argv: list[str]) -> int:
     preset = size(options.model_size)
 
     from outpace.bench import attention_memory, step_memory
-    from outpace.bench.result import write_result
+    from outpace.bench.result import check_writable, write_result
     from outpace.train.assemble import choose_device
 
     device = choose_device(options.device, 0)
+    name = "attention" if "attention" in options.parts else "step"
+    check_writable(f"{name}-memory-{device.type}", options.output)
     body: dict[str, object] = {}
     if "attention" in options.parts:
         shape = (options.heads, options.head_dim)
@@ -80,6 +81,5 @@ def run(argv: list[str]) -> int:
             "micro_batch_size": options.micro_batch_size,
             "steps": step_memory.rows(model, options.micro_batch_size, device, options.measure),
         }
-    name = "attention" if "attention" in options.parts else "step"
     say(str(write_result(f"{name}-memory-{device.type}", device.type, body, options.output)))
     return 0

@@ -1,4 +1,4 @@
-"""`outpace bench prepare`: preparation against nanoGPT's."""
+"""`outpace bench prepare`: text to tokens, against nanoGPT's own script on the same documents."""
 
 import sys
 import tempfile
@@ -16,6 +16,8 @@ PREPARE_RANGES = {
     "rounds": Range(1, 100),
     "workers": Range(1, 1024),
 }
+FOLDER = "prepare"
+"""Made in the scratch folder, and emptied between races; so it must be new."""
 
 
 @dataclass
@@ -38,7 +40,8 @@ class Options:
     workers: int = 2
     """Threads of outpace and processes of nanoGPT."""
     scratch: Path | None = None
-    """Folder for the corpus and what is made of it. Default: a temporary one."""
+    """Folder in which `prepare/` is made for the corpus and what is made of it. Default: a
+    temporary one."""
     output: Path | None = None
     """Result file. Default: benchmarks/results/prepare-cpu.json."""
 
@@ -50,6 +53,10 @@ def run(argv: list[str]) -> int:
         raise UsageError(
             "NO-INPUT", "--nanogpt and --input are needed", do="outpace bench prepare --help"
         )
+    if options.scratch and (options.scratch / FOLDER).exists():
+        raise UsageError(
+            "SCRATCH-USED", f"{options.scratch / FOLDER} is there", do="name another --scratch"
+        )
     from outpace.bench.prepare import Race, race
     from outpace.bench.result import check_writable, write_result
 
@@ -57,7 +64,7 @@ def run(argv: list[str]) -> int:
     how = Race(options.nanogpt, options.nanogpt_python, list(options.input), options.workers)
     sizes = {"once": (1, options.rounds), "repeated": (options.repeats, 1)}
     with tempfile.TemporaryDirectory() as temporary:
-        scratch = (options.scratch or Path(temporary)).resolve() / "prepare"
+        scratch = (options.scratch or Path(temporary)).resolve() / FOLDER
         races = {
             name: race(how, scratch, options.megabytes, repeats, rounds)
             for name, (repeats, rounds) in sizes.items()

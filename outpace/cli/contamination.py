@@ -9,7 +9,7 @@ import tyro
 
 from outpace.config.check import Range, check_ranges
 from outpace.config.load import parse_flags
-from outpace.core.files import replace_json
+from outpace.core.files import check_writable, replace_json
 from outpace.core.log import err, say, show
 
 RANGES = {"words": Range(2, 1000), "common": Range(0, 10**9)}
@@ -55,6 +55,7 @@ def run(argv: list[str]) -> int:
     from outpace.train.questions import questions
 
     dataset = open_named(options.dataset)
+    output = options.output or dataset.folder / records.file_name(options.task)
     asked = questions(
         [options.task],
         ["completion"],
@@ -62,6 +63,7 @@ def run(argv: list[str]) -> int:
         task_data=options.task_data,
     )
     task, _, items = next(asked)
+    check_writable(output)  # a corpus takes hours to read
     index = NgramIndex(records.passages(items), options.words)
     with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
         bar = progress.add_task("reading tokens", total=dataset.tokens(options.split))
@@ -73,7 +75,6 @@ def run(argv: list[str]) -> int:
             progress=lambda tokens: progress.advance(bar, tokens),
         )
     record = {"format": records.FORMAT, "task": task.name, **found}
-    output = options.output or dataset.folder / records.file_name(task.name)
     replace_json(output, record)
     if options.json:
         show(json.dumps(record, indent=2))

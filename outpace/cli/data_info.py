@@ -1,4 +1,4 @@
-"""`outpace data info DIR`: what a prepared dataset holds."""
+"""`outpace data info DIR`: documents, tokens, lengths, samples of the text, where it comes from."""
 
 import json
 from dataclasses import dataclass

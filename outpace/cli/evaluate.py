@@ -10,7 +10,7 @@ import tyro
 from outpace.config.check import Range, check_ranges
 from outpace.config.load import parse_flags
 from outpace.core.errors import DataError, StorageError, UsageError
-from outpace.core.files import replace_file, replace_json
+from outpace.core.files import check_writable, replace_file, replace_json
 from outpace.core.log import note, show
 from outpace.core.registry import nearest
 
@@ -76,6 +76,8 @@ def run(argv: list[str]) -> int:
     for path in (options.output, options.details):
         if path and not path.parent.is_dir():
             raise StorageError("NO-FOLDER", f"there is no folder {path.parent}", do="make it first")
+        if path:
+            check_writable(path)
 
     from outpace.evals import contamination
     from outpace.runtime.distributed import Group, from_environment
@@ -171,7 +173,11 @@ def _score(
     model, tokenizer = out.loaded.model, out.tokenizer
     if questions and tokenizer.name != "gpt2":
         name = questions[0][0].name
-        raise UsageError("TOKENIZER", f"{name} needs gpt2, the model reads {tokenizer.name}")
+        raise UsageError(
+            "TOKENIZER",
+            f"{name} needs gpt2, the model reads {tokenizer.name}",
+            do="score it with --tasks loss,text",
+        )
     if LOSS in tasks:
         _loss(options, out)
     for task, protocol, items in questions:
@@ -220,7 +226,11 @@ def _loss(options: Options, out: _Results) -> None:
 
     found = validate(score, mixture, options.val_tokens)
     if found is None:
-        raise UsageError("NO-VALIDATION", f"{mixture.where} has no validation tokens")
+        raise UsageError(
+            "NO-VALIDATION",
+            f"{mixture.where} has no validation tokens",
+            do="name another --dataset",
+        )
     source = {"dataset": mixture.name, "fingerprint": mixture.fingerprint}
     record = {**found.record(), **source}
     out.add(record, loss_line(record, mixture.name, mixture.unigram_entropy))

@@ -38,7 +38,6 @@ NOBODY_READS = 141
 HELP = """usage: outpace COMMAND [FLAGS]      (outpace COMMAND --help for its flags)
 
 {commands}
-
 exit codes: 0 done, 1 bug, 2 usage, 3 data, 4 checkpoint, 5 storage, 6 numerics, 7 memory,
 8 run folder in use, 9 peer lost, 10 network, 11 requirement not met, 75 stopped and resumable,
 130/143 stopped at once
@@ -97,11 +96,7 @@ def _check_working_folder() -> None:
 
 def help_text() -> str:
     """The page of `outpace --help`: each command with the first line of its module."""
-    lines = []
-    for name in COMMANDS.names():
-        first = COMMANDS.first_line(name).partition(": ")[2]
-        lines.append(f"  {name:<15}{first.rstrip('.')}")
-    return HELP.format(commands="\n".join(lines))
+    return HELP.format(commands=COMMANDS.help_lines(15))
 
 
 def _fail(error: Exception) -> int:

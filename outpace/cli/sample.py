@@ -140,7 +140,10 @@ def _prompt(options: Options) -> str:
             raise ValueError(f"it is longer than {MOST_PROMPT_BYTES:,} bytes")
         return data.decode("utf-8")
     except (OSError, ValueError) as error:
-        raise DataError("PROMPT", f"cannot use {name} as a prompt: {error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise DataError(
+            "PROMPT", f"cannot use {name} as a prompt: {why}", do="name a file of UTF-8 text"
+        ) from error
 
 
 def _tell_of_context(prompt_tokens: int, options: Options, context: int) -> None:

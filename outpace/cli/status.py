@@ -42,9 +42,9 @@ def run(argv: list[str]) -> int:
             age, rate = state["last_record_age_s"], state.get("tokens_per_second")
             speed = f", {count(rate)} tokens a second" if isinstance(rate, int | float) else ""
             show(f"  last record: step {logged}, {duration(age)} ago{speed}")
-    for key in (
-        "reason", "degraded", "last_verified_checkpoint", "resumable", "weights_sha256", "time",
-    ):  # fmt: skip
+    if state.get("degraded"):
+        show("  degraded: some records could not be written")
+    for key in ("reason", "last_verified_checkpoint", "resumable", "weights_sha256", "time"):
         if state.get(key) not in (None, [], {}):
             show(f"  {key}: {state[key]}")
     return 0

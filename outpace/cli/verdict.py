@@ -10,7 +10,7 @@ import tyro
 from outpace.config.check import Range, check_ranges
 from outpace.config.load import parse_flags
 from outpace.core.errors import NotMet, StorageError, UsageError
-from outpace.core.files import replace_json
+from outpace.core.files import check_writable, replace_json
 from outpace.core.log import show
 from outpace.core.runfolder import RunFolder
 
@@ -65,6 +65,9 @@ def run(argv: list[str]) -> int:
     for folder in (options.details, options.output and options.output.parent):
         if folder and not folder.is_dir():
             raise StorageError("NO-FOLDER", f"there is no folder {folder}", do="make it first")
+    for path in (options.details and options.details / "model.jsonl", options.output):
+        if path:
+            check_writable(path)
 
     from outpace.evals.tasks import TASKS
     from outpace.runtime.distributed import Group, from_environment
@@ -80,7 +83,11 @@ def run(argv: list[str]) -> int:
     device = choose_device(options.device, ranks.local_rank)
     dirty = v.find_contamination(options.contamination, options.model, options.task)
     if dirty and dirty.task != options.task:
-        raise UsageError("CONTAMINATION", f"the record is of {dirty.task}, not {options.task}")
+        raise UsageError(
+            "CONTAMINATION",
+            f"the record is of {dirty.task}, not {options.task}",
+            do=f"make one with outpace contamination --task {options.task}",
+        )
     model, against = v.side(options.model, device), v.baseline(options.against, device)
     asked = []
     if model.loaded or against.loaded:

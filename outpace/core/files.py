@@ -1,12 +1,15 @@
 """Files that are either whole or absent: atomic replacement, JSON lines, hashes."""
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from outpace.core.errors import StorageError
 from outpace.core.secrets import redact
@@ -26,20 +29,32 @@ def fsync_folder(folder: Path) -> None:
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
-    """Write `content` beside `path`, fsync it, and rename it into place."""
+    """Write `content` beside `path`, fsync it, and rename it into place (`whole_file`)."""
     # A file name that is not UTF-8 stands as the escape \udcXX, which JSON reads back.
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{threading.get_ident()}")
+    with whole_file(path, temporary) as f:
+        f.write(data)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, temporary: Path) -> Iterator[BinaryIO]:
+    """A file to be written, which gets its name once it is whole and on the disk; until then it is
+    `temporary`, in the same folder. StorageError when the disk does not take it; whatever fails,
+    nothing is left."""
     try:
         with open(temporary, "wb") as f:
-            f.write(data)
+            yield f
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
         fsync_folder(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise storage_error(path, error) from error
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise storage_error(path, error) from error
+        raise
 
 
 def replace_json(path: Path, value: Any) -> None:
@@ -71,6 +86,17 @@ def read_json_lines(path: Path) -> Iterator[JsonObject]:
                 continue
             if isinstance(record, dict):
                 yield record
+
+
+def check_writable(path: Path) -> None:
+    """StorageError when no file could be written at `path`: asked before the work it is for."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise storage_error(path, error) from error
 
 
 def sha256_file(path: Path) -> str:

@@ -51,6 +51,12 @@ class Registry:
         with Path(spec.origin).open(encoding="utf-8") as f:
             return f.readline().strip().strip('"')
 
+    def help_lines(self, width: int) -> str:
+        """A line an entry: its name in `width` columns, and what the first line of its module says
+        behind the colon."""
+        about = {name: self.first_line(name).partition(": ")[2] for name in self._table}
+        return "".join(f"  {name:<{width}}{text.rstrip('.')}\n" for name, text in about.items())
+
     def load(self, name: str) -> Any:
         """Import and return the entry `name`."""
         self.check(name)

@@ -41,7 +41,7 @@ def read_state(folder: RunFolder) -> JsonObject:
         status = _status(folder)  # it may have ended in good order between the two looks
     if status is None:
         if not (held or folder.plan.is_file() or folder.metrics.is_file()):
-            raise _no_run(folder)
+            raise no_run(folder, folder.status)
         status = {"state": "running", "reason": "it has no readable STATUS.json"}
     if status["state"] == "running" and not held:
         status |= {"state": "interrupted", "reason": _why_gone(status)}
@@ -147,9 +147,10 @@ def _is_alive(status: JsonObject) -> bool:
     return status.get("boot_id") in (None, boot_id())
 
 
-def _no_run(folder: RunFolder) -> UsageError:
+def no_run(folder: RunFolder, lacks: Path) -> UsageError:
+    """The error of a folder without one of the files that every run has."""
     return UsageError(
         "NOT-A-RUN",
-        f"{folder.root} is not a run folder (no readable STATUS.json)",
+        f"{folder.root} is not a run folder (no readable {lacks.name})",
         do="name the folder that training printed, such as runs/NAME",
     )

@@ -39,22 +39,27 @@ class Benchmark:
 
     def passages(self) -> Iterator[tuple[str, str]]:
         """(question, text): of HellaSwag's file each context with each of its endings, of any other
-        .jsonl the field `text`, of a .txt every line."""
-        with open(self.path, encoding="utf-8") as f:
-            for number, line in enumerate(f):
-                if not self.path.endswith((".jsonl", ".json")):
-                    yield f"{self.name} {number}", line
-                    continue
-                try:
+        .jsonl the field `text`, of a .txt every line. DataError for what is none of these."""
+        number = 0
+        try:
+            with open(self.path, encoding="utf-8") as f:
+                for number, line in enumerate(f):
+                    if not self.path.endswith((".jsonl", ".json")):
+                        yield f"{self.name} {number}", line
+                        continue
                     record = json.loads(line)
                     for text in _texts(record):
                         yield f"{self.name} {record.get('ind', number)}", text
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    raise DataError(
-                        "BAD-INPUT",
-                        f"{self.path}: line {number + 1} is no question ({error})",
-                        do="give JSON lines with the field text, or HellaSwag's own file",
-                    ) from error
+        except UnicodeDecodeError as error:
+            raise DataError(
+                "BAD-INPUT", f"{self.path} is not UTF-8 text ({error})", do="convert it to UTF-8"
+            ) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                "BAD-INPUT",
+                f"{self.path}: line {number + 1} is no question ({error})",
+                do="give JSON lines with the field text, or HellaSwag's own file",
+            ) from error
 
 
 def _texts(record: dict[str, Any]) -> list[str]:

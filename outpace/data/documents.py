@@ -7,33 +7,17 @@ train_gpt.py).
 """
 
 import numpy as np
-import numpy.typing as npt
 
 from outpace.data.mixture import Mixture
-from outpace.data.shard_file import check_regular, damaged
+from outpace.data.shard_file import Int64
 from outpace.data.shards import Dataset
-
-Int64 = npt.NDArray[np.int64]
 
 
 def document_starts(dataset: Dataset, split: str) -> Int64:
     """Place of each document's first token in the split's stream, from the lengths beside the
     shards. DataError when they do not add up to the shards' tokens."""
-    lengths = [np.zeros(0, np.int64)]
-    for shard in dataset.shards:
-        if shard.split != split:
-            continue
-        path = dataset.folder / shard.lengths
-        try:
-            check_regular(path)
-            found = np.fromfile(path, "<u4").astype(np.int64)
-        except OSError as error:
-            raise damaged(path, error.strerror or str(error)) from error
-        if found.sum() != shard.tokens:
-            raise damaged(path, f"its lengths do not add up to the {shard.tokens:,} tokens")
-        lengths.append(found)
-    every = np.concatenate(lengths)
-    return np.cumsum(every) - every
+    lengths = dataset.document_lengths(split)
+    return np.cumsum(lengths) - lengths
 
 
 def aligned_samples(starts: Int64, tokens: int, context: int) -> Int64:

@@ -24,10 +24,7 @@ class Lengths:
 
 def lengths_of(dataset: Dataset, split: str) -> Lengths | None:
     """None for a split without documents."""
-    parts = [
-        np.fromfile(dataset.folder / s.lengths, "<u4") for s in dataset.shards if s.split == split
-    ]
-    lengths = np.concatenate([np.zeros(0, "<u4"), *parts])
+    lengths = dataset.document_lengths(split)
     if not len(lengths):
         return None
     exponents = np.floor(np.log2(np.maximum(lengths, 1))).astype(np.int64)
@@ -60,7 +57,7 @@ def samples_of(dataset: Dataset, split: str, count: int, seed: int = 0) -> list[
 
 
 def _beginning(dataset: Dataset, shard: ShardFile, number: int) -> tuple[list[int], int]:
-    lengths = np.fromfile(dataset.folder / shard.lengths, "<u4").astype(np.int64)
+    lengths = shard.document_lengths(dataset.folder)
     start, length = int(lengths[:number].sum()), int(lengths[number]) - 1
     with open(dataset.folder / shard.file, "rb") as f:
         f.seek(HEADER_BYTES + 2 * (start + 1))

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
+from outpace.core.crash import first_line
 from outpace.core.errors import OutpaceError, PeerLost, UsageError
 from outpace.data.encode import Piece, Work, encode_chunk
 from outpace.data.sources import Chunk
@@ -78,7 +79,7 @@ class RayEngine:
         except ray.exceptions.RayError as error:
             raise PeerLost(
                 "RAY",
-                f"a worker failed: {str(error).strip().splitlines()[-1][:300]}",
+                f"a worker failed: {_last_line(error)[:300]}",
                 kept="the finished shards",
                 do="see the cluster's logs, and run the same command again to go on",
             ) from error
@@ -100,9 +101,14 @@ class RayEngine:
         except (OSError, RuntimeError, ValueError) as error:
             raise PeerLost(
                 "NO-CLUSTER",
-                f"no Ray cluster at {self.address}: {str(error).strip().splitlines()[0][:200]}",
+                f"no Ray cluster at {self.address}: {first_line(error)[:200]}",
                 do="`ray start --head` first, or --address local for processes of this machine",
             ) from error
+
+
+def _last_line(error: BaseException) -> str:
+    """Where Ray says what a worker died of; the lines before it are the traceback there."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def _knock(address: str) -> None:

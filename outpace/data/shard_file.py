@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from outpace.core.errors import DataError
-from outpace.core.files import fsync_folder, sha256_file, storage_error
+from outpace.core.files import sha256_file, whole_file
 
 MAGIC, VERSION = 20240520, 1
 HEADER_BYTES = 256 * 4
@@ -30,6 +30,7 @@ MOST_TOKENS = 2**31 - 1
 SHARD_NAME = r"\w[\w.-]*\.bin"
 SPLITS = ("train", "val")
 UInt16 = npt.NDArray[np.uint16]
+Int64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,19 @@ class ShardFile:
     def lengths(self) -> str:
         """Name of the file of document lengths."""
         return self.file.removesuffix(".bin") + ".len"
+
+    def document_lengths(self, folder: Path) -> Int64:
+        """Tokens of each document, its end-of-text included. DataError when the file is not there
+        or does not add up to the shard's tokens."""
+        path = folder / self.lengths
+        try:
+            check_regular(path)
+            lengths = np.fromfile(path, "<u4").astype(np.int64)
+        except OSError as error:
+            raise damaged(path, error.strerror or str(error)) from error
+        if lengths.sum() != self.tokens:
+            raise damaged(path, f"its lengths do not add up to the {self.tokens:,} tokens")
+        return lengths
 
     def fault(self, folder: Path) -> DataError | None:
         """Read the whole shard; what is wrong with it, or None."""
@@ -109,20 +123,11 @@ def write_shard(
 
 
 def _write(path: Path, *parts: bytes | memoryview) -> str:
-    temporary = path.with_name(path.name + ".tmp")
     digest = hashlib.sha256()
-    try:
-        with open(temporary, "wb") as f:
-            for part in parts:
-                f.write(part)
-                digest.update(part)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-        fsync_folder(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise storage_error(path, error) from error
+    with whole_file(path, path.with_name(path.name + ".tmp")) as f:
+        for part in parts:
+            f.write(part)
+            digest.update(part)
     return digest.hexdigest()
 
 

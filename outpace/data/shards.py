@@ -18,6 +18,7 @@ from outpace.core.registry import nearest
 from outpace.data.shard_file import (
     HEADER_BYTES,
     SPLITS,
+    Int64,
     ShardFile,
     damaged,
     read_header,
@@ -72,6 +73,11 @@ class Dataset:
 
     def tokens(self, split: str) -> int:
         return sum(s.tokens for s in self.shards if s.split == split)
+
+    def document_lengths(self, split: str) -> Int64:
+        """Tokens of each document of a split, in the order of its stream."""
+        lengths = [s.document_lengths(self.folder) for s in self.shards if s.split == split]
+        return np.concatenate([np.zeros(0, np.int64), *lengths])
 
     def stream(self, split: str) -> TokenStream:
         files = [s.file for s in self.shards if s.split == split]

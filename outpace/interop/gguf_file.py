@@ -88,22 +88,6 @@ def _add_tokenizer(writer, types) -> None:  # type: ignore[no-untyped-def]  # gg
     writer.add_add_bos_token(False)
 
 
-def read_weights(path: Path, shape: GPT2Shape) -> dict[str, Tensor]:
-    """What the file holds, by outpace's names and in fp32, through the package's own reader."""
-    import gguf
-
-    found = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
-    weights = {}
-    for module in (*TOP, *(f"h.{i}.{part}" for i in range(shape.n_layer) for part in BLOCK)):
-        for kind in ("weight", "bias"):
-            name = f"{module}.{kind}"
-            if tensor := found.pop(their_name(name), None):
-                weights[name] = torch.from_numpy(tensor.data.copy()).float()
-    if found:
-        raise ValueError(f"the file holds {next(iter(found))}, which was not meant")
-    return weights
-
-
 def _too_large(weights: dict[str, Tensor]) -> str | None:
     return next(
         (k for k, w in weights.items() if is_halved(k, w) and w.abs().max() > MOST_F16), None

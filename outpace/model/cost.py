@@ -20,8 +20,19 @@ def parameters(shape: GPT2Shape, *, padded: bool = False) -> int:
     return shape.n_layer * block + (vocab + shape.context) * C + 2 * C
 
 
+def linear_maps(shape: GPT2Shape) -> dict[str, int]:
+    """Weights of each linear map over all layers, and of the head: what is multiplied with."""
+    C, L = shape.n_embd, shape.n_layer
+    block = {"qkv": 3 * C * C, "proj": C * C, "fc": 4 * C * C, "mlp_proj": 4 * C * C}
+    maps = {name: L * weights for name, weights in block.items()}
+    return maps | {"head": shape.padded_vocab_size * C}
+
+
+def attention_flops_per_token(shape: GPT2Shape) -> float:
+    """FLOPs of causal attention for one training token, over all layers."""
+    return 6.0 * shape.n_layer * shape.context * shape.n_embd
+
+
 def flops_per_token(shape: GPT2Shape) -> float:
     """FLOPs of forward and backward for one training token. 798.0e6 for GPT-2 124M, T = 1024."""
-    C, L = shape.n_embd, shape.n_layer
-    matmul = L * 12 * C * C + shape.padded_vocab_size * C
-    return 6.0 * matmul + 6.0 * L * shape.context * C
+    return 6.0 * sum(linear_maps(shape).values()) + attention_flops_per_token(shape)

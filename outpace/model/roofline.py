@@ -18,7 +18,7 @@ What is counted:
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from outpace.model.cost import parameters
+from outpace.model.cost import attention_flops_per_token, linear_maps, parameters
 from outpace.model.memory import StepSettings
 
 BANDWIDTH_SHARE = 0.85
@@ -33,6 +33,7 @@ LOGIT_PASSES = {"eager": 18, "compiled": 3, "triton": 2, "chunked": 2, "linear":
 SQUARE_PASSES = 19
 """Passes over the materialised T x T matrix, fp32, forward and backward."""
 ADAMW_BYTES = {"adamw": 28, "adamw_foreach": 70}
+"""Fused, the least: weight, gradient and two moments read, all but the gradient written, fp32."""
 LINK_SHARE = 0.8
 """Of a link's bandwidth that an all-reduce of hundreds of megabytes gets (NCCL tests)."""
 OVERLAP = 0.6
@@ -78,9 +79,9 @@ def step_time(s: StepSettings, tokens: int, world_size: int, r: Rates) -> StepTi
     N = parameters(s.shape, padded=True)
     e = 4 if s.precision == "no" else 2
     again = 1 if s.checkpointing == "block" else 0  # forwards of the blocks that are done twice
-    maps = {"qkv": 3 * C * C, "proj": C * C, "fc": 4 * C * C, "mlp_proj": 4 * C * C}
-    products = sum(2 * (3 + again) * L * n / r.products[name] for name, n in maps.items())
-    head = 2 * V * C / r.products["head"] * (4 if s.cross_entropy == "linear" else 3)
+    maps = linear_maps(s.shape)
+    head = 2 * maps.pop("head") / r.products["head"] * (4 if s.cross_entropy == "linear" else 3)
+    products = sum(2 * (3 + again) * n / r.products[name] for name, n in maps.items())
     passes = FUSED_PASSES if s.compiled else EAGER_PASSES
     passes += 0 if s.bf16_residual or e == 4 else RESIDUAL_PASSES
     passes += 8 if s.checkpointing == "gelu" else 16 * again
@@ -103,5 +104,5 @@ def _attention(s: StepSettings, r: Rates) -> float:
     """Seconds a token, forward and backward."""
     C, L, T, H = s.shape.n_embd, s.shape.n_layer, s.shape.context, s.shape.n_head
     if s.attention == "fused":
-        return 6 * L * T * C / r.attention
+        return attention_flops_per_token(s.shape) / r.attention
     return 12 * L * T * C / r.full + SQUARE_PASSES * 4 * L * H * T / r.bandwidth

@@ -1,7 +1,7 @@
 """Which of several implementations is fastest on this machine: measured once, then remembered.
 
-Remembered in `kernels.json` in $OUTPACE_CACHE, else $XDG_CACHE_HOME/outpace, else ~/.cache/outpace,
-under the machine, PyTorch's version, type, shape and candidates. It may be deleted at any time.
+Remembered in `kernels.json` in the cache folder (`core/cache.py`), under the machine, PyTorch's
+version, type, shape and candidates. It may be deleted at any time.
 """
 
 import datetime
@@ -91,7 +91,7 @@ def measure(
         try:
             for _ in range(WARM_UP):
                 results = work()
-            _synchronise(device)
+            synchronise(device)
         except Exception as error:  # a kernel may fail in any way, and then another is taken
             excluded[name] = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
             continue
@@ -104,15 +104,21 @@ def measure(
     seconds: dict[str, list[float]] = {name: [] for name in ran}
     for _ in range(ROUNDS):
         for name, work in ran.items():
-            _synchronise(device)
+            synchronise(device)
             began = time.perf_counter()
             work()
-            _synchronise(device)
+            synchronise(device)
             seconds[name].append(time.perf_counter() - began)
     ms = {name: 1e3 * statistics.median(s) for name, s in seconds.items()}
     limit = min(ms.values()) * (1 + TIE)
     choice = next(name for name in ms if ms[name] <= limit)
     return Measured(choice, ms, excluded, datetime.date.today().isoformat())
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done all that it was given; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def device_name(device: torch.device) -> str:
@@ -125,11 +131,6 @@ def _error(x: torch.Tensor, expected: torch.Tensor) -> float:
     """Relative error in the 2-norm; NaN where x has one."""
     difference = (x.detach().float() - expected.float()).norm()
     return float(difference / expected.float().norm().clamp_min(1e-12))
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -149,6 +149,7 @@ td.dim, .dim { color: var(--muted); }
   background: var(--muted);
 }
 .events td, .events th { font-size: 14px; } .events th { font-weight: 400; color: var(--muted); }
+.events th, .events td:not(:last-child) { white-space: nowrap; overflow-wrap: normal; }
 .events thead th { position: sticky; top: 0; background: var(--page); }
 
 .columns { display: grid; grid-template-columns: repeat(3, 1fr); gap: 30px 36px; margin-top: 14px; }

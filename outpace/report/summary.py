@@ -4,7 +4,7 @@ import statistics
 from dataclasses import dataclass
 
 from outpace.core.files import JsonObject
-from outpace.core.published import HELLASWAG, PublishedScore
+from outpace.core.published import PublishedScore, gpt2_published
 from outpace.report.load import Run, number
 
 INTERVAL_95 = 1.96
@@ -86,7 +86,7 @@ def summarise(run: Run) -> Summary:
 
 def published_hellaswag(protocol: str) -> PublishedScore | None:
     """GPT-2's acc_norm under `protocol`; None for a protocol nobody published."""
-    return next((s for s in HELLASWAG if (s.protocol, s.metric) == (protocol, "acc_norm")), None)
+    return gpt2_published("hellaswag", protocol, "acc_norm")
 
 
 def _hellaswag(run: Run) -> Score | None:

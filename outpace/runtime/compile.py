@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from outpace.core.cache import cache_folder
+from outpace.core.crash import first_line
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 CACHE_LOGGERS = ("torch._inductor.codecache", "torch._functorch._aot_autograd.autograd_cache")
@@ -82,5 +83,5 @@ def why_not(device: torch.device) -> str | None:
     try:
         torch.compile(probe)(x).backward()
     except Exception as error:  # the compiler's failures have no common type
-        return f"a probe failed with {type(error).__name__}: {str(error).splitlines()[0][:120]}"
+        return f"a probe failed with {type(error).__name__}: {first_line(error)[:120]}"
     return None

@@ -7,7 +7,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from outpace.core.errors import PeerLost
+from outpace.core.errors import PeerLost, UsageError
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,17 @@ class Ranks:
 
 
 def from_environment() -> Ranks:
-    """What torchrun set, or a single process."""
+    """What torchrun set, or a single process. UsageError when only a part of it is there."""
     if "RANK" not in os.environ:
         return Ranks()
-    return Ranks(
-        int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
-    )
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        if not os.environ.get(name, "").isdecimal():
+            raise UsageError(
+                "RANKS",
+                f"RANK is set in the environment, and {name} is {os.environ.get(name)!r}",
+                do="start it by torchrun, or unset RANK for a single process",
+            )
+    return Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
 
 
 LOST = (

@@ -28,7 +28,12 @@ class Machine:
     bf16: bool
     """Fast bf16 products: Ampere and later, or a CPU with avx512_bf16 or AMX."""
     peak_flops: float | None = None
+    """FLOP/s of products in half precision; None where no data sheet is known."""
     peak_source: str | None = None
+
+    def peak(self, precision: str) -> float | None:
+        """What an MFU in that precision is a share of; None for fp32, whose peak is another one."""
+        return None if precision == "no" else self.peak_flops
 
 
 def detect(device: str) -> Machine:
@@ -41,7 +46,7 @@ def detect(device: str) -> Machine:
         return Machine(
             device,
             name,
-            os.cpu_count() or 1,
+            _usable_cores(),
             total,
             free,
             torch.cuda.is_bf16_supported(including_emulation=False),

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 
 from outpace.core.errors import UsageError
 from outpace.core.registry import nearest_names
+from outpace.core.units import MIB
 
-MIB = 2**20
 MOST_GPUS = 8
 """GPUs of one host; a plan knows no links between hosts."""
+OTHER_CARDS = re.compile(r"\b(MIG|Laptop|Mobile|Max-Q|Ti|SUPER|D)\b")
+"""Words that make a device's name that of another card, or of a part of one: `RTX 3090 Ti`, `RTX
+4090 Laptop GPU`, `RTX 4090 D`, `H100 80GB HBM3 MIG 1g.10gb`."""
 
 HOPPER = (0.54, 0.22, "fitted to the 435,000 to 490,000 tokens/s a GPU of H100s and one H200")
 AMPERE = (0.58, 0.30, "fitted to the 182,000 to 188,000 tokens/s of an A100 80 GB")
@@ -109,6 +112,8 @@ GPUS: dict[str, Gpu] = {
 
 def by_device_name(name: str) -> Gpu | None:
     """The GPU of which torch.cuda.get_device_name() says `name`, or None."""
+    if OTHER_CARDS.search(name):
+        return None
     return next(
         (gpu for gpu in GPUS.values() if re.search(rf"\b{re.escape(gpu.device_name)}\b", name)),
         None,

@@ -96,7 +96,11 @@ def choose(name: str) -> str:
     if name == "auto":
         return "fastokens" if have_fastokens else "tiktoken"
     if name not in ENGINES:
-        raise UsageError("BAD-VALUE", f"no tokeniser engine {name!r}", do=f"one of {ENGINES}")
+        raise UsageError(
+            "BAD-VALUE",
+            f"no tokenizer engine {name!r}",
+            do=f"choose one of auto, {', '.join(ENGINES)}",
+        )
     if name == "fastokens" and not have_fastokens:
         raise UsageError(
             "NOT-INSTALLED", "fastokens is not installed", do="pip install 'outpace[fast]'"

@@ -39,14 +39,15 @@ def audit_run(run: RunFolder, *, deep: bool = False) -> list[Verdict]:
     """`audit` of each checkpoint of a run, oldest first, and of the newest that STATUS.json names
     but that is not there. A run that is training may let go of one while it is read: that one is
     left out, and the folder read again when the newest was among them."""
-    for attempt in range(TRIES):
+    for _ in range(TRIES):
         newest = acknowledged(run)
         verdicts = [(path, audit(path, deep=deep)) for path in store.paths(run.checkpoints)]
         found = [verdict for path, verdict in verdicts if not verdict.fault or path.is_dir()]
         if newest is None or newest in {v.name for v in found}:
             break
-        if attempt == TRIES - 1:
+        if acknowledged(run) == newest:  # what it names is only let go once it names a newer one
             found.append(Verdict(newest, "STATUS.json names it, but it is not there"))
+            break
     return found
 
 

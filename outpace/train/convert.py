@@ -97,7 +97,9 @@ def _refuse_impossible(loaded: LoadedModel, to: str, target: Target, dtype: torc
             "VARIANT", f"{to} holds GPT-2 alone: {why}", do="--to outpace keeps every variant"
         )
     if target.has_tokenizer and loaded.tokenizer != "gpt2":
-        raise UsageError("TOKENIZER", f"the model reads {loaded.tokenizer}, not gpt2")
+        raise UsageError(
+            "TOKENIZER", f"the model reads {loaded.tokenizer}, not gpt2", do="--to outpace or llmc"
+        )
     if dtype not in target.dtypes:
         names = ", ".join(str(d).removeprefix("torch.") for d in target.dtypes)
         raise UsageError("DTYPE", f"{to} is not written in {dtype}", do=f"--dtype {names}")

@@ -26,14 +26,14 @@ def find_dataset(name: str, *, make: bool = False, is_main: bool = True) -> Path
         if (DATA / "openwebtext" / MANIFEST).exists():
             note("dataset: data/openwebtext")
             return DATA / "openwebtext"
+        if not make and not (DATA / "pydocs" / MANIFEST).exists():
+            raise DataError(
+                "NO-DATASET", "no dataset is prepared", do="outpace prepare pydocs, or --dataset"
+            )
         if is_main:
             warn(
                 "no --dataset was given and data/openwebtext is not prepared: training on pydocs, "
                 "the documentation inside this Python installation"
-            )
-        if not make and not (DATA / "pydocs" / MANIFEST).exists():
-            raise DataError(
-                "NO-DATASET", "no dataset is prepared", do="outpace prepare pydocs, or --dataset"
             )
         _make_pydocs(DATA / "pydocs", first=is_main)
         return DATA / "pydocs"

@@ -18,6 +18,7 @@ import psutil
 import torch
 
 from outpace.checkpoint import store
+from outpace.core.crash import first_line
 from outpace.core.errors import (
     CheckpointError,
     DataError,
@@ -91,7 +92,7 @@ def examine(run: Path | None = None) -> Iterator[Finding]:
     yield from _shared_memory()
     yield from _vocabulary()
     yield from _data()
-    yield from _runs()
+    yield from _runs(but=run)
     if run is not None:
         yield from _run(RunFolder(run))
 
@@ -164,7 +165,7 @@ def _gpus() -> Iterator[Finding]:
             ones = torch.ones(64, 64, device=f"cuda:{i}")
             right = bool((ones @ ones == 64).all())
         except RuntimeError as error:
-            right, free, total, driver = False, 0, 0, str(error).splitlines()[0]
+            right, free, total, driver = False, 0, 0, first_line(error)
         if not right:
             do = "restart the machine, or leave this GPU out with CUDA_VISIBLE_DEVICES"
             yield fault(check, UsageError("GPU", f"{name} does not compute ({driver})", do=do))
@@ -315,10 +316,11 @@ def _checked(check: str, look: Callable[[], str]) -> Finding:
         return fault(check, error)
 
 
-def _runs() -> Iterator[Finding]:
-    """Runs that were interrupted, and those that are running."""
+def _runs(but: Path | None) -> Iterator[Finding]:
+    """The state of each run, but of one that is looked at by itself."""
     for root in sorted(path.parent for path in RUNS.glob("*/STATUS.json")):
-        yield from _state(RunFolder(root))
+        if but is None or root.resolve() != but.resolve():
+            yield from _state(RunFolder(root))
 
 
 def _state(run: RunFolder) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from outpace.config.presets import GPT2Shape
 from outpace.config.schema import RunConfig
 from outpace.core.errors import DataError, UsageError
 from outpace.ops import cross_entropy
-from outpace.ops.attention import document_mask_why_not
+from outpace.ops.attention import BACKENDS, MATERIALISING, document_mask_why_not
 from outpace.runtime.hardware import Machine
 from outpace.runtime.machines import Gpu, named
 from outpace.runtime.precision import DTYPES
@@ -82,9 +82,10 @@ def _assumed(gpu: Gpu) -> Capabilities:
     def attention(
         backend: str, precision: str, head_dim: int, dropout: float, masked: bool
     ) -> tuple[str | None, str]:
+        BACKENDS.check(backend)
         if masked and (no_mask := document_mask_why_not(backend)):
             return no_mask, ""
-        if backend in ("reference", "eager", "math"):
+        if backend in MATERIALISING:
             return None, "materialised"
         fused = precision != "no" and gpu.bf16 and head_dim <= 256
         return None, "FLASH_ATTENTION" if fused else "EFFICIENT_ATTENTION"

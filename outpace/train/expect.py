@@ -53,7 +53,7 @@ def expect(config: RunConfig, set_by: SetBy, price_per_hour: float) -> Expected:
         facts,
         rates,
         why_not=why_not,
-        peak_flops=machine.peak_flops,
+        peak_flops=machine.peak(plan.mixed_precision),
         watts=gpu.watts if gpu else None,
         price_per_hour=price_per_hour,
     )
@@ -70,7 +70,7 @@ def expect_elsewhere(
         there.plan,
         there.facts,
         sheet_rates(there.gpu, there.plan),
-        peak_flops=there.gpu.half,
+        peak_flops=there.machine.peak(there.plan.mixed_precision),
         watts=there.gpu.watts,
         price_per_hour=price_per_hour,
     )

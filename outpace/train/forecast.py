@@ -135,7 +135,8 @@ def forecast(
     watts: float | None = None,
     price_per_hour: float = 0.0,
 ) -> Forecast:
-    """Predict the planned run. `peak_flops` and `watts` are of one GPU, the price of all."""
+    """Predict the planned run. `peak_flops` (in the plan's precision) and `watts` are of one GPU,
+    the price of all."""
     A, W = plan.gradient_accumulation_steps, plan.world_size
     seconds = tokens_per_second = mfu = step_s = None
     parts: dict[str, float] = {}

@@ -262,9 +262,9 @@ def measure(
     plan, W = s.plan, s.group.ranks.world_size
     rate = clock.steps_per_second()
     tokens_per_second = rate * plan.tokens_per_step if rate else None
-    mfu = None
-    if tokens_per_second and machine.peak_flops and plan.mixed_precision != "no":
-        mfu = tokens_per_second * plan.flops_per_token / (machine.peak_flops * W)
+    mfu, peak = None, machine.peak(plan.mixed_precision)
+    if tokens_per_second and peak:
+        mfu = tokens_per_second * plan.flops_per_token / (peak * W)
     return {
         "step": progress.step,
         "tokens": progress.step * plan.tokens_per_step,

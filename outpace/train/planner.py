@@ -15,6 +15,7 @@ from outpace.core.errors import OutOfMemory, UsageError
 from outpace.core.units import count, gib
 from outpace.model import cost
 from outpace.model.memory import Attention, Memory, Moment, StepSettings, training_memory
+from outpace.optim import OPTIMIZERS
 from outpace.runtime.hardware import Machine
 from outpace.train.plan import Capabilities, Choice, DatasetFacts, Plan, model_shape
 
@@ -40,8 +41,9 @@ def make_plan(
     world_size: int,
     can: Capabilities,
 ) -> Plan:
-    """Decide everything that was left open. UsageError when what was asked contradicts itself,
-    OutOfMemory when it cannot fit."""
+    """Decide everything that was left open. UsageError when what was asked is not known or
+    contradicts itself, OutOfMemory when it cannot fit."""
+    OPTIMIZERS.check(config.optimizer.optimizer)
     p = _Planner(config, set_by, machine, dataset, world_size, can)
     return p.plan()
 
@@ -272,7 +274,8 @@ class _Planner:
         S, A, M = b.tokens_per_step, b.gradient_accumulation_steps, b.micro_batch_size
         if S != "auto" and A != "auto" and M != "auto":
             if M * T * A * W != S:
-                raise UsageError("BATCH", self._contradiction(M, A, S), do=self._remedy())
+                do = "leave one of them out, or set it to auto"
+                raise UsageError("BATCH", self._contradiction(M, A, S), do=do)
             return self._checked(M, memory), A
         if S != "auto" and S % (T * W * (1 if A == "auto" else A) * (1 if M == "auto" else M)):
             raise self._indivisible(S, A, M)
@@ -355,9 +358,6 @@ class _Planner:
 
     def _who(self, name: str) -> str:
         return self.set_by.get(name, "default")
-
-    def _remedy(self) -> str:
-        return "leave one of them out, or set it to auto"
 
     def _indivisible(self, S: int, A: Any, M: Any) -> UsageError:
         T, W = self.shape.context, self.world_size

@@ -11,6 +11,7 @@ from outpace.checkpoint.retention import on_the_way
 from outpace.config.load import load as load_config
 from outpace.core.errors import CheckpointError, UsageError
 from outpace.core.runfolder import RunFolder
+from outpace.core.runstate import no_run
 from outpace.runtime import distributed
 from outpace.train.assemble import assemble
 from outpace.train.loop import train
@@ -81,11 +82,7 @@ def prove_resume(folder: RunFolder, scratch: Path, at: int | None = None) -> Pro
 
 def _flags(folder: RunFolder, scratch: Path) -> list[str]:
     if not folder.config.is_file():
-        raise UsageError(
-            "NOT-A-RUN",
-            f"{folder.root} is not a run folder (no config.toml)",
-            do="name the folder that training printed, such as runs/NAME",
-        )
+        raise no_run(folder, folder.config)
     flags = ["--recipe", str(folder.config), "--run_dir", str(scratch), "--resume", "auto"]
     for name in (*NO_EVALUATION, "save_every_steps"):
         flags += [f"--{name}", "0"]

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from outpace.checkpoint import store
 from outpace.core.errors import DataError, UsageError
 from outpace.core.runfolder import RunFolder
+from outpace.core.runstate import no_run
 from outpace.model.gpt2 import GPT2
 from outpace.runtime.precision import autocast
 from outpace.train.load_model import load_model
@@ -42,7 +43,10 @@ def incidents(folder: RunFolder) -> list[Path]:
 
 
 def find(folder: RunFolder, step: int | None) -> Path:
-    """The incident of `step`, or the newest; UsageError names those there are."""
+    """The incident of `step`, or the newest; UsageError names those there are, or says that the
+    folder is no run."""
+    if not folder.plan.is_file():
+        raise no_run(folder, folder.plan)
     found = incidents(folder)
     chosen = [p for p in found if step is None or store.step_of(p) == step]
     if not chosen:

@@ -284,15 +284,19 @@ def versions() -> dict[str, str]:
     if torch.version.cuda:
         found["cuda"] = torch.version.cuda
         found["cudnn"] = str(torch.backends.cudnn.version())
-    folder = Path(outpace.__file__).parent
-    try:
-        git = ["git", "-C", str(folder), "rev-parse", "HEAD"]
-        answer = subprocess.run(git, capture_output=True, text=True, timeout=10, check=False)
-        if answer.returncode == 0:
-            found["git_commit"] = answer.stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        pass
+    if commit := commit_of(Path(outpace.__file__).parent):
+        found["git_commit"] = commit
     return found
+
+
+def commit_of(folder: Path) -> str | None:
+    """The git commit of a checkout, where git knows one."""
+    git = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+    try:
+        answer = subprocess.run(git, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None
 
 
 def data_line(mixture: Mixture, plan: Plan | None = None) -> str:

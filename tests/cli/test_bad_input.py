@@ -61,6 +61,12 @@ def test_a_damaged_shard_is_refused(damage, command, refused, tiny):
     assert "train_000000.bin" in refused(3, "DATA-DAMAGED", *command).error
 
 
+@pytest.mark.parametrize("damage", [_cut, Path.unlink])
+def test_damaged_document_lengths_are_refused(damage, refused, tiny):
+    damage(next(tiny.glob("train_*.len")))
+    assert "train_000000.len" in refused(3, "DATA-DAMAGED", "data", "info", "data/tiny").error
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": 1}', '{"shards": 3}'])
 def test_a_damaged_manifest_is_refused(text, refused, tiny):
     (tiny / "manifest.json").write_text(text)
@@ -96,6 +102,17 @@ def test_a_bad_input_file_is_refused(name, content, argv, error, words, refused,
         3, error, "prepare", "files", "--input", name, "--tokenizer", "bytes", *argv
     ).error
     assert words in line
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [("q.txt", b"caf\xe9\n", "is not UTF-8 text"), ("q.jsonl", b'{"x": 1}\n', "line 1")],
+)
+def test_questions_that_cannot_be_read_are_refused(name, content, words, refused, folder):
+    (folder / "a.txt").write_text("some text")
+    (folder / name).write_bytes(content)
+    argv = ["--input", "a.txt", "--tokenizer", "bytes", "--decontaminate", f"mine={name}"]
+    assert words in refused(3, "BAD-INPUT", "prepare", "files", *argv).error
 
 
 def test_an_input_that_matches_nothing_is_refused(refused, folder):
@@ -338,3 +355,39 @@ def test_a_conversion_never_overwrites(refused, done, folder):
 def test_hellaswag_is_refused_for_a_model_with_another_tokenizer(refused, done, folder):
     argv = ["evaluate", "run", "--tasks", "hellaswag", "--hellaswag_path", "x.jsonl"]
     assert "x.jsonl" in refused(3, "HELLASWAG", *argv).error
+
+
+# The environment, and where results go.
+
+
+@pytest.mark.parametrize("environment", [{}, {"WORLD_SIZE": "2"}, {"WORLD_SIZE": "x"}])
+def test_a_rank_without_the_rest_of_torchrun_is_refused(environment, refused, tiny, monkeypatch):
+    for name, value in {"RANK": "0", **environment}.items():
+        monkeypatch.setenv(name, value)
+    assert "torchrun" in refused(2, "RANKS", *PLAN).error
+
+
+@pytest.mark.parametrize("command", ["evaluate", "verdict"])
+def test_a_result_that_could_not_be_written_is_refused_before_the_work(command, refused, folder):
+    (folder / "taken").mkdir()
+    line = refused(5, "STORAGE", command, "no-such-model", "--output", "taken").error
+    assert "cannot write taken" in line
+
+
+@pytest.mark.parametrize("machine", [[], ["--machine", "h100"]])
+def test_a_plan_refuses_a_name_in_no_table_as_training_would(machine, refused, tiny):
+    argv = ["plan", *machine, "--dataset", "tiny", "--context", "32"]
+    assert (
+        "did you mean adamw?" in refused(2, "UNKNOWN-OPTIMIZER", *argv, "--optimizer", "adam").error
+    )
+    named = [*argv, "--attention_backend", "flsh"]
+    assert "did you mean flash?" in refused(2, "UNKNOWN-ATTENTION-BACKEND", *named).error
+
+
+def test_a_folder_that_is_no_run_kept_no_batch_because_it_is_no_run(refused, folder):
+    refused(2, "NOT-A-RUN", "replay", "none")
+    refused(2, "NOT-A-RUN", "prove-resume", "none")
+
+
+def test_a_device_that_is_none_is_refused(refused, folder):
+    refused(2, "", "bench", "memory", "--device", "tpu")

@@ -306,3 +306,12 @@ def test_what_the_card_does_not_have_is_named(
         point(hub, tmp_path, monkeypatch)
         with pytest.raises(error, match=match):
             HubSource("huggingface", wanted, Reading(), Downloading(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("card", [b"---\nconfigs: [\n---\n", b"---\nconfigs: 3\n---\n"])
+def test_a_card_that_cannot_be_read_counts_as_none(card, openwebtext, tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "*")
+    with serve(openwebtext | {"README.md": card}) as hub:
+        point(hub, tmp_path, monkeypatch)
+        found = HubSource("huggingface", Wanted("a/b"), Reading(), Downloading(tmp_path / "out"))
+    assert found.remotes

@@ -8,6 +8,7 @@
 Nothing is copied from a checkout or written into it: a staged folder links its files.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +18,10 @@ import numpy as np
 from outpace.config.presets import GPT2Shape
 from outpace.core.errors import UsageError
 from outpace.core.registry import Registry
-from outpace.data.shard_file import MAGIC, VERSION
+from outpace.data.shard_file import header
 from outpace.data.shards import Dataset
 from outpace.data.stream import TokenStream
+from outpace.tokenizer.gpt2 import VOCAB_FOLDER
 
 PEERS = Registry(
     "peer",
@@ -33,6 +35,8 @@ PEERS = Registry(
 )
 STEPS = 100_000
 """More steps than any window sees; whoever measures ends the process."""
+TIKTOKEN_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+"""Where tiktoken would fetch GPT-2's files (tiktoken_ext/openai_public.py)."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,16 @@ def link(checkout: Path, files: tuple[str, ...], folder: Path) -> None:
         (folder / Path(file).name).symlink_to((checkout / file).resolve())
 
 
+def tiktoken_cache(folder: Path) -> Path:
+    """A new folder for TIKTOKEN_CACHE_DIR that holds GPT-2's vocabulary, so that no network is
+    asked. tiktoken caches a file under the SHA-1 of its address (tiktoken/load.py)."""
+    folder.mkdir(parents=True)
+    for name in ("vocab.bpe", "encoder.json"):
+        key = hashlib.sha1((TIKTOKEN_URL + name).encode(), usedforsecurity=False).hexdigest()
+        (folder / key).symlink_to((VOCAB_FOLDER / name).resolve())
+    return folder.resolve()
+
+
 def write_raw(stream: TokenStream, path: Path) -> None:
     """The tokens of a split as plain uint16."""
     with open(path, "wb") as f:
@@ -102,10 +116,8 @@ def write_raw(stream: TokenStream, path: Path) -> None:
 
 def write_shard(stream: TokenStream, path: Path, tokens: int) -> None:
     """One shard (`data/shard_file.py`) of exactly `tokens` tokens, a short split repeated."""
-    header = np.zeros(256, "<i4")
-    header[:3] = MAGIC, VERSION, tokens
     with open(path, "wb") as f:
-        f.write(header.tobytes())
+        f.write(header(tokens))
         for part in _parts(stream, tokens):
             f.write(part.tobytes())
 

@@ -3,15 +3,13 @@ speed: bf16, compiled with coordinate descent, flash attention, TF32. It reads o
 are. tiktoken, which it loads GPT-2's vocabulary with, is given the files that ship with outpace.
 """
 
-import hashlib
 import re
 import sys
 from pathlib import Path
 
-from outpace.bench.peers import STEPS, Contestant, Job, link, write_shard
+from outpace.bench.peers import STEPS, Contestant, Job, link, tiktoken_cache, write_shard
 from outpace.config.presets import SIZES, GPT2Shape
 from outpace.model.cost import flops_per_token
-from outpace.tokenizer.gpt2 import VOCAB_FOLDER
 
 LABEL = "llm.c"
 FILES = ("train_gpt2.py", "train_gpt2.c")
@@ -20,8 +18,6 @@ MODELS = {size.n_layer: f"d{size.n_layer}" for size in SIZES.values()}
 STEP = re.compile(
     r"^step +\d+/\d+ \| train loss [-\d.na]+ \| .*\(([\d.]+) ms \| \d+ tok/s\)", re.MULTILINE
 )
-TIKTOKEN_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
-"""tiktoken caches a file under the SHA-1 of its address (tiktoken/load.py, openai_public.py)."""
 
 
 def why_not(job: Job) -> str | None:
@@ -69,7 +65,7 @@ def contestants(checkout: Path, job: Job, folder: Path) -> list[Contestant]:
             tokens_per_step=job.tokens_per_step,
             flops_per_token=flops_per_token(job.shape),
             cwd=folder,
-            env={"TIKTOKEN_CACHE_DIR": str(_vocabulary(folder / "tiktoken"))},
+            env={"TIKTOKEN_CACHE_DIR": str(tiktoken_cache(folder / "tiktoken"))},
         )
     ]
 
@@ -77,15 +73,6 @@ def contestants(checkout: Path, job: Job, folder: Path) -> list[Contestant]:
 def step_ms(text: str) -> list[float]:
     """Milliseconds of each step line that train_gpt2.py prints."""
     return [float(ms) for ms in STEP.findall(text)]
-
-
-def _vocabulary(folder: Path) -> Path:
-    """A cache of tiktoken that holds GPT-2's vocabulary, so that no network is asked."""
-    folder.mkdir()
-    for tiktoken_name, ours in (("vocab.bpe", "vocab.bpe"), ("encoder.json", "encoder.json")):
-        key = hashlib.sha1((TIKTOKEN_URL + tiktoken_name).encode()).hexdigest()
-        (folder / key).symlink_to((VOCAB_FOLDER / ours).resolve())
-    return folder.resolve()
 
 
 def _is_published(shape: GPT2Shape) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from outpace.bench.peers import STEPS, Contestant, Job
 from outpace.core.runfolder import RunFolder
 from outpace.model.cost import flops_per_token
+from outpace.runtime.hardware import detect
 
 LABEL = "outpace"
 FILES: tuple[str, ...] = ()
@@ -37,11 +38,12 @@ def contestants(checkout: Path, job: Job, folder: Path) -> list[Contestant]:
         "hellaswag_limit": 0,
         "sample_tokens": 0,
     }
+    precision = "bf16" if detect(job.device).bf16 else "fp32"  # as the plan chooses
     flat = [x for key, value in flags.items() for x in (f"--{key}", str(value))]
     return [
         Contestant(
             name="outpace",
-            setting=" ".join(("compiled", *job.flags)),
+            setting=f"{precision}, compiled{''.join(f' {flag}' for flag in job.flags)}",
             command=[
                 sys.executable, "-m", "outpace", "train", *flat, "--no_space_check", *job.flags
             ],

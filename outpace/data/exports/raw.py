@@ -12,14 +12,7 @@ import numpy.typing as npt
 
 from outpace.core.errors import DataError
 from outpace.data import nanogpt_split
-from outpace.data.exports.stream import (
-    PIECE_TOKENS,
-    Lengths,
-    end_of_text,
-    lengths_of,
-    new_file,
-    shards,
-)
+from outpace.data.exports.stream import PIECE_TOKENS, Lengths, end_of_text, new_file, shards
 from outpace.data.shards import Dataset
 
 Numbers = npt.NDArray[np.int64]
@@ -29,9 +22,7 @@ def write(dataset: Dataset, split: str, path: Path) -> Lengths:
     """Write a split's documents, and return how many tokens each has, in the order of the file:
     that of the shards, or of nanoGPT's own file when the dataset has nanoGPT's split."""
     if _has_nanogpts_split(dataset):
-        lengths = np.concatenate(
-            [lengths_of(dataset, s) for s in dataset.shards if s.split == split]
-        )
+        lengths = dataset.document_lengths(split)
         order = _nanogpt_order(dataset, split, len(lengths))
         with new_file(path) as out:
             for piece in _gathered(dataset, split, lengths, order):

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from outpace.core.errors import DataError, UsageError
-from outpace.core.files import fsync_folder, storage_error
+from outpace.core.files import storage_error, whole_file
 from outpace.data.shard_file import HEADER_BYTES, SPLITS, ShardFile, UInt16, damaged
 from outpace.data.shards import Dataset
 from outpace.tokenizer import get_tokenizer
@@ -41,19 +41,7 @@ def shards(dataset: Dataset, split: str) -> Iterator[tuple[ShardFile, UInt16, Le
             except OSError as error:
                 path = dataset.folder / shard.file
                 raise damaged(path, error.strerror or str(error)) from error
-            yield shard, tokens, lengths_of(dataset, shard)
-
-
-def lengths_of(dataset: Dataset, shard: ShardFile) -> Lengths:
-    """Tokens of each document of a shard, its end-of-text included."""
-    path = dataset.folder / shard.lengths
-    try:
-        lengths = np.fromfile(path, "<u4").astype(np.int64)
-    except OSError as error:
-        raise damaged(path, error.strerror or str(error)) from error
-    if lengths.sum() != shard.tokens:
-        raise damaged(path, "its document lengths do not add up to the shard's tokens")
-    return lengths
+            yield shard, tokens, shard.document_lengths(dataset.folder)
 
 
 @contextmanager
@@ -63,21 +51,12 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         raise UsageError(
             "OUTPUT-EXISTS", f"{path} exists", do="choose another folder, or delete it first"
         )
-    temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-        fsync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise storage_error(path, error) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with whole_file(path, path.with_name(path.name + ".tmp")) as f:
+        yield f
 
 
 def link(source: Path, target: Path) -> None:

@@ -174,18 +174,19 @@ def _card(store: HubStore, everything: list[Remote]) -> dict[str, dict[str, list
     if card is None:
         return {}
     from huggingface_hub import DatasetCard
+    from yaml import YAMLError  # type: ignore[import-untyped, unused-ignore]
 
     content = io.BytesIO()
     try:
         within(CARD_S, store.read, card, content, 0)
         data = DatasetCard(content.getvalue().decode("utf-8", "replace")).data.to_dict()
-    except store.faults():
+        return {
+            str(config.get("config_name", "default")): _patterns(config["data_files"])
+            for config in data.get("configs") or []
+            if isinstance(config, dict) and config.get("data_files")
+        }
+    except (*store.faults(), YAMLError, TypeError, AttributeError):  # anybody may write a card
         return {}
-    found: dict[str, dict[str, list[str]]] = {}
-    for config in data.get("configs") or []:
-        if isinstance(config, dict) and config.get("data_files"):
-            found[str(config.get("config_name", "default"))] = _patterns(config["data_files"])
-    return found
 
 
 def _patterns(data_files: Any) -> dict[str, list[str]]:

@@ -153,3 +153,13 @@ def test_the_calibration_is_found_where_the_environment_says(tmp_path, monkeypat
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "c"))
     assert calibration.path() == tmp_path / "c" / ".cache" / "outpace" / "calibration.json"
+
+
+def test_a_cache_folder_that_cannot_be_written_costs_the_calibration_alone(
+    monkeypatch, tmp_path, capsys
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("OUTPACE_CACHE", str(tmp_path / "file" / "cache"))
+    k = Kernels(SHAPE, 64, "no", 0.01, CPU, ("gemm", "copy"))
+    assert kernels.measure(k, tmp_path / "kernels.json").is_file()
+    assert "the calibration is not kept" in capsys.readouterr().err

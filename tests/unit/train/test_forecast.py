@@ -147,6 +147,25 @@ def test_what_pytorch_calls_a_gpu_is_found(reported, name):
 
 def test_a_gpu_that_is_in_no_table_has_no_peak():
     assert by_device_name("NVIDIA GeForce RTX 2070") is None
+
+
+@pytest.mark.parametrize(
+    "reported",
+    [
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 3090 Ti",
+        "NVIDIA GeForce RTX 4090 D",
+    ],
+)
+def test_a_part_of_a_gpu_or_a_namesake_has_not_its_peak(reported):
+    assert by_device_name(reported) is None
+
+
+def test_no_utilisation_is_predicted_in_fp32_whose_peak_is_another():
+    config, set_by = load(["--mixed_precision", "no"])
+    predicted = expect_elsewhere(config, set_by, "h100", 0.0).forecast
+    assert predicted.tokens_per_second and predicted.mfu is None
     assert peak_of("NVIDIA T400") == (None, None)
 
 
