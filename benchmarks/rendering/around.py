@@ -122,11 +122,12 @@ def generation(r: Result) -> str:
     return "\n".join(
         [
             "## Generating text, against transformers' generate\n",
-            f"{r['model']}, fp32, {r['settings']['prompt_tokens']} tokens of prompt and "
+            f"{r['model']}, {r['settings']['prompt_tokens']} tokens of prompt and "
             f"{r['settings']['new_tokens']} new ones, greedy, in turns. A step of batch 1 reads "
             f"{r['weights_read_a_step_bytes'] / 1e6:,.0f} MB of weights, which takes "
-            f"{r['bound_of_fp32_ms']:,.0f} ms here: no fp32 program is faster. int8 is opt-in and "
-            "an approximation.\n",
+            f"{r['bound_of_fp32_ms']:,.0f} ms here at the speed of a plain sum. fp32 where nothing "
+            "is said; bfloat16 and int8 are opt-in and approximations, and the times are against "
+            "transformers in fp32.\n",
             table(head, rows),
             f"\n{where(r)}, {r['threads']} threads. `outpace bench generate`\n",
         ]

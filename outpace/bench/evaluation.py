@@ -25,6 +25,7 @@ from outpace.evals.scoring import BATCH_TOKENS
 from outpace.evals.tasks import hellaswag
 from outpace.interop import huggingface
 from outpace.model.gpt2 import GPT2
+from outpace.model.matrices import for_inference
 from outpace.runtime.distributed import Group, Ranks
 from outpace.tokenizer import get_tokenizer
 
@@ -85,6 +86,7 @@ def compare(
         "parameters": sum(p.numel() for p in model.parameters()),
         "threads": torch.get_num_threads(),
         "lm_eval_batch_size": LM_EVAL_BATCH if lm_eval else None,
+        "layout_seconds": _layout_seconds(model),
         "whole_split": _whole_split(hellaswag.load(path)),
     }
     with tempfile.TemporaryDirectory() as temporary:
@@ -110,6 +112,7 @@ def _contestants(
     model: GPT2, work: Path, build_nanogpt: Path | None, lm_eval: bool
 ) -> dict[str, Contestant]:
     theirs = huggingface.transformers_model(dict(model.state_dict()), model.shape)
+    model = for_inference(model)  # with the loading, as in `outpace evaluate`
     racers = {"outpace, completion": Contestant("completion", _ours(model, "completion"))}
     if build_nanogpt is not None:
         folder = work / "model"
@@ -122,6 +125,14 @@ def _contestants(
     for racer in racers.values():  # warm up; what it gives does not count
         racer.score([_WARM_UP])
     return racers
+
+
+def _layout_seconds(model: GPT2) -> float:
+    """How long it takes to lay out the weights for this CPU, once a loaded model: no part of the
+    turns."""
+    watch = _Watch()
+    for_inference(model)
+    return watch.read()[0]
 
 
 _WARM_UP = {

@@ -2,22 +2,26 @@
 the tokens compared; and the bound that reading the weights sets.
 """
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from outpace.bench.result import spread, write_result
 from outpace.config.presets import GPT2Shape
 from outpace.core.log import say
-from outpace.generate.cpu import int8, onednn
 from outpace.generate.engine import generate
 from outpace.generate.sampling import Sampling
+from outpace.generate.weights import with_weights
 from outpace.interop.huggingface import transformers_model
 from outpace.model.gpt2 import GPT2
+from outpace.model.matrices import for_inference
 
 READ_BYTES = 1 << 29
 """For the read speed of memory: beyond any cache."""
@@ -42,17 +46,21 @@ Turn = Callable[[torch.Tensor], torch.Tensor]
 
 
 def bench_generation(
-    model: GPT2, name: str, settings: Settings, with_int8: bool, output: Path | None
+    model: GPT2, name: str, settings: Settings, others: bool, output: Path | None
 ) -> Path:
-    """Time all contestants on `model` (fp32, CPU) and write the result file."""
-    theirs, fast = transformers_model(dict(model.state_dict()), model.shape), onednn(model)
+    """Time all contestants on `model` (fp32, CPU) and write the result file. `others`: also with
+    weights of other types, which are approximations, and transformers in bfloat16."""
+    theirs = transformers_model(dict(model.state_dict()), model.shape)
     turns: dict[str, Turn] = {
-        "transformers": lambda prompts: _theirs(theirs, prompts, settings.new_tokens),
-        "outpace": lambda prompts: _ours(fast, prompts, settings.new_tokens),
+        "transformers": partial(_theirs, theirs, n=settings.new_tokens),
+        "outpace": partial(_ours, for_inference(model), n=settings.new_tokens),
     }
-    if with_int8:
-        small = int8(model)
-        turns["outpace-int8"] = lambda prompts: _ours(small, prompts, settings.new_tokens)
+    if others:
+        halves = copy.deepcopy(theirs).bfloat16()
+        near = {name: with_weights(model, name) for name in ("bfloat16", "int8")}
+        turns["transformers-bfloat16"] = partial(_theirs, halves, n=settings.new_tokens)
+        for name, small in near.items():
+            turns[f"outpace-{name}"] = partial(_ours, small, n=settings.new_tokens)
     draw = torch.Generator().manual_seed(settings.seed)
     results: dict[str, Any] = {}
     for batch in settings.batches:
@@ -73,8 +81,9 @@ def bench_generation(
         "bound_of_fp32_ms": 1e3 * weights / speed,
         "batches": results,
     }
-    if with_int8:
-        body["int8_agreement"] = agreement(model, small, settings)
+    if others:
+        near["transformers-bfloat16"] = halves
+        body["agreement"] = {name: agreement(model, m, settings) for name, m in near.items()}
     return write_result("generation-cpu", "cpu", body, output)
 
 
@@ -126,18 +135,21 @@ def _ours(model: GPT2, prompts: torch.Tensor, n: int) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def agreement(model: GPT2, small: GPT2, settings: Settings) -> dict[str, float]:
-    """What int8 changes, on texts of the fp32 model: no error adds up, since both read the same."""
+def agreement(model: GPT2, near: nn.Module, settings: Settings) -> dict[str, float]:
+    """What other weights change, on texts of the fp32 model: no error adds up, since all read the
+    same."""
     draw = torch.Generator().manual_seed(settings.seed + 1)
     V = model.shape.vocab_size
     prompts = torch.randint(0, V, (4, settings.prompt_tokens), generator=draw)
     text = torch.cat((prompts, _ours(model, prompts, settings.new_tokens)), dim=1)
-    exact, near = (m(text)[:, settings.prompt_tokens - 1 : -1, :V] for m in (model, small))
-    log_p, log_q = exact.log_softmax(-1), near.log_softmax(-1)
+    outputs = (m(text) for m in (model, near))
+    logits = (getattr(out, "logits", out) for out in outputs)  # transformers' are in an object
+    exact, other = (x[:, settings.prompt_tokens - 1 : -1, :V].float() for x in logits)
+    log_p, log_q = exact.log_softmax(-1), other.log_softmax(-1)
     return {
-        "same_likeliest_token": float((exact.argmax(-1) == near.argmax(-1)).double().mean()),
+        "same_likeliest_token": float((exact.argmax(-1) == other.argmax(-1)).double().mean()),
         "kl_nats": float((log_p.exp() * (log_p - log_q)).sum(-1).mean()),
-        "largest_logit_difference": float((exact - near).abs().max()),
+        "largest_logit_difference": float((exact - other).abs().max()),
         "largest_logit": float(exact.abs().max()),
     }
 
@@ -167,7 +179,7 @@ def random_model(shape: GPT2Shape, seed: int = 0) -> GPT2:
 def _tell(batch: int, result: dict[str, Any]) -> None:
     for name, ms in result["ms_per_step"].items():
         say(
-            f"batch {batch}  {name:14} {ms['median']:8.1f} ms a step "
+            f"batch {batch}  {name:22} {ms['median']:8.1f} ms a step "
             f"{result['tokens_per_s'][name]:8.1f} tokens/s "
             f"{result['times_transformers'][name]:6.2f} times, "
             f"{result['tokens_equal_transformers'][name]:.0%} of the tokens equal"

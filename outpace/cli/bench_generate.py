@@ -34,8 +34,9 @@ class Options:
     """Turns of each that count; one more warms up."""
     threads: int = 0
     """CPU threads. 0: PyTorch's choice."""
-    int8: bool = True
-    """Also outpace with int8 matrices, which is an approximation."""
+    other_weights: bool = True
+    """Also outpace with bfloat16 and int8 matrices, which are approximations, and transformers in
+    bfloat16."""
     output: Path | None = None
     """Result file. Default: benchmarks/results/generation-cpu.json."""
 
@@ -68,5 +69,5 @@ def run(argv: list[str]) -> int:
             do="lower --prompt_tokens or --new_tokens",
         )
     settings = Settings(options.batch, options.prompt_tokens, options.new_tokens, options.rounds)
-    say(str(bench_generation(model, name, settings, options.int8, options.output)))
+    say(str(bench_generation(model, name, settings, options.other_weights, options.output)))
     return 0

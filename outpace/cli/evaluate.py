@@ -1,7 +1,7 @@
 """`outpace evaluate MODEL`: validation loss, HellaSwag and other tasks, text files."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -80,6 +80,7 @@ def run(argv: list[str]) -> int:
             check_writable(path)
 
     from outpace.evals import contamination
+    from outpace.model.matrices import for_inference
     from outpace.runtime.distributed import Group, from_environment
     from outpace.runtime.hardware import detect
     from outpace.train.assemble import choose_device
@@ -103,6 +104,8 @@ def run(argv: list[str]) -> int:
     if precision == "auto":
         precision = "bf16" if detect(device.type).bf16 else "no"
     loaded = load_model(options.model, device)
+    if not options.compile:
+        loaded = replace(loaded, model=for_inference(loaded.model, precision))
     group = Group(ranks, device)
     try:
         out = _Results(options, loaded, precision, group)

@@ -58,8 +58,8 @@ class Options:
     """Decides what is drawn."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run. auto: the GPU if there is one."""
-    weights: Literal["float32", "int8"] = "float32"
-    """int8: faster on a CPU, but an approximation: texts differ."""
+    weights: Literal["float32", "bfloat16", "int8"] = "float32"
+    """bfloat16 and int8: faster on a CPU, but approximations: texts differ."""
     json: bool = False
     """Print JSON only."""
 
@@ -71,16 +71,16 @@ def run(argv: list[str]) -> int:
         raise UsageError("BAD-VALUE", "--stop has an empty text", do="leave it out")
     prompt = _prompt(options)
 
-    from outpace.generate.cpu import int8, onednn
     from outpace.generate.samples import Sample, sample
     from outpace.generate.sampling import Sampling
+    from outpace.generate.weights import with_weights
     from outpace.runtime.seeds import generator
     from outpace.tokenizer import get_tokenizer
     from outpace.train.assemble import choose_device
     from outpace.train.load_model import load_model
 
     loaded = load_model(options.model, choose_device(options.device, 0))
-    model = (int8 if options.weights == "int8" else onednn)(loaded.model)
+    model = with_weights(loaded.model, options.weights)
     tokenizer = get_tokenizer(loaded.tokenizer)
     ids = tokenizer.encode(prompt) or [tokenizer.end_of_text]
     _tell_of_context(len(ids), options, model.shape.context)

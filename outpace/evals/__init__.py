@@ -1,6 +1,6 @@
 """Level 4: what a model is worth. Evaluation never touches the training's random numbers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -9,6 +9,9 @@ from outpace.config.presets import GPT2Shape
 
 KeepGoing = Callable[[], bool]
 """Asked between batches; False ends an evaluation early, without a result."""
+Visible = torch.Tensor | Sequence[torch.Tensor]
+"""Which tokens a token sees, (B, T, T); or, of the texts that one row holds end to end, a mask
+(1, T_i, T_i) each."""
 
 
 class LanguageModel(Protocol):
@@ -17,9 +20,9 @@ class LanguageModel(Protocol):
     shape: GPT2Shape
 
     def hidden(
-        self, idx: torch.Tensor, *, positions: torch.Tensor, visible: torch.Tensor
+        self, idx: torch.Tensor, *, positions: torch.Tensor, visible: Visible
     ) -> torch.Tensor:
-        """idx, positions (B, T), visible (B, T, T) -> (B, T, C)."""
+        """idx, positions (B, T) -> (B, T, C)."""
         ...
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

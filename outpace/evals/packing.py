@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 ROW_TOKENS = 512
 """The shortest row; longer ones are this, doubled. Attention within a row costs its square."""
+UNPADDED = 0
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,21 @@ class Tree:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one length, of whole trees each."""
+    """Rows of one length, of whole trees each; or, unpadded, rows as long as they are."""
 
     width: int
+    """UNPADDED: the rows stand end to end and are read as one."""
     rows: list[list[Tree]]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row, padding included."""
+        return [self.width or sum(map(len, row)) for row in self.rows]
 
     @property
     def tokens(self) -> int:
         """Tokens to read, padding included."""
-        return self.width * len(self.rows)
+        return sum(self.lengths)
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,8 @@ class Arrays:
     """A batch as numbers."""
 
     layout: npt.NDArray[np.int64]
-    """(4, B, T): token, position, question in its row (-1: padding), branch (0: context)."""
+    """(4, B, T): token, position, question in its row (-1: padding), branch (0: context). B is 1
+    for an unpadded batch."""
     predictions: npt.NDArray[np.int64]
     """(3, N): place in B x T that predicts, the token that is predicted, the score it adds to."""
 
@@ -103,6 +111,21 @@ def pack(all_trees: Sequence[Tree], batch_tokens: int, row_tokens: int = ROW_TOK
     return batches
 
 
+def unpadded(all_trees: Sequence[Tree], batch_tokens: int) -> list[Batch]:
+    """All trees, largest first, a row each, in unpadded batches of about equally many tokens, at
+    most `batch_tokens` where no tree is longer."""
+    total = sum(map(len, all_trees))
+    share = total / max(1, -(-total // batch_tokens))
+    batches: list[Batch] = []
+    read = 0
+    for tree in sorted(all_trees, key=len, reverse=True):
+        if read >= share * len(batches) or batches[-1].tokens + len(tree) > batch_tokens:
+            batches.append(Batch(UNPADDED, []))
+        batches[-1].rows.append([tree])
+        read += len(tree)
+    return batches
+
+
 def _best_fit(some: Sequence[Tree], width: int) -> list[list[Tree]]:
     """Rows of at most `width` tokens by best fit decreasing: the largest tree first, each into the
     fullest row that has room for it."""
@@ -122,19 +145,20 @@ def _best_fit(some: Sequence[Tree], width: int) -> list[list[Tree]]:
 
 def arrays(batch: Batch) -> Arrays:
     """What a model reads of a batch, and what it is asked to predict."""
-    layout = np.zeros((4, len(batch.rows), batch.width), np.int64)
+    layout = np.zeros((4, batch.tokens), np.int64)
     layout[2] = -1
     places: list[int] = []
     tokens: list[int] = []
     scores: list[int] = []
-    for r, row in enumerate(batch.rows):
+    start = 0
+    for row, length in zip(batch.rows, batch.lengths, strict=True):
         ids: list[int] = []
         positions: list[int] = []
         questions: list[int] = []
         branches: list[int] = []
         for q, tree in enumerate(row):
             n = len(tree.context)
-            last = r * batch.width + len(ids) + n - 1  # of the context, which predicts every first
+            last = start + len(ids) + n - 1  # of the context, which predicts every first
             ids += tree.context
             positions += range(n)
             branches += [0] * n
@@ -142,7 +166,7 @@ def arrays(batch: Batch) -> Arrays:
                 m = len(branch) - 1
                 if m < 0:
                     continue
-                at = r * batch.width + len(ids)
+                at = start + len(ids)
                 places += (last, *range(at, at + m))
                 tokens += branch
                 scores += [score] * (m + 1)
@@ -150,5 +174,7 @@ def arrays(batch: Batch) -> Arrays:
                 positions += range(n, n + m)
                 branches += [b] * m
             questions += [q] * len(tree)
-        layout[:, r, : len(ids)] = ids, positions, questions, branches
-    return Arrays(layout, np.array([places, tokens, scores], np.int64))
+        layout[:, start : start + len(ids)] = ids, positions, questions, branches
+        start += length
+    rows = layout.reshape(4, -1, batch.width or batch.tokens)
+    return Arrays(rows, np.array([places, tokens, scores], np.int64))

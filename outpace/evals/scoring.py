@@ -11,16 +11,17 @@ from typing import TypeVar
 import torch
 
 from outpace.core.errors import OutOfMemory
-from outpace.evals import KeepGoing, LanguageModel, always
+from outpace.evals import KeepGoing, LanguageModel, Visible, always
 from outpace.evals.memory import in_halves, no_memory
-from outpace.evals.packing import Batch, Request, Tree, arrays, pack, trees
+from outpace.evals.packing import UNPADDED, Batch, Request, Tree, arrays, pack, trees, unpadded
 from outpace.runtime.distributed import Group
 from outpace.runtime.precision import autocast
 
 BATCH_TOKENS = {"cuda": 32_768, "cpu": 4096}
 """Tokens read at once, by device."""
-HEAD_ROWS = {"cuda": 8192, "cpu": 512}
-"""Positions that go through the head at once; their logits take 3.3 GB and 0.1 GB at most."""
+HEAD_ROWS = {"cuda": 8192, "cpu": 128}
+"""Positions that go through the head at once; their logits take 3.3 GB and 26 MB at most, which a
+CPU's last cache about holds."""
 
 T = TypeVar("T")
 Hidden = Callable[..., torch.Tensor]
@@ -74,14 +75,15 @@ def score(
     read = hidden or model.hidden
 
     def work(width: int, rows: Sequence[list[Tree]]) -> None:
-        log_p, missed, to = _predict(
-            model, read, Batch(width, list(rows)), device, precision, greedy
-        )
+        batch = Batch(width, list(rows))
+        log_p, missed, to = _predict(model, read, batch, device, precision, greedy)
         nats.index_add_(0, to, log_p)
         misses.index_add_(0, to, missed)
-        books[0] += len(rows) * width
+        books[0] += batch.tokens
 
-    for batch in pack(mine, budget):
+    # A GPU, and a compiled model, want few shapes; a CPU takes any, and has no time for padding.
+    free = device.type == "cpu" and hidden is None
+    for batch in unpadded(mine, budget) if free else pack(mine, budget):
         if not keep_going():
             books[1] += 1
             break
@@ -113,7 +115,11 @@ def _predict(
     numbers = arrays(batch)
     idx, positions, question, branch = torch.from_numpy(numbers.layout).to(device)  # (B, T)
     places, tokens, to = torch.from_numpy(numbers.predictions).to(device)  # (N,)
-    visible = _visible(question, branch)  # (B, T, T)
+    if batch.width == UNPADDED:  # a mask for each of the texts that stand in the one row
+        parts = zip(question.split(batch.lengths, 1), branch.split(batch.lengths, 1), strict=True)
+        visible: Visible = [_visible(*part) for part in parts]
+    else:
+        visible = _visible(question, branch)  # (B, T, T)
     log_p = torch.zeros(len(places), dtype=torch.float64, device=device)
     missed = torch.zeros_like(log_p)
     rows = HEAD_ROWS.get(device.type, HEAD_ROWS["cpu"])

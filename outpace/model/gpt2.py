@@ -6,7 +6,7 @@ Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; open
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,12 +143,13 @@ class GPT2(nn.Module):
         cache: KVCache | None = None,
         *,
         positions: torch.Tensor | None = None,
-        visible: torch.Tensor | None = None,
+        visible: torch.Tensor | Sequence[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """idx (B, T) -> final hidden states (B, T, C). A cache supplies and takes keys, values.
 
         `positions` (B, T) and `visible` (B, T, S), which of the S keys a token sees, are for rows
-        that hold several texts; without them a token comes after, and sees, all before it.
+        that hold several texts; without them a token comes after, and sees, all before it. Where B
+        is 1, `visible` may be a mask (1, T_i, T_i) of each text in turn.
         """
         past = cache.length if cache is not None else 0
         T = idx.size(1)
@@ -160,9 +161,12 @@ class GPT2(nn.Module):
         x = F.dropout(x, self.shape.dropout, self.training)
         if self.compute.bf16_residual and torch.is_autocast_enabled(x.device.type):
             x = x.bfloat16()
-        mask, attend = self._document_mask(idx) if cache is None else None, None
-        if visible is not None:  # which the kernel of the training may not be able to take
+        mask = self._document_mask(idx) if cache is None else None
+        attend: Attend | None = None
+        if isinstance(visible, torch.Tensor):  # which the training's kernel may not be able to take
             mask, attend = visible.unsqueeze(1), sdpa.attend
+        elif visible is not None:
+            mask, attend = visible, sdpa.attend_each
         again = self.compute.checkpointing == "block" and self.training
         for layer, block in enumerate(self.h):
             if again:

@@ -26,6 +26,7 @@ from outpace.evals.verdict import (
     compare_published,
     overall,
 )
+from outpace.model.matrices import for_inference
 from outpace.runtime.distributed import Group
 from outpace.tokenizer import get_tokenizer
 from outpace.train.load_model import LoadedModel, load_model
@@ -84,7 +85,7 @@ def score(
     """Let a side with weights answer; its records of examples, for a file of `--details`."""
     if of.loaded is None:
         return []
-    tokenizer = get_tokenizer(of.loaded.tokenizer)
+    tokenizer, model = get_tokenizer(of.loaded.tokenizer), for_inference(of.loaded.model, precision)
     if tokenizer.name != "gpt2":
         raise UsageError("TOKENIZER", f"{of.name} reads {tokenizer.name}, the questions need gpt2")
     examples: list[JsonObject] = []
@@ -92,7 +93,7 @@ def score(
         if group.ranks.is_main:
             note(f"{of.name}: {len(items):,} questions of {task.name}, {protocol} protocol")
         scored = evaluate(
-            of.loaded.model,
+            model,
             ask(task, protocol, items, tokenizer),
             device=device,
             precision=precision,

@@ -1,5 +1,6 @@
 """Generation: cache against no cache, transformers' greedy text, and the sampling rules."""
 
+import copy
 import io
 import itertools
 import json
@@ -9,14 +10,16 @@ import torch
 
 from outpace.cli.main import main
 from outpace.config.presets import GPT2Shape
-from outpace.generate.cpu import int8, onednn
 from outpace.generate.engine import complete, generate
+from outpace.generate.int8 import int8
 from outpace.generate.samples import Sample, sample
 from outpace.generate.sampling import Sampling, draw, probabilities
 from outpace.generate.text import TextStream
+from outpace.generate.weights import with_weights
 from outpace.interop.huggingface import transformers_model
 from outpace.model.cache import KVCache
 from outpace.model.gpt2 import GPT2
+from outpace.model.matrices import for_inference, why_not_packed
 from outpace.tokenizer import get_tokenizer
 from outpace.tokenizer.bytes_ import BytesTokenizer
 
@@ -298,7 +301,7 @@ def test_the_first_text_is_shown_while_it_comes(folder, monkeypatch):
     assert all(b - a == 2 for a, b in itertools.pairwise(computed))
 
 
-# Other products, and the benchmark.
+# int8, and the benchmark.
 
 
 def test_int8_is_near_and_leaves_the_model_alone(model):
@@ -315,17 +318,35 @@ def test_int8_is_near_and_leaves_the_model_alone(model):
     assert text(small, [1, 2], **how) == text(small, [1, 2], **how)
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN in this PyTorch")
-@pytest.mark.parametrize("samples", [1, 8])
-def test_onednn_gives_the_same_tokens_over_the_same_weights(model, samples):
-    fast = onednn(model)
-    assert fast is not model and fast.wte.weight is model.wte.weight
-    assert fast.h[0].mlp.c_fc.weight.data_ptr() == model.h[0].mlp.c_fc.weight.data_ptr()
+needs_packing = pytest.mark.skipif(
+    why_not_packed(GPT2(SHAPE)) is not None, reason="no packed weights on this machine"
+)
+
+
+@needs_packing
+def test_packed_weights_change_nothing_but_rounding_and_leave_the_model_alone(model):
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    fast = for_inference(model)
+    assert fast is not model and fast.wte is model.wte, "embeddings are shared, not copied"
     idx = torch.randint(0, 500, (2, 32), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert torch.allclose(fast(idx), model(idx), rtol=1e-5, atol=1e-4)
-    how = {"how": Sampling(0.0), "max_new_tokens": 40, "num_samples": samples}
-    assert text(fast, [1, 2], **how) == text(model, [1, 2], **how)
+        exact, near = copy.deepcopy(model).double()(idx), fast(idx)
+        assert (exact[..., :500] - near[..., :500]).abs().max() < 1e-4
+        assert near[..., 500:].max() == float("-inf")
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    for how in (Sampling(0.0), Sampling(0.9)):
+        assert text(fast, [1, 2], how=how) == text(model, [1, 2], how=how)
+    assert for_inference(model, "bf16") is model, "autocast has its own types"
+
+
+@needs_packing
+def test_bfloat16_weights_are_near(model):
+    small = with_weights(model, "bfloat16")
+    idx = torch.randint(0, 500, (2, 32), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        exact, near = model(idx)[..., :500], small(idx)[..., :500]
+    assert near.dtype == torch.float32
+    assert torch.corrcoef(torch.stack((exact.flatten(), near.flatten())))[0, 1] > 0.999
 
 
 @pytest.mark.parametrize("how", [Sampling(0.0), Sampling(1.0, 0)], ids=str)
@@ -356,7 +377,7 @@ def test_bench_generate_compares_tokens_and_says_the_bound(folder, tmp_path, cap
         assert batch["times_transformers"]["transformers"] == 1
     assert result["bound_of_fp32_ms"] > 0
     assert result["weights_read_a_step_bytes"] == 4 * (384 * 32 + 12 * 32 * 32 + 13 * 32 + 2 * 32)
-    assert 0 <= result["int8_agreement"]["same_likeliest_token"] <= 1
+    assert 0 <= result["agreement"]["int8"]["same_likeliest_token"] <= 1
     assert "times" in capsys.readouterr().out
     assert main([*argv, "--new_tokens", "64"]) == 2
     assert main([*argv[:-4], "--batch", "0"]) == 2

@@ -3,6 +3,8 @@ memory-efficient kernel on CUDA, and a blocked kernel on CPU. PyTorch chooses; n
 the T x S matrix, but its last resort (MATH) does, so we ask which one it would take.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend
@@ -49,6 +51,29 @@ def _attend(
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)
     visible = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout_p)
+
+
+def attend_each(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    causal: bool,
+    dropout_p: float = 0.0,
+    mask: Sequence[torch.Tensor],
+) -> torch.Tensor:
+    """Attention within each of the texts that one row holds end to end. q, k, v (1, H, T, D), a
+    mask (1, T_i, T_i) a text -> (1, H, T, D)."""
+    B, H, T, D = q.shape
+    y = q.new_empty(B, T, H, D).transpose(1, 2)
+    end = 0
+    for visible in mask:
+        begin, end = end, end + visible.size(-1)
+        part = (x[:, :, begin:end] for x in (q, k, v))
+        y[:, :, begin:end] = attend(
+            *part, causal=causal, dropout_p=dropout_p, mask=visible.unsqueeze(1)
+        )
+    return y
 
 
 def document_mask(documents: torch.Tensor) -> torch.Tensor:

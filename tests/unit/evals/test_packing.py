@@ -9,7 +9,7 @@ import torch
 from outpace.config.presets import GPT2Shape
 from outpace.core.errors import OutOfMemory
 from outpace.evals import memory
-from outpace.evals.packing import Request, arrays, pack, trees
+from outpace.evals.packing import Request, arrays, pack, trees, unpadded
 from outpace.evals.scoring import score
 from outpace.model.gpt2 import GPT2
 from outpace.runtime.distributed import Group, Ranks
@@ -57,14 +57,18 @@ def by_the_book(model: GPT2, request: Request, limit: int) -> list[float]:
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 700, 100_000])
-def test_packed_scores_equal_those_of_each_continuation_alone(model, batch_tokens):
+@pytest.mark.parametrize("rows", ["padded", "unpadded"])
+def test_packed_scores_equal_those_of_each_continuation_alone(model, batch_tokens, rows):
     """With contexts that are cut, continuations of one token, and of more than the model reads."""
     requests = [*some_requests(40), *some_requests(6, 1, longest=90)]
     requests += [Request([5], [[7]]), Request([1] * 63, [[2, 3], [4]]), Request([3], [[1] * 64])]
-    scores = score(model, requests, batch_tokens=batch_tokens, **HOW)
+    hidden = model.hidden if rows == "padded" else None
+    scores = score(model, requests, batch_tokens=batch_tokens, hidden=hidden, **HOW)
     expected = [by_the_book(model, r, 64) for r in requests]
     for got, want in zip(scores.log_likelihoods, expected, strict=True):
         assert got == pytest.approx(want, abs=1e-3)
+    read = sum(map(len, trees(requests, 64)))
+    assert scores.forward_tokens == read if rows == "unpadded" else scores.forward_tokens > read
 
 
 def test_greedy_means_that_each_token_is_the_most_likely(model):
@@ -135,7 +139,7 @@ def test_a_compiler_sees_as_many_shapes_as_there_are_lengths(model):
 
 def test_what_does_not_fit_is_scored_in_halves_and_counted_once(model, monkeypatch):
     requests = some_requests(20)
-    whole = score(model, requests, batch_tokens=4096, **HOW)
+    whole = score(model, requests, batch_tokens=4096, hidden=model.hidden, **HOW)
     real, seen = model.hidden, []
 
     def small(idx, **kwargs):
@@ -155,6 +159,37 @@ def test_what_does_not_fit_is_scored_in_halves_and_counted_once(model, monkeypat
 
     with pytest.raises(OutOfMemory):
         score(model, requests, hidden=never, **HOW)
+
+
+def test_unpadded_batches_that_do_not_fit_are_scored_in_halves_too(model, monkeypatch):
+    requests = some_requests(20)
+    whole = score(model, requests, **HOW)
+    real, seen = model.hidden, []
+
+    def small(idx, **kwargs):
+        seen.append(idx.size(1))
+        if idx.size(1) > 300:
+            raise MemoryError("DefaultCPUAllocator: not enough memory")
+        return real(idx, **kwargs)
+
+    monkeypatch.setattr(model, "hidden", small)
+    halves = score(model, requests, **HOW)
+    assert max(seen) > 300 and halves.forward_tokens == whole.forward_tokens
+    for a, b in zip(halves.log_likelihoods, whole.log_likelihoods, strict=True):
+        assert a == pytest.approx(b, abs=1e-4)
+
+
+@pytest.mark.parametrize("budget", [1, 500, 10**6])
+def test_unpadded_batches_hold_every_tree_once_and_about_equally_many_tokens(budget):
+    every = trees(some_requests(100), 64)
+    batches = unpadded(every, budget)
+    packed = [tree for b in batches for row in b.rows for tree in row]
+    assert sorted(map(id, packed)) == sorted(map(id, every))
+    assert all(b.tokens <= max(budget, len(b.rows[0][0])) for b in batches)
+    total = sum(map(len, every))
+    assert len(batches) <= 1.25 * max(1, total / budget) + 1
+    assert sum(arrays(b).layout.size for b in batches) == 4 * total
+    assert unpadded([], 100) == []
 
 
 def test_the_mask_is_that_of_the_picture_in_the_module():

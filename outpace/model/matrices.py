@@ -1,0 +1,100 @@
+"""A GPT-2 for inference whose matrices are stored in another form, and the form that is exact: as
+oneDNN lays them out for this CPU.
+
+torch's own products read a weight as PyTorch stores it and, at one row, on one thread. A weight
+that is laid out beforehand is read in order by all threads, and bias and GELU are done where the
+product is (`torch/_inductor` does the same to a frozen, compiled model). Only the order in which
+products are added up differs.
+"""
+
+import platform
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import nn
+
+from outpace.model.gpt2 import GPT2, MLP
+from outpace.ops.cross_entropy import mask_padding
+
+Make = Callable[[torch.Tensor, torch.Tensor | None, bool], nn.Module]
+"""(weight (out, in), bias (out,) or None, whether GELU follows) -> a module (..., in) -> (..., out)
+that does all of it."""
+
+
+class InferenceGPT2(GPT2):
+    """A GPT-2 that only computes. `wte` serves the embedding, `head` the logits."""
+
+    head: nn.Module
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden (..., C) -> logits (..., V), padding at -inf."""
+        return mask_padding(self.head(hidden), self.shape.vocab_size)
+
+
+@torch.no_grad()
+def with_matrices(model: GPT2, make: Make) -> GPT2:
+    """A model with `make`'s matrices; embeddings and LayerNorms are shared with `model`, which
+    stays as it is."""
+    with torch.device("meta"):
+        new = InferenceGPT2(model.shape, model.compute)
+    new.wte, new.wpe, new.ln_f = model.wte, model.wpe, model.ln_f
+    new.head = make(model.wte.weight, None, False)
+    for block, old in zip(new.h, model.h, strict=True):
+        block.ln_1, block.ln_2 = old.ln_1, old.ln_2
+        for name in ("c_attn", "c_proj"):
+            linear = getattr(old.attn, name)
+            setattr(block.attn, name, make(linear.weight, linear.bias, False))
+        mlp = cast(MLP, old.mlp)
+        block.mlp = nn.Sequential(
+            make(mlp.c_fc.weight, mlp.c_fc.bias, True),
+            make(mlp.c_proj.weight, mlp.c_proj.bias, False),
+        )
+    return new.eval()
+
+
+class PackedLinear(nn.Module):
+    """x (..., in) -> (..., out) through a matrix in oneDNN's layout. Computes in the type of its
+    weight, and answers in that of x."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, gelu: bool) -> None:
+        super().__init__()
+        self.dtype, self.gelu = weight.dtype, ("gelu", "tanh") if gelu else ("none", "")
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
+        self.bias = None if bias is None else bias.detach()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        name, algorithm = self.gelu
+        y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            x.to(self.dtype), self.packed, self.bias, name, [], algorithm
+        )
+        return y.to(x.dtype)
+
+
+def why_not_packed(model: GPT2) -> str | None:
+    """A reason why `packed` cannot serve this model on this machine."""
+    weight = model.wte.weight
+    if weight.device.type != "cpu" or platform.machine() not in ("x86_64", "AMD64"):
+        return "packed weights are for an x86 CPU"
+    if not torch.backends.mkldnn.is_available():
+        return "this PyTorch was built without oneDNN"
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return "this PyTorch has no products with packed weights"
+    return None
+
+
+def packed(model: GPT2, dtype: torch.dtype = torch.float32) -> GPT2:
+    """The model with its matrices laid out for this CPU, in `dtype`; the rest computes in fp32."""
+    return with_matrices(
+        model,
+        lambda weight, bias, gelu: PackedLinear(
+            weight.to(dtype), None if bias is None else bias.to(dtype), gelu
+        ),
+    )
+
+
+def for_inference(model: GPT2, precision: str = "no") -> GPT2:
+    """The fastest exact form of a model: `packed` where this machine can, else as it is. Under
+    autocast, whose types the packed products do not follow, it stays as it is."""
+    exact = precision == "no" and model.wte.weight.dtype == torch.float32
+    return packed(model) if exact and why_not_packed(model) is None else model
