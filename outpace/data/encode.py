@@ -5,25 +5,27 @@ What one document alone decides is decided here (empty, filtered, contaminated);
 others (copies, split, limits, the borders of shards) is the consumer's (prepare.py).
 """
 
-import hashlib
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from outpace.core.errors import DataError, OutpaceError
 from outpace.data.decontaminate import Benchmark, overlaps
 from outpace.data.filters import LENGTHS, Filter, columns_of
 from outpace.data.sketch import BEGINNING, sketch
-from outpace.data.sources import Batch, Chunk
+from outpace.data.sources import Batch, Buffer, Chunk
 from outpace.tokenizer import Ids, Tokenizer, get_tokenizer
 from outpace.tokenizer.shared import shared
 
 REASONS = ("", "empty", "filtered", "contaminated", "exact copy", "near duplicate")
 """Why a document is left out, by number; 0 is kept. The last two are not decided here."""
 KEPT, EMPTY, FILTERED, CONTAMINATED, COPY, NEAR = range(6)
+DIGEST = "xxh3-64"
 CHECKED = 1024
 """One document in so many is encoded again with tiktoken, chosen by its hash."""
 UInt64 = npt.NDArray[np.uint64]
@@ -54,7 +56,7 @@ class Piece:
     """Tokens of all documents, without end-of-text; of what is left out, none."""
     lengths: Int64
     digests: UInt64
-    """BLAKE2b-64 of the text."""
+    """`digest` of the text."""
     sizes: Int64
     """Bytes of text, as UTF-8."""
     removed: npt.NDArray[np.uint8]
@@ -105,7 +107,7 @@ def encode(chunk: Chunk, first: int, batch: Batch, work: Work) -> Piece:
     tokenizer = tokenizer_of(work)
     if batch.lengths is not None:
         return _pass_through(chunk, first, batch, tokenizer, work)
-    texts, encoded = _encodable(batch.texts)
+    texts, encoded = _encodable(batch)
     digests = np.array([digest(data) for data in encoded], np.uint64)
     piece = Piece(
         first,
@@ -122,7 +124,7 @@ def encode(chunk: Chunk, first: int, batch: Batch, work: Work) -> Piece:
     kept = np.flatnonzero(piece.removed == KEPT)
     wanted = texts if len(kept) == len(texts) else [texts[n] for n in kept]
     if work.near_duplicates:
-        sketches = [sketch(encoded[n]) for n in kept]
+        sketches = [sketch(bytes(encoded[n])) for n in kept.tolist()]
         piece.sketch_sizes = np.zeros(len(texts), np.int64)
         piece.sketch_sizes[kept] = [len(s) for s in sketches]
         piece.sketches = np.concatenate([np.zeros(0, np.uint64), *sketches])
@@ -160,15 +162,16 @@ def _pass_through(
     )  # fmt: skip
 
 
-def digest(data: bytes) -> int:
-    """64-bit hash of a document."""
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+def digest(data: Buffer) -> int:
+    """64-bit hash of a document. XXH3, as a cryptographic hash costs a tenth of all the work: it
+    tells texts apart, and not by an enemy's choice, which 64 bits never do."""
+    return xxhash.xxh3_64_intdigest(data)
 
 
 def digests_of(batch: Batch) -> UInt64:
     """Hashes of a batch's documents."""
     if batch.lengths is None or batch.ids is None:
-        return np.array([digest(data) for data in _encodable(batch.texts)[1]], np.uint64)
+        return np.array([digest(data) for data in _encodable(batch)[1]], np.uint64)
     ends = np.cumsum(batch.lengths)
     spans = zip((ends - batch.lengths).tolist(), ends.tolist(), strict=True)
     return np.array([digest(batch.ids[a:b].astype("<u2").tobytes()) for a, b in spans], np.uint64)
@@ -179,8 +182,11 @@ def tokenizer_of(work: Work) -> Tokenizer:
     return shared(work.tokenizer, work.engine)
 
 
-def _encodable(texts: list[str]) -> tuple[list[str], list[bytes]]:
+def _encodable(batch: Batch) -> tuple[list[str], Sequence[Buffer]]:
     """Texts and their UTF-8, lone surrogates replaced once and for all."""
+    texts = batch.texts
+    if batch.encoded is not None:
+        return texts, batch.encoded
     try:
         return texts, [text.encode() for text in texts]
     except UnicodeEncodeError:
@@ -223,6 +229,11 @@ def _encode_cut(
     piece.cuts[kept] = np.stack([np.array(cuts, np.int64), lengths[0::2]], 1)
 
 
+@functools.cache
+def _reference(name: str) -> Tokenizer:
+    return get_tokenizer(name, "tiktoken")
+
+
 def cut_of(text: str, fraction: float) -> int:
     """Where the last `fraction` of a text begins, at a line's start if one is near; its length for
     a text of one character, which has no last part."""
@@ -240,7 +251,7 @@ def _cross_check(chunk: Chunk, piece: Piece, texts: list[str], tokenizer: Tokeni
     chosen = np.flatnonzero((piece.digests % np.uint64(CHECKED) == 0) & (piece.removed == KEPT))
     ends = np.cumsum(piece.lengths)
     for n in chosen.tolist():
-        reference = get_tokenizer(tokenizer.name, "tiktoken")
+        reference = _reference(tokenizer.name)
         found = piece.ids[ends[n] - piece.lengths[n] : ends[n]]
         if not np.array_equal(found, reference.encode_array(texts[n])):
             raise TokenizerDisagrees(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from outpace.data.encode import COPY, EMPTY, KEPT, NEAR, REASONS, Piece
+from outpace.data.encode import COPY, DIGEST, EMPTY, KEPT, NEAR, REASONS, Piece
 from outpace.data.seen import Seen
 from outpace.data.sketch import THRESHOLD, NearDuplicates
 
@@ -222,7 +222,7 @@ class Ledger:
                 "in": chunk,
                 "number": piece.first + n,
                 "why": REASONS[judged.why[n]],
-                "blake2b_64": f"{int(piece.digests[n]):016x}",
+                DIGEST: f"{int(piece.digests[n]):016x}",
             }
             if piece.labels is not None:
                 line["from"] = piece.labels[n]

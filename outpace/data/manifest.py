@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from outpace.data.encode import REASONS
+from outpace.data.encode import DIGEST, REASONS
 from outpace.data.ledger import Ledger
 from outpace.data.shard_file import SPLITS
 from outpace.data.shards import MANIFEST_FORMAT
@@ -71,4 +71,4 @@ def _split(ledger: Ledger) -> str:
         return "nanoGPT's: permutation of numpy.random.default_rng(2357), first 0.0005"
     if ledger.cut is not None:
         return f"the only document is cut at character {ledger.cut}"
-    return "blake2b-64 of the text below val_fraction"
+    return f"{DIGEST} of the text below val_fraction"

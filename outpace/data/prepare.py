@@ -22,7 +22,7 @@ from outpace.core.files import fsync_folder, replace_json, sha256_json
 from outpace.core.log import note
 from outpace.data import nanogpt_split
 from outpace.data.decontaminate import Benchmark
-from outpace.data.encode import Piece, Work, batches, tokenizer_of
+from outpace.data.encode import DIGEST, Piece, Work, batches, tokenizer_of
 from outpace.data.filters import parse_filter
 from outpace.data.folder import Stopped, begin_again, locked, open_journal, stop_on_signals
 from outpace.data.forecast import Progress, announce
@@ -130,7 +130,9 @@ def _spec(
     """Hash of what decides the bytes of the shards, but for the text itself."""
     described = {k: v for k, v in source.describe().items() if k != "normalisation"}
     sizes = [[c.size_bytes, c.documents] for c in chunks]
-    return sha256_json([source.name, described, sizes, tokenizer.vocab_sha256, _told(options)])
+    return sha256_json(
+        [source.name, DIGEST, described, sizes, tokenizer.vocab_sha256, _told(options)]
+    )
 
 
 def _told(options: PrepareOptions) -> dict[str, Any]:

@@ -5,6 +5,7 @@ hashes are checked on loading; engines.py has the libraries that do the encoding
 import hashlib
 import json
 import re
+import threading
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -125,10 +126,19 @@ def merges() -> list[tuple[str, str]]:
     return [(left, right) for left, right in pairs]
 
 
-@cache
+_building = threading.Lock()
+
+
 def _encoding() -> tiktoken.Encoding:
-    byte_of = _byte_of_character()
-    ranks = {bytes(byte_of[c] for c in token): rank for token, rank in _definition()[0].items()}
+    with _building:  # two threads would each build it
+        return _built()
+
+
+@cache
+def _built() -> tiktoken.Encoding:
+    bytes_of = {ord(character): byte for character, byte in _byte_of_character().items()}
+    tokens = _definition()[0]
+    ranks = {token.translate(bytes_of).encode("latin-1"): rank for token, rank in tokens.items()}
     return tiktoken.Encoding(
         "gpt2",
         pat_str=SPLIT_PATTERN,

@@ -934,9 +934,9 @@ def test_r9_one_edited_merge_is_refused(refused, folder, monkeypatch):
     (folder / "vocab" / "vocab.bpe").write_text("\n".join(merges), encoding="utf-8")
     (folder / "x.txt").write_text("text")
     monkeypatch.setattr(gpt2, "VOCAB_FOLDER", folder / "vocab")
-    gpt2._encoding.cache_clear()
+    gpt2._built.cache_clear()
     try:
         error = refused("VOCABULARY", *prepare_files("x.txt", tokenizer="gpt2")).error
     finally:
-        gpt2._encoding.cache_clear()
+        gpt2._built.cache_clear()
     assert "vocab.bpe is not OpenAI's" in error

@@ -135,13 +135,13 @@ def test_q1_a_pickle_in_the_place_of_the_vocabulary_is_not_opened(
     folder = Path(shutil.copytree(gpt2.VOCAB_FOLDER, tmp_path / "vocabulary"))
     (folder / file).write_bytes(pickle.dumps(Touch(tmp_path / "canary")))
     monkeypatch.setattr(gpt2, "VOCAB_FOLDER", folder)
-    gpt2._encoding.cache_clear()
+    gpt2._built.cache_clear()
     (tmp_path / "a.txt").write_text("some text")
     try:
         code, line = refused(capfd, "prepare", "files", "--input", str(tmp_path / "a.txt"),
                              "--output", str(tmp_path / "out"), "--workers", "1")  # fmt: skip
     finally:
-        gpt2._encoding.cache_clear()
+        gpt2._built.cache_clear()
     assert code == 3
     assert "VOCABULARY" in line
     assert not (tmp_path / "canary").exists()

@@ -29,6 +29,7 @@ SOURCES = Registry(
 
 BATCH_CHARACTERS = 1_000_000
 """Text in a batch, about; one document may be more."""
+Buffer = bytes | memoryview
 MOST_DOCUMENT_BYTES = 64 * 2**20
 """Longer documents are refused, which bounds memory: a book has a megabyte."""
 
@@ -48,6 +49,8 @@ class Batch:
     """Instead of texts: tokens of the documents, concatenated, without any end-of-text."""
     lengths: npt.NDArray[np.int64] | None = None
     """Tokens of each document of `ids`."""
+    encoded: Sequence[Buffer] | None = None
+    """UTF-8 of each text, where the file has it: to spare encoding what was just decoded."""
 
 
 class Chunk(Protocol):
@@ -144,6 +147,7 @@ class Gather:
 
     def _clear(self) -> None:
         self._texts: list[str] = []
+        self._encoded: list[Buffer] | None = []
         self._labels: list[str] = []
         self._columns: dict[str, list[Any]] = {name: [] for name in self._names}
         self._size = 0
@@ -155,6 +159,7 @@ class Gather:
     def add(self, text: str, values: Iterable[Any] = (), label: str | None = None) -> Batch | None:
         """A batch whenever one is full."""
         self._texts.append(text)
+        self._encoded = None
         if label is not None:
             self._labels.append(label)
         for column, value in zip(self._columns.values(), values, strict=True):
@@ -162,9 +167,13 @@ class Gather:
         self._size += len(text) + 1
         return self._batch() if self._size >= BATCH_CHARACTERS else None
 
-    def extend(self, texts: list[str], columns: list[list[Any]]) -> Batch | None:
-        """The same for several documents."""
+    def extend(
+        self, texts: list[str], encoded: list[Buffer] | None, columns: list[list[Any]]
+    ) -> Batch | None:
+        """The same for several documents, with their UTF-8 if it is at hand."""
         self._texts += texts
+        if self._encoded is not None:
+            self._encoded = None if encoded is None else [*self._encoded, *encoded]
         for column, values in zip(self._columns.values(), columns, strict=True):
             column += values
         self._size += sum(map(len, texts)) + len(texts)
@@ -177,7 +186,9 @@ class Gather:
     def _batch(self) -> Batch:
         if self._label is not None:
             self._labels = [self._label] * len(self._texts)
-        batch = Batch(self._texts, self._columns, self._labels or None, self.notes)
+        batch = Batch(
+            self._texts, self._columns, self._labels or None, self.notes, encoded=self._encoded
+        )
         self.notes = {}
         self._clear()
         return batch

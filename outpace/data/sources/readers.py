@@ -3,6 +3,7 @@ batches; what it counts on the way (byte-order marks, CRLF, replaced, left out) 
 """
 
 import functools
+import itertools
 import json
 import lzma
 import re
@@ -12,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from outpace.core.errors import DataError
 from outpace.core.registry import nearest
 from outpace.data.shard_file import check_regular
-from outpace.data.sources import MOST_DOCUMENT_BYTES, Batch, Gather
+from outpace.data.sources import MOST_DOCUMENT_BYTES, Batch, Buffer, Gather
 from outpace.data.sources.token_columns import holds_tokens, read_tokens
 from outpace.data.sources.unpack import PIECE, SizeLimit, open_input
 
@@ -25,8 +28,11 @@ UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 SURROGATE = re.compile("[\ud800-\udfff]")
 UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error)
 """What reading a missing, forbidden, cut or damaged file raises."""
-ROWS = 16
-"""Of a parquet file at once: few, as each may be the same long text, stored once."""
+ROWS = 16, 64
+"""Of a parquet file at once, at least and at most: few, as each may be the same long text, stored
+once; more where all the texts of a row group together are short."""
+ROWS_BYTES = 2**28
+"""What the rows that are read at once may take."""
 MEND = "mend or leave out the file"
 OR_REPLACE = "convert it to UTF-8, or choose --errors replace or skip"
 BOMS, CRLFS, REPLACED, SKIPPED = (
@@ -283,8 +289,11 @@ def read_parquet(
             if holds_tokens(metadata, how.text_field):
                 yield from read_tokens(file, path, how.text_field, groups, columns)
                 return
-            for rows in file.iter_batches(ROWS, row_groups=groups, columns=wanted):
-                texts = rows.column(how.text_field).to_pylist()
+            at_once = _rows(metadata, how.text_field, groups)
+            # Threads of Arrow's own would take turns with ours, which are as many as the cores.
+            for rows in file.iter_batches(at_once, groups, wanted, use_threads=False):
+                column = rows.column(how.text_field)
+                texts = column.to_pylist()
                 for n, text in enumerate(texts):
                     if type(text) is str:
                         size += len(text)
@@ -295,12 +304,33 @@ def read_parquet(
                         raise fault(path, f"row {row + n + 1}: {what}")
                 row += len(texts)
                 limit.check(size)
-                if batch := gather.extend(texts, [rows.column(c).to_pylist() for c in columns]):
+                values = [rows.column(c).to_pylist() for c in columns]
+                if batch := gather.extend(texts, _utf_8(column), values):
                     yield batch
     except (pa.ArrowException, ValueError, *UNREADABLE) as error:
         what = f"is not a whole parquet file (after row {row}): {reason(error)}"
         raise fault(path, what) from error
     yield from gather.rest()
+
+
+def _rows(metadata: Any, field: str, groups: Sequence[int]) -> int:
+    """How many rows to read at once: no text is longer than its row group says to be unpacked."""
+    longest = max((declared_bytes(metadata, field, n)[1] for n in groups), default=1)
+    least, most = ROWS
+    return min(most, max(least, ROWS_BYTES // max(1, longest)))
+
+
+def _utf_8(column: Any) -> list[Buffer] | None:
+    """The bytes of a column of text where they lie, or None for one that is stored otherwise."""
+    import pyarrow as pa
+
+    width = {pa.string(): np.int32, pa.large_string(): np.int64}.get(column.type)
+    if width is None or column.null_count or not len(column):
+        return None
+    _, offsets, data = column.buffers()
+    ends = np.frombuffer(offsets, width)[column.offset : column.offset + len(column) + 1].tolist()
+    text = memoryview(b"" if data is None else data)
+    return [text[a:b] for a, b in itertools.pairwise(ends)]
 
 
 def declared_bytes(metadata: Any, field: str, group: int) -> tuple[int, int]:

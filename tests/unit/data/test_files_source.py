@@ -77,6 +77,22 @@ def test_parquet_may_store_text_in_other_ways(tmp_path, kind):
     assert list(FilesSource([str(tmp_path / "x.parquet")]).documents()) == TEXTS
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()], ids=str)
+@pytest.mark.parametrize(
+    "texts", [TEXTS * 50, [*TEXTS, None] * 50, [""] * 70], ids=["", "None", "0"]
+)
+def test_bytes_of_a_parquet_file_are_those_of_its_texts(tmp_path, kind, texts):
+    """In batches that begin in the middle of what Arrow reads at once."""
+    table = pa.table({"text": pa.array(texts, kind)})
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=97)
+    batches = [b for c in FilesSource([str(tmp_path / "x.parquet")]).chunks() for b in c.read()]
+    assert [t for b in batches for t in b.texts] == [t or "" for t in texts]
+    for batch in batches:
+        if batch.encoded is not None:
+            assert [bytes(x) for x in batch.encoded] == [t.encode() for t in batch.texts]
+    assert any(b.encoded is not None for b in batches) == (None not in texts)
+
+
 @pytest.mark.shared
 def test_a_real_novel_loses_its_mark_and_carriage_returns_and_nothing_else(shared):
     path = shared / "novels" / "Barclay_Postern_1911.txt"

@@ -208,10 +208,10 @@ def test_a_changed_or_missing_vocabulary_is_refused(tmp_path, monkeypatch, file,
     folder = tmp_path / "vocab"
     shutil.copytree(gpt2.VOCAB_FOLDER, folder)
     monkeypatch.setattr(gpt2, "VOCAB_FOLDER", folder)
-    gpt2._encoding.cache_clear()
+    gpt2._built.cache_clear()
     try:
         assert get_tokenizer("gpt2").encode("Hello") == [15496]
-        gpt2._encoding.cache_clear()
+        gpt2._built.cache_clear()
         if damage == "missing":
             (folder / file).unlink()
         else:
@@ -221,7 +221,7 @@ def test_a_changed_or_missing_vocabulary_is_refused(tmp_path, monkeypatch, file,
         with pytest.raises(DataError, match=file):
             get_tokenizer("gpt2")
     finally:
-        gpt2._encoding.cache_clear()
+        gpt2._built.cache_clear()
 
 
 def test_transformers_gives_the_same_ids_from_the_same_files(tokenizer, tmp_path):
