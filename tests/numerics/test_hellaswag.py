@@ -121,6 +121,7 @@ def test_1000_predictions_equal_lm_eval_and_an_independent_scorer(
 
 
 @pytest.mark.exhaustive
+@pytest.mark.timeout(5400)  # lm-eval takes some quarter of an hour on two cores
 @pytest.mark.parametrize("protocol", hellaswag.PROTOCOLS)
 def test_1000_predictions_of_the_124m_model_equal_lm_eval(protocol, thousand, folder, tmp_path):
     judge = pytest.importorskip("outpace.bench.lm_eval_judge")
