@@ -13,6 +13,7 @@ import poison
 import pytest
 import torch
 import trials
+from conftest import write_corpus
 from harness import Fault, assert_nothing_lost, assert_tidy, call, events, status
 from trials import command, stopped_by
 
@@ -20,6 +21,8 @@ from outpace.checkpoint import store
 from outpace.checkpoint.retention import Retention
 from outpace.core.errors import CheckpointError
 from outpace.core.runfolder import RunFolder
+from outpace.data.prepare import PrepareOptions, prepare
+from outpace.data.sources.files import FilesSource
 from outpace.train.step import Trainable
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -353,20 +356,32 @@ def test_c10_format_1_loads_with_the_hash_it_was_saved_with(tmp_path):
     assert child.code == 0, child.err
 
 
+@pytest.fixture
+def dataset_of_format_1(tmp_path, monkeypatch):
+    """The tiny dataset as it was split then, by another hash of its documents."""
+    monkeypatch.setattr(
+        "outpace.data.encode.digest",
+        lambda data: int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big"),
+    )
+    source = FilesSource([str(write_corpus(tmp_path / "text"))])
+    prepare(source, tmp_path / "data", PrepareOptions(tokenizer="bytes", val_fraction=0.1))
+    return tmp_path / "data"
+
+
 def test_c10_a_run_of_format_1_read_its_data_in_another_order_and_serves_as_a_start(
-    tiny_dataset, tmp_path
+    dataset_of_format_1, tmp_path
 ):
     """It is not gone on with as if nothing had changed; its weights are where a new run begins."""
     settings = ["--warmup_steps", "auto", "--schedule", "cosine"]
     run = tmp_path / "run"
     shutil.copytree(GOLDEN / "format-1", _made(run / "checkpoints") / "step-00000002")
     before = tree(run)
-    child = call(*command(tiny_dataset, run, *settings, steps=5), cwd=tmp_path)
+    child = call(*command(dataset_of_format_1, run, *settings, steps=5), cwd=tmp_path)
     assert child.code == 4 and "error[CONFIG-CHANGED]" in child.err and "order" in child.err
     assert tree(run) == before
     start = ["--init_from", str(run / "checkpoints" / "step-00000002")]
     new = tmp_path / "new"
-    child = call(*command(tiny_dataset, new, *settings, *start, steps=3), cwd=tmp_path)
+    child = call(*command(dataset_of_format_1, new, *settings, *start, steps=3), cwd=tmp_path)
     assert child.code == 0, child.err
     newest = store.load(store.paths(new / "checkpoints")[-1])
     assert newest.step == 3 and newest.state["format"] == store.FORMAT

@@ -28,14 +28,14 @@ IN_MANIFEST = ("file", "split", "tokens", "documents", "sha256", "lengths_sha256
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five small shards."""
+    """Six small shards."""
     folder = tmp_path_factory.mktemp("fuzz")
     (folder / "x.jsonl").write_text(
         "".join(json.dumps({"text": f"{n} " + "gull " * (n % 37)}) + "\n" for n in range(120))
     )
     options = PrepareOptions(tokenizer="bytes", val_fraction=0.1, shard_tokens=2500)
     prepare(FilesSource([str(folder / "x.jsonl")]), folder / "made", options)
-    assert len(list((folder / "made").glob("*.bin"))) == 5
+    assert len(list((folder / "made").glob("*.bin"))) == 6
     return folder / "made"
 
 
