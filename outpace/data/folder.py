@@ -36,6 +36,11 @@ class Stopped(OutpaceError):
     exit_code = STOPPED_RESUMABLE
 
 
+class _Signal(BaseException):
+    """On its way to `stop_on_signals`. No Exception, which others catch: Thread.start does, and
+    breaks the thread that it has just started."""
+
+
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
     """Make the folder and keep others from preparing into it meanwhile. A fault before the first
@@ -94,16 +99,18 @@ def stop_on_signals(output: Path) -> Iterator[None]:
         if stopping:
             os._exit(128 + number)
         stopping = True
-        raise Stopped(
-            "STOPPED",
-            f"{signal.Signals(number).name} received",
-            kept=f"the finished shards in {output}",
-            do="run the same command again to go on",
-        )
+        raise _Signal(signal.Signals(number).name)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
+    except _Signal as name:
+        raise Stopped(
+            "STOPPED",
+            f"{name} received",
+            kept=f"the finished shards in {output}",
+            do="run the same command again to go on",
+        ) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
