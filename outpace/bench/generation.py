@@ -57,10 +57,10 @@ def bench_generation(
     }
     if others:
         halves = copy.deepcopy(theirs).bfloat16()
-        near = {name: with_weights(model, name) for name in ("bfloat16", "int8")}
+        near = {kind: with_weights(model, kind) for kind in ("bfloat16", "int8")}
         turns["transformers-bfloat16"] = partial(_theirs, halves, n=settings.new_tokens)
-        for name, small in near.items():
-            turns[f"outpace-{name}"] = partial(_ours, small, n=settings.new_tokens)
+        for kind, small in near.items():
+            turns[f"outpace-{kind}"] = partial(_ours, small, n=settings.new_tokens)
     draw = torch.Generator().manual_seed(settings.seed)
     results: dict[str, Any] = {}
     for batch in settings.batches:
@@ -83,7 +83,7 @@ def bench_generation(
     }
     if others:
         near["transformers-bfloat16"] = halves
-        body["agreement"] = {name: agreement(model, m, settings) for name, m in near.items()}
+        body["agreement"] = {kind: agreement(model, m, settings) for kind, m in near.items()}
     return write_result("generation-cpu", "cpu", body, output)
 
 

@@ -370,6 +370,7 @@ def test_bench_generate_compares_tokens_and_says_the_bound(folder, tmp_path, cap
     argv = ["bench", "generate", "--model", str(folder), "--batch", "1", "3", "--rounds", "2"]
     assert main([*argv, "--prompt_tokens", "5", "--new_tokens", "8", "--output", str(out)]) == 0
     result = json.loads(out.read_text())
+    assert result["model"] == folder.name
     assert result["batches"].keys() == {"1", "3"}
     for batch in result["batches"].values():
         assert batch["tokens_equal_transformers"]["outpace"] == 1
