@@ -81,16 +81,19 @@ def compare(
     written after each turn."""
     official = [json.loads(x) for x in path.read_text(encoding="utf-8").split("\n") if x.strip()]
     rows = hellaswag.subset(official, questions)
+    watch = _Watch()
+    fast = for_inference(model)  # with the loading, as in `outpace evaluate`: no part of the turns
+    layout_seconds = watch.read()[0]
     head = {
         "model": name,
         "parameters": sum(p.numel() for p in model.parameters()),
         "threads": torch.get_num_threads(),
         "lm_eval_batch_size": LM_EVAL_BATCH if lm_eval else None,
-        "layout_seconds": _layout_seconds(model),
+        "layout_seconds": layout_seconds,
         "whole_split": _whole_split(hellaswag.load(path)),
     }
     with tempfile.TemporaryDirectory() as temporary:
-        racers = _contestants(model, Path(temporary), build_nanogpt, lm_eval)
+        racers = _contestants(model, fast, Path(temporary), build_nanogpt, lm_eval)
         for turn in range(turns):
             chunk = rows[turn::turns]
             order = list(racers)[turn % len(racers) :] + list(racers)[: turn % len(racers)]
@@ -109,30 +112,21 @@ def compare(
 
 
 def _contestants(
-    model: GPT2, work: Path, build_nanogpt: Path | None, lm_eval: bool
+    model: GPT2, fast: GPT2, work: Path, build_nanogpt: Path | None, lm_eval: bool
 ) -> dict[str, Contestant]:
     theirs = huggingface.transformers_model(dict(model.state_dict()), model.shape)
-    model = for_inference(model)  # with the loading, as in `outpace evaluate`
-    racers = {"outpace, completion": Contestant("completion", _ours(model, "completion"))}
+    racers = {"outpace, completion": Contestant("completion", _ours(fast, "completion"))}
     if build_nanogpt is not None:
         folder = work / "model"
         theirs.save_pretrained(folder)
         score = _build_nanogpt(build_nanogpt, folder)
         racers["build-nanogpt"] = Contestant("completion", score)
     if lm_eval:
-        racers["outpace, harness"] = Contestant("harness", _ours(model, "harness"))
+        racers["outpace, harness"] = Contestant("harness", _ours(fast, "harness"))
         racers["lm-eval"] = Contestant("harness", _lm_eval(theirs, model.shape.context, work))
     for racer in racers.values():  # warm up; what it gives does not count
         racer.score([_WARM_UP])
     return racers
-
-
-def _layout_seconds(model: GPT2) -> float:
-    """How long it takes to lay out the weights for this CPU, once a loaded model: no part of the
-    turns."""
-    watch = _Watch()
-    for_inference(model)
-    return watch.read()[0]
 
 
 _WARM_UP = {

@@ -22,7 +22,7 @@ from outpace.core.files import fsync_folder, replace_json, sha256_json
 from outpace.core.log import note
 from outpace.data import nanogpt_split
 from outpace.data.decontaminate import Benchmark
-from outpace.data.encode import DIGEST, Piece, Work, batches, tokenizer_of
+from outpace.data.encode import DIGEST, Piece, Work, batch_len, batches, tokenizer_of
 from outpace.data.filters import parse_filter
 from outpace.data.folder import Stopped, begin_again, locked, open_journal, stop_on_signals
 from outpace.data.forecast import Progress, announce
@@ -313,5 +313,5 @@ def _count(chunks: Sequence[Chunk], work: Work) -> int:
             total += chunk.documents
         else:
             for _, batch in batches(chunk, work):
-                total += len(batch.texts) if batch.lengths is None else len(batch.lengths)
+                total += batch_len(batch)
     return total
