@@ -27,7 +27,7 @@ from outpace.core.files import sha256_file
 from outpace.core.log import note
 from outpace.data.sources.files import FilesSource
 
-POLL_S = 0.02
+POLL_S = 0.05
 FILES, GROUP_ROWS = 4, 1000
 """Parquet files of 100 MB of text, and rows of their groups, as the hub's OpenWebText has."""
 MEAN_CHARACTERS = 5000
@@ -119,6 +119,8 @@ def ours_command(corpus: Path, output: Path, workers: int, engine: str) -> list[
 
 def measure(command: list[str], folder: Path, log: Path, env: dict[str, str] | None = None) -> Run:
     """Run a command to its end and watch it. DataError when it fails."""
+    if hasattr(os, "sync"):  # else its disk would still be busy with what another one wrote
+        os.sync()
     started, cpu = time.perf_counter(), _cpu_of_children()
     memory = disk = 0
     with open(log, "wb") as out:
@@ -129,7 +131,7 @@ def measure(command: list[str], folder: Path, log: Path, env: dict[str, str] | N
         ticks = 0
         while process.poll() is None:
             memory = max(memory, _resident(watched))
-            if ticks % 10 == 0:
+            if ticks % 4 == 0:
                 disk = max(disk, _bytes_below(folder))
             ticks += 1
             time.sleep(POLL_S)

@@ -53,6 +53,7 @@ class Options(CleaningOptions, EngineOptions, SourceOptions):
 
 
 def run(argv: list[str]) -> int:
+    _load_the_usual_tokenizer(argv)
     options: Options = parse_flags(Options, argv, prog="outpace prepare")
     check_ranges(options, RANGES, "outpace prepare")
     if options.verify is not None:
@@ -87,6 +88,14 @@ def run(argv: list[str]) -> int:
         return 0
     _tell(dataset, output)
     return 0
+
+
+def _load_the_usual_tokenizer(argv: list[str]) -> None:
+    """Begin before the flags are understood, which takes as long as the loading itself."""
+    if not any(flag.startswith(("-h", "--help", "--tokenizer", "--verify")) for flag in argv):
+        from outpace.tokenizer.shared import preload
+
+        preload("gpt2", "auto")
 
 
 def _prepared(options: Options, output: Path) -> "Dataset | None":

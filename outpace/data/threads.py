@@ -16,6 +16,9 @@ from outpace.data.sources import Batch, Chunk
 
 STOP_S = 2
 """For all threads to end in."""
+AHEAD = 16
+"""Pieces of a worker that are begun and not yet taken: about what is made while the consumer
+hashes a finished shard."""
 MOST_HELD = 64 * 2**20
 """Bytes of tokens that wait for the consumer, about."""
 Task = tuple[int, Chunk, int]
@@ -57,8 +60,7 @@ class ThreadEngine:
 class _Run:
     def __init__(self, tasks: Sequence[Task], work: Work, workers: int) -> None:
         self._tasks, self._work = iter(tasks), work
-        self._most = 4 * workers
-        """Pieces begun and not yet given."""
+        self._most = AHEAD * workers
         self._begun = self._held = 0
         self._open: list[_Open] = []
         self._stopped = self._no_more = False

@@ -113,13 +113,7 @@ class ShardWriter:
 
     def _marked(self, ids: UInt16, lengths: Int64) -> UInt16:
         """Documents' tokens with an end-of-text before each."""
-        marked = np.empty(len(ids) + len(lengths), np.uint16)
-        starts = np.cumsum(lengths + 1) - lengths - 1
-        inside = np.ones(len(marked), bool)
-        inside[starts] = False
-        marked[inside] = ids
-        marked[starts] = self.end_of_text
-        return marked
+        return np.insert(ids, np.cumsum(lengths) - lengths, self.end_of_text)
 
     def _append(self, split: str, tokens: UInt16, sizes: Int64) -> None:
         self._parts[split].append(tokens, sizes.astype(np.uint32))

@@ -82,7 +82,7 @@ def _add_tokenizer(writer, types) -> None:  # type: ignore[no-untyped-def]  # gg
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
     writer.add_token_types([types.CONTROL if t == END_OF_TEXT else types.NORMAL for t in tokens])
-    writer.add_token_merges([" ".join(pair) for pair in merges()])
+    writer.add_token_merges(merges())
     writer.add_bos_token_id(ids[END_OF_TEXT])
     writer.add_eos_token_id(ids[END_OF_TEXT])
     writer.add_add_bos_token(False)

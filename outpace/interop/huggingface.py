@@ -196,7 +196,7 @@ def write_tokenizer(folder: Path, context: int) -> None:
 
     tokenizer = GPT2TokenizerFast(
         vocab=vocabulary(),
-        merges=merges(),
+        merges=[tuple(pair.split(" ")) for pair in merges()],
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
         unk_token=END_OF_TEXT,

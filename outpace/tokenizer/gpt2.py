@@ -119,11 +119,10 @@ def vocabulary() -> dict[str, int]:
     return tokens
 
 
-def merges() -> list[tuple[str, str]]:
-    """Pairs of tokens in the order in which they merge."""
+def merges() -> list[str]:
+    """Pairs of tokens in the order in which they merge, a space between the two."""
     lines = _checked("vocab.bpe", MERGES_SHA256).decode("utf-8").split("\n")[1:]
-    pairs = (line.split(" ") for line in lines if line)
-    return [(left, right) for left, right in pairs]
+    return [line for line in lines if line]
 
 
 _building = threading.Lock()
@@ -152,7 +151,7 @@ def _definition() -> tuple[dict[str, int], list[str]]:
     """Ids of the ordinary tokens, and the merges in their order, a space between the two."""
     encoder = vocabulary()
     del encoder[END_OF_TEXT]
-    return encoder, [" ".join(pair) for pair in merges()]
+    return encoder, merges()
 
 
 def _checked(file: str, sha256: str) -> bytes:

@@ -30,7 +30,7 @@ from outpace.data.shards import verify_dataset
 from outpace.data.sketch import NearDuplicates, sketch
 from outpace.data.sources import Batch
 from outpace.data.sources.files import FilesSource
-from outpace.data.threads import ThreadEngine
+from outpace.data.threads import AHEAD, ThreadEngine
 
 from .helpers import Texts, files, prepared, read_documents, read_texts
 
@@ -107,7 +107,7 @@ def test_few_pieces_wait_for_a_slow_consumer_and_closing_stops_the_threads():
     for _ in range(3):
         next(pieces)
     time.sleep(0.2)
-    assert read <= 3 + 4 * 2 + 2
+    assert read <= 3 + AHEAD * 2 + 2
     pieces.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("outpace-prepare")]
 
