@@ -53,7 +53,7 @@ class Fastokens:
     `<|endoftext|>` is text. Its pre-tokeniser is Hugging Face's `ByteLevel`, whose Unicode tables
     are those of tiktoken (its own `from_tiktoken` differs at U+180E)."""
 
-    def __init__(self, vocab: dict[str, int], merges: list[str]) -> None:
+    def __init__(self, vocab: str, merges: list[str]) -> None:
         # Read at import. Its own threads cost half as much again in CPU time; ours call it.
         os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
         from fastokens import Tokenizer
@@ -63,14 +63,15 @@ class Fastokens:
         model = {
             "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
             "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-            "ignore_merges": False, "vocab": vocab, "merges": merges,
+            "ignore_merges": False, "vocab": {}, "merges": merges,
         }  # fmt: skip
         definition: dict[str, object] = {
             "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
             "normalizer": None, "pre_tokenizer": level | {"use_regex": True},
             "post_processor": None, "decoder": level | {"use_regex": True}, "model": model,
         }  # fmt: skip
-        self._tokenizer = Tokenizer.from_json_str(json.dumps(definition))
+        filled = json.dumps(definition).replace('"vocab": {}', f'"vocab": {vocab}', 1)
+        self._tokenizer = Tokenizer.from_json_str(filled)
 
     def encode_batch(self, texts: list[str]) -> tuple[Ids, Lengths]:
         ids, offsets = self._tokenizer.encode_batch_flat(texts)
@@ -108,8 +109,8 @@ def choose(name: str) -> str:
     return name
 
 
-Definition = tuple[dict[str, int], list[str]]
-"""Ids of the ordinary tokens, and the merges in their order."""
+Definition = tuple[str, list[str]]
+"""Ids of the ordinary tokens as JSON, and the merges in their order."""
 
 
 def load(

@@ -136,7 +136,7 @@ def _encoding() -> tiktoken.Encoding:
 @cache
 def _built() -> tiktoken.Encoding:
     bytes_of = {ord(character): byte for character, byte in _byte_of_character().items()}
-    tokens = _definition()[0]
+    tokens = json.loads(_definition()[0])
     ranks = {token.translate(bytes_of).encode("latin-1"): rank for token, rank in tokens.items()}
     return tiktoken.Encoding(
         "gpt2",
@@ -147,11 +147,11 @@ def _built() -> tiktoken.Encoding:
     )
 
 
-def _definition() -> tuple[dict[str, int], list[str]]:
-    """Ids of the ordinary tokens, and the merges in their order, a space between the two."""
-    encoder = vocabulary()
-    del encoder[END_OF_TEXT]
-    return encoder, merges()
+def _definition() -> tuple[str, list[str]]:
+    """Ids of the ordinary tokens as JSON, and the merges in their order, a space between the two.
+    The file of the ids ends with that of `<|endoftext|>`, which is none of them."""
+    encoder = _checked("encoder.json", ENCODER_SHA256).decode("utf-8")
+    return encoder[: encoder.rindex(",")] + "}", merges()
 
 
 def _checked(file: str, sha256: str) -> bytes:
