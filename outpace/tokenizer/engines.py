@@ -60,7 +60,7 @@ class Fastokens:
 
         self.version = "fastokens-" + metadata.version("fastokens")
         level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-        model = {
+        model: dict[str, object] = {
             "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
             "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
             "ignore_merges": False, "vocab": {}, "merges": merges,
