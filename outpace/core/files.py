@@ -63,9 +63,15 @@ def replace_json(path: Path, value: Any) -> None:
 
 
 def append_json_line(path: Path, record: JsonObject) -> None:
-    """Append one record as one line, in a single write."""
-    with open(path, "ab") as f:
-        f.write(json_line(record))
+    """Append one record as one line, in a single write; behind a line that a crash or a full disk
+    cut short, on a new one."""
+    line = json_line(record)
+    with open(path, "a+b") as f:
+        if f.tell():
+            f.seek(-1, os.SEEK_END)
+            if f.read(1) != b"\n":
+                line = b"\n" + line
+        f.write(line)
 
 
 def json_line(record: JsonObject) -> bytes:

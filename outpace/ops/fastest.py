@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from outpace.core.cache import cache_folder
+from outpace.core.crash import first_line
 from outpace.core.errors import OutpaceError
 from outpace.core.files import replace_json
 
@@ -93,7 +94,7 @@ def measure(
                 results = work()
             synchronise(device)
         except Exception as error:  # a kernel may fail in any way, and then another is taken
-            excluded[name] = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+            excluded[name] = first_line(error)[:120]
             continue
         worst = max(_error(x, e) for x, e in zip(results, expected, strict=True))
         if not worst <= tolerance:

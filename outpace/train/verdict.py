@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from outpace.core.errors import DataError, NetworkError, UsageError
+from outpace.core.errors import DataError, NetworkError, OutpaceError, UsageError
 from outpace.core.files import JsonObject, replace_file
 from outpace.core.log import note, warn
 from outpace.core.published import PublishedScore, gpt2_published
@@ -29,6 +29,7 @@ from outpace.evals.verdict import (
 from outpace.model.matrices import for_inference
 from outpace.runtime.distributed import Group
 from outpace.tokenizer import get_tokenizer
+from outpace.train.corpus import open_mixture
 from outpace.train.load_model import LoadedModel, load_model
 
 GPT2, PUBLISHED = "gpt2", "published"
@@ -156,23 +157,33 @@ def sentence(answer: str, model: str, against: str, comparisons: Sequence[Compar
 
 
 def find_contamination(given: Path | None, reference: str, task: str) -> Contamination | None:
-    """The record named, or the one beside the dataset that the run was trained on, if there is
-    one and the dataset is still the same."""
+    """The record named, or what stands beside the datasets that the run was trained on, if each of
+    them has one and they are still the same."""
     if given is not None:
         return contamination.read(given)
     try:
         plan = json.loads(RunFolder(Path(reference)).plan.read_text(encoding="utf-8"))
-        folder, fingerprint = Path(plan["dataset"]["path"]), plan["dataset"]["fingerprint"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return None  # no run, or one that does not say
-    path = folder / contamination.file_name(task)
-    if not path.is_file():
+        trained_on, fingerprint = plan["dataset"]["path"], plan["dataset"]["fingerprint"]
+        mixture = open_mixture(trained_on)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, OutpaceError):
+        return None  # no run, or one that does not say, or its data is gone
+    paths = [dataset.folder / contamination.file_name(task) for dataset in mixture.datasets]
+    missing = [path for path in paths if not path.is_file()]
+    if len(missing) == len(paths):
         return None
-    found = contamination.read(path)
-    if found.fingerprint != fingerprint:
-        warn(f"{path} is of other tokens than the run was trained on; left out")
+    if missing:
+        warn(f"there is no {missing[0]}, and so no score without what its dataset holds")
         return None
-    return found
+    found = [contamination.read(path) for path in paths]
+    if fingerprint != mixture.fingerprint:
+        warn(f"{trained_on} holds other tokens than the run was trained on; their records left out")
+        return None
+    for path, record, dataset in zip(paths, found, mixture.datasets, strict=True):
+        if record.fingerprint != dataset.fingerprint:
+            warn(f"{path} is of other tokens than the run was trained on; left out")
+            return None
+    questions = frozenset().union(*(record.questions for record in found))
+    return Contamination(task, mixture.name, fingerprint, questions)
 
 
 def keep(folder: Path, name: str, examples: Sequence[JsonObject]) -> None:

@@ -11,6 +11,7 @@ from outpace.core.errors import NetworkError
 from outpace.core.runfolder import RunFolder
 from outpace.report.page import write_report
 from outpace.train import verdict as verdict_module
+from outpace.train.corpus import open_mixture
 
 from .helpers import Run
 
@@ -217,5 +218,21 @@ def test_contamination_is_found_recorded_and_left_out_of_the_score(
     assert (full["questions"], full["model"]) == (3, pytest.approx(1 / 3))
     assert (clean["questions"], clean["model"]) == (2, 0.0)
     plan["dataset"]["fingerprint"] = "another"
+    (root / "plan.json").write_text(json.dumps(plan))
+    assert verdict_module.find_contamination(None, str(root), "piqa") is None
+
+    (text / "a.txt").write_text(f"And then: {asked[1]['goal']}")
+    (text / "b.txt").unlink()
+    assert run("prepare", "files", "--input", text, "--output", "data/lamps", "--tokenizer",
+               "bytes", "--val_fraction", "0").code == 0  # fmt: skip
+    mixture = open_mixture("data/boats,data/lamps")
+    plan["dataset"] = {"path": mixture.where, "fingerprint": mixture.fingerprint}
+    (root / "plan.json").write_text(json.dumps(plan))
+    assert verdict_module.find_contamination(None, str(root), "piqa") is None
+    assert run("contamination", "lamps", "--task", "piqa", "--task_data", rows).code == 0
+    found = verdict_module.find_contamination(None, str(root), "piqa")
+    assert found is not None and found.questions == {"row 0", "row 1"}
+    assert found.dataset == "boats+lamps"
+    plan["dataset"]["path"] += "/gone"
     (root / "plan.json").write_text(json.dumps(plan))
     assert verdict_module.find_contamination(None, str(root), "piqa") is None

@@ -142,6 +142,15 @@ def test_damaged_lines_are_left_out_and_the_others_read(tmp_path):
     assert list(read_json_lines(path)) == [{"step": 1, "loss": None}, {"step": 2}]
 
 
+def test_a_line_that_was_cut_swallows_no_later_one(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2, "lo')
+    for step in (3, 4):
+        append_json_line(path, {"step": step})
+    assert list(read_json_lines(path)) == [{"step": 1}, {"step": 3}, {"step": 4}]
+    assert path.read_bytes().count(b"\n") == 4
+
+
 def test_a_resume_forgets_later_steps_and_a_cut_line(tmp_path):
     folder = RunFolder(tmp_path)
     for step in (1, 2, 3, 4):
