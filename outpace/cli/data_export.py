@@ -15,8 +15,8 @@ from outpace.core.log import say, show
 class Options:
     """Write a prepared dataset in the format of another trainer. Reads and changes nothing else."""
 
-    dataset: Annotated[Path, tyro.conf.Positional]
-    """A prepared folder."""
+    dataset: Annotated[str, tyro.conf.Positional]
+    """A prepared dataset: its folder, or its name below data/."""
     output: Annotated[str, tyro.conf.Positional]
     """Folder to write into; a file that exists is not replaced. An address (s3://BUCKET/NAME, ...):
     written to data/NAME first, then copied there."""
@@ -32,9 +32,9 @@ def run(argv: list[str]) -> int:
 
     from outpace.data.exports import EXPORTS
     from outpace.data.publish import publish, staging
-    from outpace.data.shards import open_dataset
+    from outpace.train.corpus import open_named
 
-    dataset = open_dataset(options.dataset)
+    dataset = open_named(options.dataset)
     is_url = "://" in options.output
     output = staging(options.output) if is_url else Path(options.output)
     paths = EXPORTS.load(options.to).export(dataset, output)

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -21,8 +20,8 @@ TOP = 10
 class Options:
     """Documents, tokens, a histogram of lengths, samples of text decoded back, top sources."""
 
-    folder: Annotated[Path, tyro.conf.Positional]
-    """A prepared dataset."""
+    dataset: Annotated[str, tyro.conf.Positional]
+    """A prepared dataset: its folder, or its name below data/."""
     samples: int = 3
     """Documents of each split whose beginning is shown."""
     json: bool = False
@@ -33,9 +32,9 @@ def run(argv: list[str]) -> int:
     options: Options = parse_flags(Options, argv, prog="outpace data info")
     check_ranges(options, RANGES, "outpace data info")
     from outpace.data.info import summary
-    from outpace.data.shards import open_dataset
+    from outpace.train.corpus import open_named
 
-    found = summary(open_dataset(options.folder), options.samples)
+    found = summary(open_named(options.dataset), options.samples)
     show(json.dumps(found, indent=2, ensure_ascii=False) if options.json else _page(found))
     return 0
 

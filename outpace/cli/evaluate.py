@@ -135,7 +135,8 @@ class _Results:
             from outpace.evals.scoring import compiled_hidden
 
             self.hidden = compiled_hidden(loaded.model)
-        self.tell(f"model {loaded.source}, {precision} on {group.device}", note)
+        shown = "fp32" if precision == "no" else precision
+        self.tell(f"model {loaded.source}, {shown} on {group.device}", note)
 
     def add(self, record: dict[str, Any], *lines: str) -> None:
         self.records.append(record)

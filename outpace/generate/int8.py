@@ -5,6 +5,7 @@ Each row of a matrix is scaled to int8; activations are scaled as they come, a s
 (PyTorch's dynamic quantisation, over FBGEMM). LayerNorm, attention and the residual stay fp32.
 """
 
+import warnings
 from typing import Any
 
 import torch
@@ -26,7 +27,9 @@ class Int8Linear(nn.Module):
         self.gelu = gelu
         scale = (weight.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny).double()
         rows = torch.zeros(len(weight), dtype=torch.int64)
-        q = torch.quantize_per_channel(weight, scale, rows, axis=0, dtype=torch.qint8)
+        with warnings.catch_warnings():  # of PyTorch 2.13: deprecated, with nothing yet in place
+            warnings.simplefilter("ignore", UserWarning)
+            q = torch.quantize_per_channel(weight, scale, rows, axis=0, dtype=torch.qint8)
         self.packed: Any = torch.ops.quantized.linear_prepack(q, bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
