@@ -200,6 +200,10 @@ def test_contamination_is_found_recorded_and_left_out_of_the_score(
     assert list(record["contaminated"]) == ["row 0"]
     assert record["contaminated"]["row 0"]["first"] in ([0], [1])
     assert run("verify", "data/boats").code == 0
+    by_name, by_folder = (run("data", "info", named) for named in ("boats", "data/boats"))
+    assert by_name.code == 0 and by_name.out == by_folder.out
+    missed = run("data", "info", "boat")
+    assert (missed.code, missed.err.count("\n")) == (3, 1) and "boats" in missed.err
 
     answered = folder / "a.jsonl"
     answered.write_text("".join(
