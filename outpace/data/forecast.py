@@ -20,13 +20,14 @@ from rich.text import Text
 
 from outpace.core.errors import StorageError
 from outpace.core.log import err, note
+from outpace.core.units import count, duration
 from outpace.data.encode import Piece
 from outpace.data.ledger import Ledger
 from outpace.data.sources import Chunk
 
 BYTES_A_TOKEN = 4.4
 """Of English text in GPT-2's vocabulary; other languages and code have fewer."""
-BYTES_A_SECOND = {"fastokens": 60e6, "tiktoken": 8e6}
+BYTES_A_SECOND = {"fastokens": 90e6, "tiktoken": 10e6}
 """Of text, for one thread with reading and writing; docs/data-format.md has the measurements."""
 SLACK = 0.8
 """A preparation that needs no more than this share of its estimate may still fit."""
@@ -44,13 +45,13 @@ def announce(
     tokens = min(text / BYTES_A_TOKEN, limit_tokens or float("inf"))
     there = sum(f.stat().st_size for f in output.glob("*.bin*"))
     needed, free = 2 * tokens - there, shutil.disk_usage(output).free
-    speed = BYTES_A_SECOND.get(engine.split("-")[0], 60e6) * workers
-    minutes = tokens * BYTES_A_TOKEN / speed / 60
+    speed = BYTES_A_SECOND.get(engine.split("-")[0], 90e6) * workers
     if text > 1e6:
+        seconds = max(1.0, tokens * BYTES_A_TOKEN / speed)
         note(
-            f"some {text / 1e9:.3g} GB of text: about {tokens / 1e6:,.3g} million tokens, "
+            f"some {text / 1e9:.3g} GB of text: about {count(tokens)} tokens, "
             f"{2 * tokens / 1e9:.3g} GB on disk ({free / 1e9:.3g} GB are free), about "
-            f"{minutes:.2g} min with {engine} on {workers} threads"
+            f"{duration(seconds)} with {engine} on {workers} threads"
         )
     if needed * SLACK > free:
         raise StorageError(
@@ -115,5 +116,5 @@ class Progress:
         if not err.is_terminal and now - self._told > TOLD_EVERY_S:
             self._told = now
             part = done / self._before[-1]
-            left = (now - self._started) * (1 - part) / max(part, 1e-9) / 60
-            note(f"{part:.1%}: {numbers}, about {left:.1f} min left")
+            left = (now - self._started) * (1 - part) / max(part, 1e-9)
+            note(f"{part:.1%}: {numbers}, about {duration(left)} left")
