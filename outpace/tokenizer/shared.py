@@ -20,13 +20,14 @@ def shared(name: str, engine: str) -> Tokenizer:
 
 
 def preload(name: str, engine: str) -> None:
-    """Begin to load it; who then asks for it waits, or is told why not."""
+    """Begin to load it; who then asks for it waits, or is told why not. The process ends after it:
+    Rust that comes back to a Python which is ending aborts."""
 
     def load() -> None:
         with contextlib.suppress(Exception):  # raised again where the tokenizer is asked for
             shared(name, engine)
 
-    threading.Thread(target=load, name="outpace-tokenizer", daemon=True).start()
+    threading.Thread(target=load, name="outpace-tokenizer").start()
 
 
 def release() -> None:

@@ -6,6 +6,8 @@ import hashlib
 import inspect
 import json
 import shutil
+import subprocess
+import sys
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -292,3 +294,14 @@ def test_a_long_text_among_short_ones_keeps_its_place(fast, tokenizer):
     ids, lengths = fast.encode_batch(texts)
     assert lengths.tolist() == [len(tokenizer.encode(text)) for text in texts]
     assert ids.tolist() == [i for text in texts for i in tokenizer.encode(text)]
+
+
+def test_a_process_that_ends_waits_for_a_tokenizer_that_is_being_loaded():
+    """Else its Rust comes back to a Python that is ending, and aborts the process."""
+    code = (
+        "import atexit, sys; from outpace.tokenizer import gpt2, shared; "
+        "shared.preload('gpt2', 'auto'); "
+        "atexit.register(lambda: print(len(shared._loaded))); sys.exit(3)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (3, "1\n", "")
