@@ -14,7 +14,6 @@ def prepare(r: Result) -> str:
     for race in r["races"].values():
         same &= race["export"]["byte_identical_to_nanogpt"]
         for name, runs in race["runs"].items():
-            times = race["times_nanogpt"].get(name)
             rows.append(
                 (
                     f"{race['text_bytes'] / 1e6:,.0f} MB",
@@ -23,7 +22,7 @@ def prepare(r: Result) -> str:
                     f"{median(x['megabytes_a_second'] for x in runs):,.1f}",
                     f"{max(x['peak_bytes'] for x in runs) / 1e6:,.0f} MB",
                     f"{max(x['peak_disk_bytes'] for x in runs) / 1e6:,.0f} MB",
-                    f"{times:.1f} times" if times else "",
+                    f"{race['times_nanogpt'][name]:.1f} times",
                     f"{race['times_nanogpt_at_first'][name]:.1f} times",
                 )
             )

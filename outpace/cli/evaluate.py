@@ -123,6 +123,7 @@ class _Results:
     def __init__(
         self, options: Options, loaded: "LoadedModel", precision: str, group: "Group"
     ) -> None:
+        from outpace.runtime.precision import precision_name
         from outpace.tokenizer import get_tokenizer
 
         self.options, self.loaded, self.precision, self.group = options, loaded, precision, group
@@ -135,8 +136,7 @@ class _Results:
             from outpace.evals.scoring import compiled_hidden
 
             self.hidden = compiled_hidden(loaded.model)
-        shown = "fp32" if precision == "no" else precision
-        self.tell(f"model {loaded.source}, {shown} on {group.device}", note)
+        self.tell(f"model {loaded.source}, {precision_name(precision)} on {group.device}", note)
 
     def add(self, record: dict[str, Any], *lines: str) -> None:
         self.records.append(record)

@@ -54,7 +54,8 @@ class Options(CleaningOptions, EngineOptions, SourceOptions):
 
 
 def run(argv: list[str]) -> int:
-    _start_quickly(argv)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads spin, and have nothing to do
+    gc.set_threshold(100_000)  # imports and vocabularies are many objects and little garbage
     options: Options = parse_flags(Options, argv, prog="outpace prepare")
     check_ranges(options, RANGES, "outpace prepare")
     if options.verify is not None:
@@ -89,18 +90,6 @@ def run(argv: list[str]) -> int:
         return 0
     _tell(dataset, output)
     return 0
-
-
-def _start_quickly(argv: list[str]) -> None:
-    """Starting is half of a small preparation: spare it BLAS' threads, which spin and are not
-    needed, and Python's search for garbage among imports; and begin to load the usual tokenizer
-    before the flags are understood, which takes as long as the loading."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    gc.set_threshold(100_000)
-    if not any(flag.startswith(("-h", "--help", "--tokenizer", "--verify")) for flag in argv):
-        from outpace.tokenizer.shared import preload
-
-        preload("gpt2", "auto")
 
 
 def _prepared(options: Options, output: Path) -> "Dataset | None":

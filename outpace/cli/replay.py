@@ -36,6 +36,7 @@ def run(argv: list[str]) -> int:
     check_ranges(options, RANGES, "outpace replay")
 
     from outpace.checkpoint import store
+    from outpace.runtime.precision import precision_name
     from outpace.tokenizer import get_tokenizer
     from outpace.train.assemble import choose_device
     from outpace.train.replay import find, read, replay, weights_before
@@ -61,7 +62,7 @@ def run(argv: list[str]) -> int:
     show(f"with the weights of {reference}{later}:")
     tokenizer = get_tokenizer(state["tokenizer"])
     for result in results:
-        name = "fp32" if result.precision == "no" else result.precision
+        name = precision_name(result.precision)
         show(f"  {name}: loss {result.loss:.4f}, gradient norm {result.grad_norm:.4g}")
         if result.sequences_not_finite:
             show(f"    sequences whose loss is not finite: {result.sequences_not_finite}")

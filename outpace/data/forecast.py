@@ -45,7 +45,7 @@ def announce(
     tokens = min(text / BYTES_A_TOKEN, limit_tokens or float("inf"))
     there = sum(f.stat().st_size for f in output.glob("*.bin*"))
     needed, free = 2 * tokens - there, shutil.disk_usage(output).free
-    speed = BYTES_A_SECOND.get(engine.split("-")[0], 90e6) * workers
+    speed = BYTES_A_SECOND.get(engine.split("-")[0], BYTES_A_SECOND["fastokens"]) * workers
     if text > 1e6:
         seconds = max(1.0, tokens * BYTES_A_TOKEN / speed)
         note(

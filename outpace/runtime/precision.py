@@ -9,6 +9,11 @@ import torch
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def precision_name(precision: str) -> str:
+    """As people call it."""
+    return "fp32" if precision == "no" else precision
+
+
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[None]:
     """Autocast to the compute type, or nothing for `no`."""
     if precision == "no":
