@@ -30,21 +30,31 @@ def gpu_state(device: torch.device) -> State | None:
 
 def ask(gpu: str) -> State | None:
     """What nvidia-smi tells of a GPU, by UUID, which CUDA_VISIBLE_DEVICES does not renumber."""
+    values = _query([*QUERY.values()], f"--id={gpu}")
+    if len(values) != len(QUERY):
+        return None
+    return dict(zip(QUERY, map(_value, values), strict=True))
+
+
+def driver_version() -> str | None:
+    """Such as 580.65.06, of all GPUs; None where nvidia-smi does not tell."""
+    return next(iter(_query(["driver_version"])), None)
+
+
+def _query(fields: list[str], *gpu: str) -> list[str]:
+    """nvidia-smi's answer for the (first) GPU, a value a field; none where it gives none."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return None
-    command = [tool, f"--id={gpu}", f"--query-gpu={','.join(QUERY.values())}"]
-    command += ["--format=csv,noheader,nounits"]
+        return []
+    command = [tool, *gpu, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(
             command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S
         )
     except (OSError, subprocess.SubprocessError):
-        return None
-    values = answer.stdout.strip().split(", ")
-    if len(values) != len(QUERY):
-        return None
-    return dict(zip(QUERY, map(_value, values), strict=True))
+        return []
+    lines = answer.stdout.splitlines()
+    return lines[0].strip().split(", ") if lines else []
 
 
 def _value(text: str) -> float | str | None:

@@ -34,6 +34,7 @@ from outpace.data.shards import MANIFEST, open_dataset
 from outpace.evals.tasks import hellaswag
 from outpace.ops.attention import sdpa
 from outpace.runtime.compile import why_not as compile_why_not
+from outpace.runtime.driver import driver_version
 from outpace.runtime.hardware import detect
 from outpace.runtime.precision import DTYPES
 from outpace.tokenizer import get_tokenizer
@@ -177,8 +178,7 @@ def _gpus() -> Iterator[Finding]:
 
 
 def _driver() -> str:
-    version = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
-    return f"driver for CUDA {version // 1000}.{version % 1000 // 10}, torch {torch.version.cuda}"
+    return f"driver {driver_version() or 'unknown'}, torch for CUDA {torch.version.cuda}"
 
 
 def _kernels(device: torch.device) -> Iterator[Finding]:

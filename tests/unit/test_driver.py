@@ -47,3 +47,11 @@ def test_a_machine_without_the_tool_has_no_state(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert driver.ask("GPU-12ab") is None
     assert driver.gpu_state(torch.device("cpu")) is None
+
+
+def test_the_version_of_the_driver_is_that_of_the_first_gpu(nvidia_smi, tmp_path):
+    nvidia_smi(f'echo "$@" > {tmp_path}/asked; echo 580.65.06; echo 580.65.06')
+    assert driver.driver_version() == "580.65.06"
+    assert "--query-gpu=driver_version" in (tmp_path / "asked").read_text()
+    nvidia_smi("exit 9")
+    assert driver.driver_version() is None

@@ -1,7 +1,7 @@
 """The flash-attn packages, whichever is installed and suits the GPU: FlashAttention-3 (Hopper;
 Shah et al. 2024, arXiv 2407.08608), -4 (`flash_attn.cute`, Hopper and Blackwell), -2 (Ampere and
 later; Dao 2023, arXiv 2307.08691). All line the causal mask up with the last key, as the table
-does, so a cache of keys is theirs too; dropout only with -2, else it goes to `sdpa`.
+does, so a cache of keys is theirs too; dropout only with -2, else it goes to `sdpa`, as does fp32.
 """
 
 from collections.abc import Callable
@@ -25,6 +25,8 @@ try:
 except ImportError:
     flash_attn_4 = None
 
+DTYPES = (torch.float16, torch.bfloat16)
+
 
 def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool, dropout_p: float = 0.0
@@ -32,7 +34,7 @@ def attend(
     """q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D)."""
     version, function = _suits(torch.cuda.get_device_capability(q.device))
     extra = {"dropout_p": dropout_p} if version == 2 else {}
-    if function is None or (dropout_p and not extra):
+    if function is None or q.dtype not in DTYPES or (dropout_p and not extra):
         return sdpa.attend(q, k, v, causal=causal, dropout_p=dropout_p)
     # Their layout is (B, T, H, D).
     out = function(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), causal=causal, **extra)
@@ -43,7 +45,7 @@ def attend(
 def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
     if device.type != "cuda":
         return "flash-attn needs a CUDA GPU"
-    if dtype not in (torch.float16, torch.bfloat16):
+    if dtype not in DTYPES:
         return f"flash-attn computes in bf16 or fp16, not in {dtype}"
     if head_dim % 8 or head_dim > 256:
         return f"flash-attn needs a head size of 8 to 256 in eights, and it is {head_dim}"

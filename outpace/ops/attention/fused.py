@@ -4,7 +4,8 @@ last resort, MATH, which stores the T x S matrix and computes in fp32.
 The operators that `F.scaled_dot_product_attention` would choose from are called themselves, not by
 way of `torch.nn.attention.sdpa_kernel`: inside a compiled model that context keeps the graph out
 of the compile cache (pytorch issue 194007; seen here with torch 2.13). Causal attention over
-whole sequences on a GPU only; a cache of keys goes to `sdpa`, and so does all on a CPU, where
+whole sequences on a GPU only; a cache of keys goes to `sdpa`, and so does a dtype that the kernel
+has not (fp32 in cuDNN and FlashAttention, as in a checkpoint's check), and all on a CPU, where
 `flash` is what that runs.
 """
 
@@ -27,6 +28,7 @@ class Fused:
     backend: SDPBackend
     run: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
     can_use: Callable[[torch.backends.cuda.SDPAParams, bool], bool]
+    dtypes: frozenset[torch.dtype]
 
     def attend(
         self,
@@ -38,7 +40,8 @@ class Fused:
         dropout_p: float = 0.0,
     ) -> torch.Tensor:
         """q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D)."""
-        if not causal or q.size(-2) != k.size(-2) or q.device.type == "cpu":
+        whole = causal and q.size(-2) == k.size(-2)
+        if not whole or q.dtype not in self.dtypes or q.device.type == "cpu":
             return sdpa.attend(q, k, v, causal=causal, dropout_p=dropout_p)
         return self.run(q, k, v, dropout_p)
 
@@ -93,9 +96,10 @@ def _training(q: torch.Tensor) -> bool:
     return torch.is_grad_enabled() and q.requires_grad
 
 
-cudnn = Fused(SDPBackend.CUDNN_ATTENTION, _cudnn, torch.backends.cuda.can_use_cudnn_attention)
-flash = Fused(SDPBackend.FLASH_ATTENTION, _flash, torch.backends.cuda.can_use_flash_attention)
-efficient = Fused(
-    SDPBackend.EFFICIENT_ATTENTION, _efficient, torch.backends.cuda.can_use_efficient_attention
-)
-math = Fused(SDPBackend.MATH, _math, lambda params, debug: True)
+HALF = frozenset({torch.float16, torch.bfloat16})
+ALL = HALF | {torch.float32}
+can = torch.backends.cuda
+cudnn = Fused(SDPBackend.CUDNN_ATTENTION, _cudnn, can.can_use_cudnn_attention, HALF)
+flash = Fused(SDPBackend.FLASH_ATTENTION, _flash, can.can_use_flash_attention, HALF)
+efficient = Fused(SDPBackend.EFFICIENT_ATTENTION, _efficient, can.can_use_efficient_attention, ALL)
+math = Fused(SDPBackend.MATH, _math, lambda params, debug: True, ALL)
