@@ -27,7 +27,7 @@ class _SkippingAdamW(torch.optim.AdamW):
     """AdamW that leaves everything as it is where `found_inf` is 1, by asking the host."""
 
     def step(self, closure: Any = None) -> Any:
-        found_inf = getattr(self, "found_inf", None)
-        if found_inf is None or not found_inf.item():
-            return super().step(closure)
-        return None
+        found_inf = vars(self).pop("found_inf", None)  # PyTorch's loops refuse it
+        if found_inf is not None and found_inf.item():
+            return None
+        return super().step(closure)

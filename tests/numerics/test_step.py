@@ -8,7 +8,7 @@ import torch
 from outpace.config.presets import GPT2Shape
 from outpace.data.loader import MicroBatch
 from outpace.model.gpt2 import GPT2
-from outpace.optim.adamw import build
+from outpace.optim import OPTIMIZERS
 from outpace.optim.groups import parameter_groups
 from outpace.runtime.precision import grad_scaler
 from outpace.train.step import Trainable, train_step
@@ -18,14 +18,17 @@ CPU = torch.device("cpu")
 SHAPE = GPT2Shape(2, 2, 32, 16, 100)
 
 
-def trainable(precision="no", grad_clip=1.0, shape=SHAPE, compiled=False, eps=1e-8) -> Trainable:
+def trainable(
+    precision="no", grad_clip=1.0, shape=SHAPE, compiled=False, eps=1e-8, optimizer="adamw"
+) -> Trainable:
     model = GPT2(shape)
     model.init_weights(torch.Generator().manual_seed(0))
-    optimizer = build(parameter_groups(model, 0.1), 1e-2, betas=(0.9, 0.95), eps=eps)
+    build = OPTIMIZERS.load(optimizer)
+    groups = parameter_groups(model, 0.1)
     return Trainable(
         model=model,
         forward=torch.compile(model) if compiled else model,
-        optimizer=optimizer,
+        optimizer=build(groups, 1e-2, betas=(0.9, 0.95), eps=eps),
         scaler=grad_scaler(CPU, precision),
         device=CPU,
         precision=precision,
@@ -62,9 +65,10 @@ def test_accumulation_equals_the_large_batch_by_tokens(sizes):
         assert (gradient - other).norm() <= 2e-6 * a.grad_norm, name
 
 
-def test_a_step_is_adamw_of_the_clipped_mean_gradient():
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.names())
+def test_a_step_is_adamw_of_the_clipped_mean_gradient(optimizer):
     """Against torch.optim.AdamW for-loop and autograd by hand, over several steps."""
-    t = trainable(grad_clip=0.5, eps=1e-4)
+    t = trainable(grad_clip=0.5, eps=1e-4, optimizer=optimizer)
     model = copy.deepcopy(t.model)
     decay = [p for p in model.parameters() if p.dim() >= 2]
     rest = [p for p in model.parameters() if p.dim() < 2]
@@ -113,8 +117,9 @@ def test_mixed_precision_follows_fp32_and_keeps_fp32_weights(precision, toleranc
     assert all(s["exp_avg"].dtype == torch.float32 for s in mixed.optimizer.state.values())
 
 
-def test_fp16_scales_the_loss_and_backs_off_on_overflow():
-    t = trainable("fp16")
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.names())
+def test_fp16_scales_the_loss_and_backs_off_on_overflow(optimizer):
+    t = trainable("fp16", optimizer=optimizer)
     t.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, growth_interval=4)
     before = weights(t)
     first = train_step(t, batches(4), step=0, lr=1e-2)
@@ -127,9 +132,10 @@ def test_fp16_scales_the_loss_and_backs_off_on_overflow():
     assert any(not torch.equal(before[n], p) for n, p in weights(t).items())
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.names())
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_gradient_that_is_not_finite_changes_nothing(bad):
-    t = trainable()
+def test_a_gradient_that_is_not_finite_changes_nothing(bad, optimizer):
+    t = trainable(optimizer=optimizer)
     train_step(t, batches(4), step=0, lr=1e-2)
     before = weights(t)
     moments = {n: copy.deepcopy(t.optimizer.state[p]) for n, p in t.model.named_parameters()}
