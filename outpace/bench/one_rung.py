@@ -162,7 +162,7 @@ def kernels(stepper: Stepper) -> list[dict[str, Any]]:
     code counts as the region that calls it. Self times, as shares of all."""
     on_gpu = stepper.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with profile(activities=activities) as profiler:
+    with profile(activities=activities, acc_events=True) as profiler:
         stepper.seconds(1)
     spent: dict[str, tuple[float, int]] = {}
     for event in profiler.key_averages():

@@ -68,7 +68,7 @@ def profile_step(
         plain = [_timed(t, next(batches), skip_steps + i, plan.lr) for i in range(steps)]
         activities = [ProfilerActivity.CPU]
         activities += [ProfilerActivity.CUDA] if device.type == "cuda" else []
-        with profile(activities=activities, record_shapes=True) as recorded:
+        with profile(activities=activities, record_shapes=True, acc_events=True) as recorded:
             profiled = [
                 _timed(t, next(batches), skip_steps + steps + i, plan.lr) for i in range(steps)
             ]

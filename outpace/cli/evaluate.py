@@ -35,7 +35,7 @@ class Options:
     """Comma-separated: loss, hellaswag, lambada, piqa, arc_easy, winogrande, text."""
     protocol: str = "completion"
     """HellaSwag's rendering: completion (raw ctx, normalised by tokens), harness (as lm-eval), or
-    completion,harness. Other tasks have one, lm-eval's."""
+    both. Other tasks have one, lm-eval's."""
     dataset: str = "auto"
     """Prepared dataset whose validation split gives the loss; several as in `outpace train`."""
     val_tokens: int = 1_048_576

@@ -29,7 +29,7 @@ class Options:
     against: str = "gpt2"
     """gpt2 (the original from the hub; where that cannot be reached, its published scores),
     published (only those), or another model or .jsonl, as above."""
-    protocol: str = "completion,harness"
+    protocol: str = "both"
     """HellaSwag's renderings, whose scores are different numbers: completion, harness, or both."""
     task: str = "hellaswag"
     """hellaswag, lambada, piqa, arc_easy or winogrande."""

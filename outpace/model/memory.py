@@ -19,8 +19,9 @@ from outpace.model.cost import Precision, parameters
 
 CHUNK_TOKENS = {"cuda": 8192, "cpu": 1024}
 """Tokens whose logits exist at a time in the chunked losses (`ops/cross_entropy/chunked.py`)."""
-WORKSPACE = 32 * 2**20
-"""What cuBLAS takes from the allocator on Hopper (torch docs, CUBLAS_WORKSPACE_CONFIG: 32 MiB)."""
+WORKSPACE = 64 * 2**20
+"""What cuBLAS and cuBLASLt take from the allocator on Hopper, each 32 MiB (torch docs,
+CUBLAS_WORKSPACE_CONFIG and CUBLASLT_WORKSPACE_SIZE)."""
 
 
 Attention = Literal["fused", "eager", "reference"]
@@ -130,6 +131,8 @@ def _loss_moments(s: StepSettings, always: float, kept: float) -> list[Moment]:
     head = V * C
     always += shape.n_layer * _cast_block(s) + (2 * head if half else 0)
     chunk = CHUNK_TOKENS[s.device]
+    if s.compiled and s.device == "cuda" and s.cross_entropy != "linear":
+        return _compiled_loss_moments(s, always, kept)
     made = (e + 4) * head if half else 4 * head  # by a product, then in the parameter's type
     match s.cross_entropy:
         case "eager":  # log-softmax, and gradients through the loss and through the softmax
@@ -150,6 +153,26 @@ def _loss_moments(s: StepSettings, always: float, kept: float) -> list[Moment]:
             fixed = 10 * head if half else 4 * head
             inside = 4 * V + (8 if half else 4) * C
             return [Moment("the loss", always + fixed, kept + 4 * C, inside, chunk)]
+
+
+def _compiled_loss_moments(s: StepSettings, always: float, kept: float) -> list[Moment]:
+    """The same in a graph of the compiler's: the gradient of the logits always takes their place,
+    and a product's result waits in the compute type for the sum that it goes into."""
+    shape, e, chunk = s.shape, _compute_bytes(s), CHUNK_TOKENS[s.device]
+    C, V = shape.n_embd, shape.padded_vocab_size
+    product = e * V * C  # a gradient of the head's weight
+    match s.cross_entropy:
+        case "triton":  # that of the hidden states is made in the forward, the weight's is not yet
+            fixed = always + (0 if e < 4 else product)
+            again = _layer(s) if s.checkpointing == "block" else 0.0  # the last block comes before
+            return [Moment("the loss", fixed, kept + e * V + e * C + again)]
+        case "chunked" if e == 4:  # products add to a sum that is not written in place
+            return [Moment("the loss", always + 2 * product, kept + e * C, e * V, chunk)]
+        case "chunked":  # every chunk's product waits
+            a_token = kept + e * C + product / chunk
+            return [Moment("the loss", always, a_token, e * V - product / chunk, chunk)]
+        case _:
+            return [Moment("the loss", always + product, kept + e * V)]
 
 
 def _compute_bytes(s: StepSettings) -> int:

@@ -35,14 +35,16 @@ def questions(
 
 
 def check_protocols(names: str) -> list[str]:
-    """Protocols of HellaSwag, comma-separated; UsageError for an unknown one."""
+    """Protocols of HellaSwag, comma-separated, or `both`; UsageError for an unknown one."""
+    if names == "both":
+        return list(hellaswag.PROTOCOLS)
     protocols = [name.strip() for name in names.split(",")]
     for protocol in protocols:
         if protocol not in hellaswag.PROTOCOLS:
             raise UsageError(
                 "UNKNOWN-PROTOCOL",
                 f"no protocol {protocol!r}{nearest(protocol, hellaswag.PROTOCOLS)}",
-                do=f"choose from {', '.join(hellaswag.PROTOCOLS)}, or name both",
+                do=f"choose from {', '.join(hellaswag.PROTOCOLS)}, both",
             )
     return list(dict.fromkeys(protocols))
 

@@ -189,7 +189,7 @@ def test_evaluate_writes_results_and_a_line_an_example(model, path, tmp_path):
     transformers_model(model).save_pretrained(tmp_path / "hf")
     out = outpace(
         "evaluate", "hf", "--tasks", "hellaswag", "--limit", "4", "--hellaswag_path", path,
-        "--protocol", "completion,harness", "--subset", "wikihow,zeroshot",
+        "--protocol", "both", "--subset", "wikihow,zeroshot",
         "--output", "r.json", "--details", "d.jsonl", cwd=tmp_path,
     ).stdout  # fmt: skip
     assert "GPT-2 124M: acc_norm 0.2955" in out and "acc_norm 0.3114" in out

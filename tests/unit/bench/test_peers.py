@@ -334,3 +334,13 @@ def test_outpace_and_transformers_race_and_a_broken_peer_is_told_after_the_resul
     for row in run["rows"].values():
         assert row["tokens_per_second"] > 0 and len(row["windows_ms"]) == 2
     assert run["rows"]["transformers"]["ours_over_theirs"]["n"] == 2
+
+
+def test_the_error_of_a_process_is_told_not_a_library_s_last_words(tmp_path):
+    log = tmp_path / "log"
+    log.write_text(
+        "Traceback\n  File\ntorch.OutOfMemoryError: 2 GiB\n[W ProcessGroup] not destroyed\n"
+    )
+    assert turns.last_line(log) == "torch.OutOfMemoryError: 2 GiB"
+    log.write_text("step 1\nstep 2\n\n")
+    assert turns.last_line(log) == "step 2"
