@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Torch first and pinned: with it in place nothing below asks for another build of it.
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: run test test-fast test-all test-faults reliability gpu-check check install install-dev clean
+.PHONY: run test test-fast test-all test-faults reliability gpu-check standin check install install-dev clean
 
 run: install
 	$(BIN)/outpace prepare hellaswag
@@ -33,6 +33,18 @@ reliability: install-dev
 # All that is worth knowing of a GPU, within nine minutes; installs nothing. PEERS=DIR OUT=DIR
 gpu-check:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_check.py
+
+# The GPU's code path on a stand-in that computes nothing (tests/standin/README.md): 5 GB, no GPU.
+standin: .venv-standin/installed
+	OUTPACE_STANDIN=1 LD_LIBRARY_PATH=$(CURDIR)/.venv-standin/standin XDG_CACHE_HOME=$(CURDIR)/.venv-standin/cache \
+	  .venv-standin/bin/python -m pytest tests/standin tests/gpu/test_gpu_memory.py
+
+.venv-standin/installed: tests/standin/install.py $(wildcard tests/standin/*.c)
+	$(PYTHON) -m venv .venv-standin
+	.venv-standin/bin/pip install -q "torch>=2.11,<2.12"
+	.venv-standin/bin/pip install -q -e ".[interop,fast]" "pytest>=8" pytest-timeout pytest-xdist hypothesis
+	.venv-standin/bin/python tests/standin/install.py .venv-standin
+	touch $@
 
 check: install-dev
 	$(BIN)/ruff check outpace tests benchmarks train.py

@@ -1,0 +1,131 @@
+"""What a GPU would run, called on the stand-in for one (see README.md)."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("OUTPACE_STANDIN"), reason="runs by `make standin`"
+)
+ROOT = Path(__file__).resolve().parents[2]
+MAIN = [
+    "--model_size", "124M", "--mixed_precision", "bf16", "--use_flash_attention",
+    "--gradient_accumulation_steps", "8",
+]  # fmt: skip
+SMALL = [
+    "--n_layer", "2", "--n_head", "4", "--n_embd", "256", "--context", "128",
+    "--micro_batch_size", "4", "--gradient_accumulation_steps", "2", "--max_steps", "3",
+    "--sample_tokens", "0",
+]  # fmt: skip
+"""Samples would be drawn from memory that nobody wrote."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a dataset in it."""
+    folder = tmp_path_factory.mktemp("standin")
+    (folder / "text.txt").write_text("The sea was calm, and nobody spoke of it. " * 5000)
+    outpace("prepare", "files", "--input", "text.txt", "--output", "data/sea", place=folder)
+    return folder
+
+
+def outpace(*arguments: str, place: Path, code: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "outpace", *arguments],
+        cwd=place, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout + done.stderr
+
+
+def train(place: Path, *flags: str) -> str:
+    said = outpace("train", *SMALL, "--dataset", "sea", "--resume", "never", *flags, place=place)
+    assert "on NVIDIA H100" in said and "finished 3 of 3 steps" in said
+    return said
+
+
+def test_the_main_command(place):
+    command = [sys.executable, ROOT / "train.py", *MAIN, "--dataset", "sea", "--max_steps", "2"]
+    command += ["--sample_tokens", "0"]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=600)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert "64 sequences x 1024 tokens x 8 micro-steps" in said and "compile on" in said
+    assert "finished 2 of 2 steps" in said
+
+
+@pytest.mark.parametrize("compiled", ["on", "off"])
+@pytest.mark.parametrize("backend", ["sdpa", "cudnn", "flash", "efficient", "flex"])
+def test_attention(place, backend, compiled):
+    assert f"attention {backend}" in train(
+        place, "--attention_backend", backend, "--compile", compiled, "--mixed_precision", "bf16"
+    )
+
+
+@pytest.mark.parametrize("backend", ["math", "eager", "reference"])
+def test_attention_that_stores_the_matrix(place, backend):
+    train(place, "--attention_backend", backend, "--no_use_flash_attention")
+
+
+@pytest.mark.parametrize("precision", ["no", "fp16", "bf16"])
+@pytest.mark.parametrize("loss", ["eager", "compiled", "chunked", "triton"])
+def test_cross_entropy(place, loss, precision):
+    train(place, "--cross_entropy", loss, "--mixed_precision", precision)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--activation_checkpointing", "gelu"],
+        ["--activation_checkpointing", "block"],
+        ["--activation_checkpointing", "block", "--compile", "off"],
+        ["--fp8_head", "--mixed_precision", "bf16"],
+        ["--fp8_head", "--mixed_precision", "bf16", "--compile", "off"],
+        ["--dropout", "0.1"],
+        ["--document_mask"],
+        ["--document_mask", "--compile", "off"],
+        ["--deterministic", "on"],
+        ["--optimizer", "adamw_foreach", "--mixed_precision", "fp16"],
+        ["--tf32", "on", "--mixed_precision", "no"],
+    ],
+    ids=" ".join,
+)
+def test_settings(place, flags):
+    train(place, *flags)
+
+
+def test_one_process_under_torchrun(place):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "1"]
+    command += ["-m", "outpace", "train", *SMALL, "--dataset", "sea", "--resume", "never"]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def test_a_run_is_resumed_and_the_resume_proven(place):
+    flags = [*SMALL, "--dataset", "sea", "--run_dir", "runs/resumed"]
+    outpace("train", *flags, place=place)
+    said = outpace("train", *flags, "--max_steps", "5", place=place)
+    assert "finished 5 of 5 steps" in said
+    assert "equal to the last bit" in outpace("prove-resume", "runs/resumed", place=place)
+
+
+def test_doctor_sees_that_nothing_is_computed(place):
+    said = outpace("doctor", place=place, code=2)
+    assert "does not compute (driver" in said and "torch.compile: works" in said
+
+
+BENCHMARKS = {
+    "kernels": ["--seconds", "0.05"],
+    "profile": ["--dataset", "sea", *SMALL[:10], "--max_steps", "100"],
+    "memory": ["--measure", "--lengths", "256", "--context", "256"],
+    "loader": [],
+}
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_benchmarks(place, name):
+    outpace("bench", name, *BENCHMARKS[name], "--output", f"{name}.json", place=place)
+    assert (place / f"{name}.json").is_file()
