@@ -224,7 +224,8 @@ class Check:
         flags += ["--gradient_accumulation_steps", "8"]
         flags += ["--hellaswag_limit", "0", "--sample_tokens", "0", "--val_tokens", "65536"]
         small = [*SMALL, "--max_steps", "5", "--compile", "off"]
-        flags += ["--max_steps", "30"] if self.gpu else small
+        run = ["--max_steps", "30", "--eval_every_steps", "10", "--save_every_steps", "30"]
+        flags += run if self.gpu else small
         where = ["--dataset", str(self.dataset), "--run_dir", str(self.scratch / "run")]
         return [sys.executable, "train.py", *flags, *where]
 

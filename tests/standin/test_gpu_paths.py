@@ -1,5 +1,6 @@
 """What a GPU would run, called on the stand-in for one (see README.md)."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -21,13 +22,14 @@ SMALL = [
     "--sample_tokens", "0",
 ]  # fmt: skip
 """Samples would be drawn from memory that nobody wrote."""
+NUMBER = itertools.count()
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with a dataset in it."""
     folder = tmp_path_factory.mktemp("standin")
-    (folder / "text.txt").write_text("The sea was calm, and nobody spoke of it. " * 5000)
+    (folder / "text.txt").write_text("The sea was calm, and nobody spoke of it. " * 60_000)
     outpace("prepare", "files", "--input", "text.txt", "--output", "data/sea", place=folder)
     return folder
 
@@ -42,7 +44,8 @@ def outpace(*arguments: str, place: Path, code: int = 0) -> str:
 
 
 def train(place: Path, *flags: str) -> str:
-    said = outpace("train", *SMALL, "--dataset", "sea", "--resume", "never", *flags, place=place)
+    folder = ["--run_dir", f"runs/{next(NUMBER)}"]
+    said = outpace("train", *SMALL, "--dataset", "sea", *folder, *flags, place=place)
     assert "on NVIDIA H100" in said and "finished 3 of 3 steps" in said
     return said
 
@@ -99,7 +102,7 @@ def test_settings(place, flags):
 
 def test_one_process_under_torchrun(place):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "1"]
-    command += ["-m", "outpace", "train", *SMALL, "--dataset", "sea", "--resume", "never"]
+    command += ["-m", "outpace", "train", *SMALL, "--dataset", "sea", "--run_dir", "runs/torchrun"]
     done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
@@ -119,7 +122,7 @@ def test_doctor_sees_that_nothing_is_computed(place):
 
 BENCHMARKS = {
     "kernels": ["--seconds", "0.05"],
-    "profile": ["--dataset", "sea", *SMALL[:10], "--max_steps", "100"],
+    "profile": ["--dataset", "sea", *SMALL[:12], "--max_steps", "100"],
     "memory": ["--measure", "--lengths", "256", "--context", "256"],
     "loader": [],
 }
