@@ -136,7 +136,9 @@ class Check:
         tell(text[-6000:].rstrip())
         if stage.outcome == "failed":
             lines = [line.strip() for line in text.splitlines() if re.search(r"\w", line)]
-            stage.reason = f"exit code {code}: {lines[-1][:300] if lines else 'it said nothing'}"
+            errors = [x for x in lines if re.match(r"FAILED|error\[|[\w.]*(Error|Exception)\b", x)]
+            said = (errors or lines or ["it said nothing"])[-1]
+            stage.reason = f"exit code {code}: {said[:300]}"
         where = command[command.index("--output") + 1] if "--output" in command else None
         if where and Path(where).is_file():
             stage.result = where
@@ -230,7 +232,7 @@ class Check:
         return [sys.executable, "train.py", *flags, *where]
 
     def memory(self) -> list[str] | str:
-        return self.lacks("tyro", "rich") or self.bench("memory", "--measure")
+        return self.lacks("tyro", "rich") or self.bench("memory", "--measure", "--parts", "step")
 
     def bench(self, what: str, *flags: str) -> list[str]:
         output = self.out / f"{what}-{self.device}.json"
@@ -277,7 +279,7 @@ def main() -> int:
         ("profile", 45, check.profile),
         ("tests", 60, check.tests),
         ("train", 45, check.train),
-        ("memory", 40, check.memory),
+        ("memory", 120, check.memory),
     ):
         if name in wanted:
             check.run(name, limit_s, make)

@@ -20,8 +20,13 @@ from outpace.core.log import note, say
 from outpace.core.units import MIB
 from outpace.ops.attention import BACKENDS
 from outpace.runtime.hardware import memory_in_use
+from outpace.runtime.precision import DTYPES as PRECISIONS
+from outpace.runtime.precision import precision_name
 
 Row = dict[str, Any]
+
+DTYPES = {"cpu": "no", "cuda": "bf16"}
+"""As it is trained in there: FlashAttention's and cuDNN's kernels have no fp32."""
 
 
 def measure(
@@ -33,8 +38,9 @@ def measure(
 ) -> Row:
     """Measure the backends at every length, print a table, return the result."""
     rows: dict[str, list[Row]] = {}
+    dtype = DTYPES[where.type]
     for backend in backends:
-        if reason := BACKENDS.load(backend).why_not(where, torch.float32, head_dim):
+        if reason := BACKENDS.load(backend).why_not(where, PRECISIONS[dtype], head_dim):
             note(f"{backend} is left out: {reason}")
             continue
         rows[backend] = [_in_new_process(backend, T, heads, head_dim, where.type) for T in lengths]
@@ -44,7 +50,7 @@ def measure(
         "heads": heads,
         "head_dim": head_dim,
         "batch": 1,
-        "dtype": "fp32",
+        "dtype": precision_name(dtype),
         "results": rows,
         "exponents": exponents,
     }
@@ -62,12 +68,12 @@ def _tell(lengths: tuple[int, ...], rows: dict[str, list[Row]], exponents: Row) 
 
 def point(backend: str, T: int, heads: int, head_dim: int, device: str) -> dict[str, Any]:
     """Bytes that one forward and backward pass adds at its peak, in this process."""
-    where = torch.device(device)
+    where, dtype = torch.device(device), PRECISIONS[DTYPES[device]]
     module = BACKENDS.load(backend)
 
     def run(length: int) -> None:
         q, k, v = (
-            torch.ones(1, heads, length, head_dim, device=where, requires_grad=True)
+            torch.ones(1, heads, length, head_dim, device=where, dtype=dtype, requires_grad=True)
             for _ in range(3)
         )
         module.attend(q, k, v, causal=True).sum().backward()
@@ -78,7 +84,7 @@ def point(backend: str, T: int, heads: int, head_dim: int, device: str) -> dict[
     return {
         "tokens": T,
         "bytes": memory_in_use(where) - before,
-        "kernel": module.kernel(where, torch.float32, head_dim, 0.0),
+        "kernel": module.kernel(where, dtype, head_dim, 0.0),
     }
 
 

@@ -50,6 +50,8 @@ class Fused:
         if device.type != "cuda":
             runs = sdpa.kernel(device, dtype, head_dim, 0.0) == self.backend.name
             return None if runs else f"{self.backend.name} does not run on {device.type}"
+        if dtype not in self.dtypes:
+            return f"{self.backend.name} computes in bf16 or fp16, not in {dtype}"
         q = torch.zeros(1, 1, 128, head_dim, device=device, dtype=dtype, requires_grad=True)
         params = torch.backends.cuda.SDPAParams(q, q, q, None, 0.0, True, False)
         with warnings.catch_warnings(record=True) as said:
