@@ -16,7 +16,6 @@ nothing failed. On a machine without a GPU it does the same on the CPU, with sma
 import importlib.util
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -27,6 +26,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from outpace.core.crash import last_error  # noqa: E402  (needs no package)
+
 NEEDED = {
     "torch": "everything",
     "numpy": "everything",
@@ -135,10 +138,7 @@ class Check:
         text = log.read_text(errors="replace")
         tell(text[-6000:].rstrip())
         if stage.outcome == "failed":
-            lines = [line.strip() for line in text.splitlines() if re.search(r"\w", line)]
-            errors = [x for x in lines if re.match(r"FAILED|error\[|[\w.]*(Error|Exception)\b", x)]
-            said = (errors or lines or ["it said nothing"])[-1]
-            stage.reason = f"exit code {code}: {said[:300]}"
+            stage.reason = f"exit code {code}: {last_error(text)[:300] or 'it said nothing'}"
         where = command[command.index("--output") + 1] if "--output" in command else None
         if where and Path(where).is_file():
             stage.result = where

@@ -15,17 +15,17 @@ from typing import Any
 import psutil
 import torch
 
+from outpace.core.crash import last_error
 from outpace.core.errors import OutOfMemory
 from outpace.core.log import note, say
 from outpace.core.units import MIB
 from outpace.ops.attention import BACKENDS
 from outpace.runtime.hardware import memory_in_use
-from outpace.runtime.precision import DTYPES as PRECISIONS
-from outpace.runtime.precision import precision_name
+from outpace.runtime.precision import DTYPES, precision_name
 
 Row = dict[str, Any]
 
-DTYPES = {"cpu": "no", "cuda": "bf16"}
+PRECISION = {"cpu": "no", "cuda": "bf16"}
 """As it is trained in there: FlashAttention's and cuDNN's kernels have no fp32."""
 
 
@@ -38,9 +38,9 @@ def measure(
 ) -> Row:
     """Measure the backends at every length, print a table, return the result."""
     rows: dict[str, list[Row]] = {}
-    dtype = DTYPES[where.type]
+    precision = PRECISION[where.type]
     for backend in backends:
-        if reason := BACKENDS.load(backend).why_not(where, PRECISIONS[dtype], head_dim):
+        if reason := BACKENDS.load(backend).why_not(where, DTYPES[precision], head_dim):
             note(f"{backend} is left out: {reason}")
             continue
         rows[backend] = [_in_new_process(backend, T, heads, head_dim, where.type) for T in lengths]
@@ -50,7 +50,7 @@ def measure(
         "heads": heads,
         "head_dim": head_dim,
         "batch": 1,
-        "dtype": precision_name(dtype),
+        "dtype": precision_name(precision),
         "results": rows,
         "exponents": exponents,
     }
@@ -68,7 +68,7 @@ def _tell(lengths: tuple[int, ...], rows: dict[str, list[Row]], exponents: Row) 
 
 def point(backend: str, T: int, heads: int, head_dim: int, device: str) -> dict[str, Any]:
     """Bytes that one forward and backward pass adds at its peak, in this process."""
-    where, dtype = torch.device(device), PRECISIONS[DTYPES[device]]
+    where, dtype = torch.device(device), DTYPES[PRECISION[device]]
     module = BACKENDS.load(backend)
 
     def run(length: int) -> None:
@@ -103,10 +103,10 @@ def _in_new_process(backend: str, T: int, heads: int, head_dim: int, device: str
     code = f"import json; from {__name__} import point; print(json.dumps({call}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
+        said = last_error(done.stderr)[:120] or f"it ended with {done.returncode}"
         raise OutOfMemory(
             "MEMORY",
-            f"{backend} at {T} tokens did not fit ({said[-1][:120]})",
+            f"{backend} at {T} tokens did not fit ({said})",
             do="choose shorter --lengths",
         )
     result: dict[str, Any] = json.loads(done.stdout)

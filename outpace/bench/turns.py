@@ -7,7 +7,6 @@ moves to the next cores. On a GPU, whose memory they would share, each turn is a
 
 import contextlib
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -22,10 +21,9 @@ import psutil
 import torch
 
 from outpace.bench.peers import Contestant
+from outpace.core.crash import last_error
 
 POLL_S = 0.1
-ERROR = re.compile(r"error\[|[\w.]*(Error|Exception|Exit|Interrupt)\b")
-"""How the line begins with which Python, or outpace, tells what went wrong."""
 STRADDLING = 2
 """Steps left out after a stop: the one it cut in two, and one before whose line was not out yet."""
 LEAST_STEPS = 3
@@ -180,11 +178,8 @@ def fresh(contestants: list[Contestant], logs: Path, pace: Pace, deadline: float
 
 
 def last_line(log: Path) -> str:
-    """What a process that ended said last, cut to a length that a person reads: its last error, if
-    it names one (libraries have last words of their own), else its last line."""
-    lines = [x.strip() for x in log.read_text(errors="replace").splitlines() if x.strip()]
-    errors = [x for x in lines if ERROR.match(x)]
-    return (errors or lines or ["it printed nothing"])[-1][:200]
+    """What a process that ended said last, cut to a length that a person reads."""
+    return last_error(log.read_text(errors="replace"))[:200] or "it printed nothing"
 
 
 def _warm_up(pairs: list[tuple[Timed, Racer]], pace: Pace) -> None:

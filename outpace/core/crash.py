@@ -5,6 +5,7 @@ Neither holds a secret of the environment.
 import datetime
 import errno
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -22,6 +23,9 @@ from outpace.core.secrets import redact
 
 OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "cannot allocate memory", "out of memory")
 """How PyTorch words it, in a RuntimeError, on a CPU and on a GPU."""
+
+ERROR = re.compile(r"FAILED|error\[|[\w.]*(Error|Exception|Exit|Interrupt)\b")
+"""How a line begins that tells what went wrong."""
 
 
 def explain(error: BaseException, folder: Path | None = None) -> OutpaceError:
@@ -66,6 +70,13 @@ def first_line(error: BaseException) -> str:
 def wants_traceback() -> bool:
     """Whether the user asked for tracebacks on standard error."""
     return os.environ.get("OUTPACE_TRACEBACK", "") not in ("", "0")
+
+
+def last_error(output: str) -> str:
+    """The line in which a process told its last error, Python's, outpace's or pytest's, if it did
+    (libraries have last words of their own), else its last line; empty where it said nothing."""
+    lines = [line.strip() for line in output.splitlines() if re.search(r"\w", line)]
+    return ([x for x in lines if ERROR.match(x)] or lines or [""])[-1]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -9,7 +9,7 @@ A backend that can keep the documents of a sequence apart has one more, and take
     document_mask(documents) -> mask, from documents (B, T), equal where the document is the same
     attend(..., mask), kernel(..., masked)
 
-What a backend cannot do itself (a cache of keys, dropout) it leaves to `sdpa`, and says so.
+What a backend cannot do itself (a cache of keys, dropout, fp32) it leaves to `sdpa`, and says so.
 q, k and v may be views of one tensor, (B, T, H, D) transposed. `causal` lines the last query up
 with the last key: query t sees keys up to S - T + t.
 Every backend is tested, forward and backward, against `reference`.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from outpace.ops.attention import sdpa
+from outpace.ops.attention.fused import HALF
 
 # Loaded with this row, which only a run that asks for it, or measures it, loads.
 try:
@@ -25,8 +26,6 @@ try:
 except ImportError:
     flash_attn_4 = None
 
-DTYPES = (torch.float16, torch.bfloat16)
-
 
 def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool, dropout_p: float = 0.0
@@ -34,7 +33,7 @@ def attend(
     """q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D)."""
     version, function = _suits(torch.cuda.get_device_capability(q.device))
     extra = {"dropout_p": dropout_p} if version == 2 else {}
-    if function is None or q.dtype not in DTYPES or (dropout_p and not extra):
+    if function is None or q.dtype not in HALF or (dropout_p and not extra):
         return sdpa.attend(q, k, v, causal=causal, dropout_p=dropout_p)
     # Their layout is (B, T, H, D).
     out = function(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), causal=causal, **extra)
@@ -45,7 +44,7 @@ def attend(
 def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
     if device.type != "cuda":
         return "flash-attn needs a CUDA GPU"
-    if dtype not in DTYPES:
+    if dtype not in HALF:
         return f"flash-attn computes in bf16 or fp16, not in {dtype}"
     if head_dim % 8 or head_dim > 256:
         return f"flash-attn needs a head size of 8 to 256 in eights, and it is {head_dim}"

@@ -99,9 +99,10 @@ def _training(q: torch.Tensor) -> bool:
 
 
 HALF = frozenset({torch.float16, torch.bfloat16})
+"""What cuDNN's and FlashAttention's kernels compute in."""
 ALL = HALF | {torch.float32}
-can = torch.backends.cuda
-cudnn = Fused(SDPBackend.CUDNN_ATTENTION, _cudnn, can.can_use_cudnn_attention, HALF)
-flash = Fused(SDPBackend.FLASH_ATTENTION, _flash, can.can_use_flash_attention, HALF)
-efficient = Fused(SDPBackend.EFFICIENT_ATTENTION, _efficient, can.can_use_efficient_attention, ALL)
+cuda = torch.backends.cuda
+cudnn = Fused(SDPBackend.CUDNN_ATTENTION, _cudnn, cuda.can_use_cudnn_attention, HALF)
+flash = Fused(SDPBackend.FLASH_ATTENTION, _flash, cuda.can_use_flash_attention, HALF)
+efficient = Fused(SDPBackend.EFFICIENT_ATTENTION, _efficient, cuda.can_use_efficient_attention, ALL)
 math = Fused(SDPBackend.MATH, _math, lambda params, debug: True, ALL)
