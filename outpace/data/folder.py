@@ -36,7 +36,7 @@ class Stopped(OutpaceError):
     exit_code = STOPPED_RESUMABLE
 
 
-class _Signal(BaseException):
+class Signalled(BaseException):
     """On its way to `stop_on_signals`. No Exception, which others catch: Thread.start does, and
     breaks the thread that it has just started."""
 
@@ -99,12 +99,12 @@ def stop_on_signals(output: Path) -> Iterator[None]:
         if stopping:
             os._exit(128 + number)
         stopping = True
-        raise _Signal(signal.Signals(number).name)
+        raise Signalled(signal.Signals(number).name)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
-    except _Signal as name:
+    except Signalled as name:
         raise Stopped(
             "STOPPED",
             f"{name} received",

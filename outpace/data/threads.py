@@ -3,7 +3,9 @@ hashing) releases the GIL, and there is nothing to pickle, to fork or to spawn.
 
 A thread takes the earliest chunk that nobody reads just now, reads one batch, lets go of the chunk
 and encodes the batch. So one long compressed stream keeps all threads busy, as do many small files,
-and only a bounded number of pieces waits for the consumer.
+and only a bounded number of pieces waits for the consumer. That is one of the threads itself: while
+the next piece is not there, it makes pieces like the others, since a thread more than there are
+cores would only take turns with them.
 """
 
 import threading
@@ -12,6 +14,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from outpace.data.encode import Piece, Work, batch_len, batches, encode
+from outpace.data.folder import Signalled
 from outpace.data.sources import Batch, Chunk
 
 STOP_S = 2
@@ -21,6 +24,8 @@ AHEAD = 16
 hashes a finished shard."""
 MOST_HELD = 64 * 2**20
 """Bytes of tokens that wait for the consumer, about."""
+INTERRUPTS = KeyboardInterrupt, Signalled
+"""Not a piece's fault: they end the consumer at once."""
 Task = tuple[int, Chunk, int]
 """Number of a chunk, the chunk, and how many of its documents are not wanted."""
 
@@ -42,7 +47,8 @@ class _Open:
 
 
 class ThreadEngine:
-    """Pieces of chunks in order, made by `workers` threads."""
+    """Pieces of chunks in order, made by `workers` threads, of which the one that takes them is
+    one."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
@@ -66,8 +72,8 @@ class _Run:
         self._stopped = self._no_more = False
         self._change = threading.Condition()
         self._threads = [
-            threading.Thread(target=self._run, name=f"outpace-prepare-{n}", daemon=True)
-            for n in range(workers)
+            threading.Thread(target=self._help, name=f"outpace-prepare-{n}", daemon=True)
+            for n in range(1, workers)
         ]
         for thread in self._threads:
             thread.start()
@@ -81,61 +87,82 @@ class _Run:
             thread.join(timeout=max(0.0, end - time.monotonic()))
 
     def results(self) -> Iterator[tuple[int, Piece]]:
-        while (result := self._next()) is not None:
-            number, piece = result
+        while (found := self._next()) is not None:
+            if isinstance(found, _Open):
+                self._make_piece(found)
+                continue
+            number, piece = found
             if isinstance(piece, BaseException):
                 raise piece
             yield number, piece
 
-    def _next(self) -> tuple[int, Piece | BaseException] | None:
+    def _next(self) -> tuple[int, Piece | BaseException] | _Open | None:
+        """The next piece with the number of its chunk; else a chunk to read on; None at the end."""
         with self._change:
             while True:
-                if not self._open:
-                    if self._no_more:
-                        return None
-                elif (head := self._open[0]).given in head.ready:
-                    piece = head.ready.pop(head.given)
-                    head.given += 1
-                    self._begun -= 1
-                    self._held -= _size(piece)
-                    self._change.notify_all()
-                    return head.number, piece
-                elif head.read_to_end and head.given == head.taken:
-                    self._open.pop(0)
-                    self._change.notify_all()
-                    continue
+                if (piece := self._take()) is not None:
+                    return piece
+                if (chunk := self._claim()) is not None:
+                    return chunk
+                if self._no_more and not self._open:
+                    return None
                 self._change.wait()
 
-    def _run(self) -> None:
-        while (chunk := self._claim()) is not None:
-            place, batch = self._read(chunk)
-            if batch is None:
-                continue
-            piece: Piece | BaseException
-            try:
-                piece = encode(chunk.chunk, batch[0], batch[1], self._work)
-            except BaseException as error:  # tiktoken's panics are no Exception
-                piece = error
-            with self._change:
-                chunk.ready[place] = piece
-                self._held += _size(piece)
+    def _take(self) -> tuple[int, Piece | BaseException] | None:
+        """The next piece, if it is there."""
+        while self._open:
+            head = self._open[0]
+            if head.given in head.ready:
+                piece = head.ready.pop(head.given)
+                head.given += 1
+                self._begun -= 1
+                self._held -= _size(piece)
                 self._change.notify_all()
+                return head.number, piece
+            if not head.read_to_end or head.given < head.taken:
+                return None
+            self._open.pop(0)
+            self._change.notify_all()
+        return None
+
+    def _help(self) -> None:
+        while True:
+            with self._change:
+                while (chunk := self._claim()) is None:
+                    if self._stopped or (self._no_more and all(c.read_to_end for c in self._open)):
+                        return
+                    self._change.wait()
+            self._make_piece(chunk)
+
+    def _make_piece(self, chunk: _Open) -> None:
+        """Read a batch of a chunk and encode it."""
+        place, batch = self._read(chunk)
+        if batch is None:
+            return
+        piece: Piece | BaseException
+        try:
+            piece = encode(chunk.chunk, batch[0], batch[1], self._work)
+        except INTERRUPTS:
+            raise
+        except BaseException as error:  # tiktoken's panics are no Exception
+            piece = error
+        with self._change:
+            chunk.ready[place] = piece
+            self._held += _size(piece)
+            self._change.notify_all()
 
     def _claim(self) -> _Open | None:
-        """The earliest chunk that is not being read, or None at the end."""
-        with self._change:
-            while not self._stopped:
-                room = self._begun < self._most and self._held < MOST_HELD
-                if room or not self._head_is_busy():
-                    for chunk in self._open:
-                        if not chunk.reading and not chunk.read_to_end:
-                            return self._mark(chunk)
-                    if len(self._open) < self._most and (new := self._begin()) is not None:
-                        return self._mark(new)
-                    if self._no_more and all(c.read_to_end for c in self._open):
-                        return None
-                self._change.wait()
+        """The earliest chunk that is not being read, to read on in it; None where there is none, or
+        no room for another piece."""
+        room = self._begun < self._most and self._held < MOST_HELD
+        if self._stopped or not (room or not self._head_is_busy()):
             return None
+        for chunk in self._open:
+            if not chunk.reading and not chunk.read_to_end:
+                return self._mark(chunk)
+        if len(self._open) < self._most and (new := self._begin()) is not None:
+            return self._mark(new)
+        return None
 
     def _mark(self, chunk: _Open) -> _Open:
         chunk.reading = True
@@ -166,6 +193,8 @@ class _Run:
                     break
             else:
                 batch = None
+        except INTERRUPTS:
+            raise
         except BaseException as error:
             fault = error
         with self._change:

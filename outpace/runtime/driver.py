@@ -1,9 +1,13 @@
-"""What a GPU's driver tells of its clocks, power and heat, through nvidia-smi where it is there."""
+"""What a GPU's driver tells of its clocks, power and heat, through nvidia-smi where it is there;
+and which cuDNN there is."""
 
+import functools
 import shutil
 import subprocess
 
 import torch
+
+from outpace.core.log import warn
 
 QUERY = {
     "sm_clock_mhz": "clocks.sm",
@@ -39,6 +43,18 @@ def ask(gpu: str) -> State | None:
 def driver_version() -> str | None:
     """Such as 580.65.06, of all GPUs; None where nvidia-smi does not tell."""
     return next(iter(_query(["driver_version"])), None)
+
+
+@functools.cache
+def cudnn_version() -> int | str | None:
+    """PyTorch's cuDNN, such as 92000; None in a build without CUDA. What PyTorch says where another
+    one is found first, with a warning: only cuDNN's attention needs it, and `auto` tries that."""
+    try:
+        return torch.backends.cudnn.version() if torch.version.cuda else None
+    except RuntimeError as error:
+        found = " ".join(str(error).split(". ")[0].split())
+        warn(f"{found}; going on without it. Unset LD_LIBRARY_PATH to use PyTorch's own")
+        return found
 
 
 def _query(fields: list[str], *gpu: str) -> list[str]:

@@ -34,6 +34,7 @@ from outpace.core.secrets import redact
 from outpace.core.units import count, duration, gib
 from outpace.data.mixture import Mixture
 from outpace.runtime import distributed
+from outpace.runtime.driver import cudnn_version
 from outpace.runtime.hardware import Machine, detect
 from outpace.train.assemble import Session, assemble, capabilities, choose_device
 from outpace.train.corpus import facts_of, open_mixture
@@ -272,7 +273,7 @@ def describe_environment(plan: Plan, machine: Machine) -> dict[str, Any]:
         "tf32": plan.tf32,
         "deterministic": plan.deterministic,
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version() if torch.version.cuda else None,
+        "cudnn": cudnn_version(),
     }
 
 
@@ -283,7 +284,7 @@ def versions() -> dict[str, str]:
         found[package] = metadata.version(package)
     if torch.version.cuda:
         found["cuda"] = torch.version.cuda
-        found["cudnn"] = str(torch.backends.cudnn.version())
+        found["cudnn"] = str(cudnn_version())
     if commit := commit_of(Path(outpace.__file__).parent):
         found["git_commit"] = commit
     return found

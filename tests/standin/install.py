@@ -27,7 +27,11 @@ DRIVER = "libcuda.so.1"
 
 def main(venv: Path) -> None:
     (packages,) = venv.glob("lib/python3*/site-packages")
-    include = [packages / "nvidia/cu13/include", packages / "triton/backends/nvidia/include"]
+    include = [
+        packages / "nvidia/cu13/include",
+        packages / "triton/backends/nvidia/include",
+        packages / "nvidia/cudnn/include",
+    ]
     asked = _undefined(
         [*(packages / "torch/lib").glob("*.so"), *packages.glob("nvidia/*/lib/*.so*")]
     )
@@ -65,8 +69,9 @@ def _build(
         (Path(folder) / "crt").symlink_to(include[1] / "crt")
         others = Path(folder) / "others.c"
         others.write_text("".join(f"int {name}() {{ return 0; }}\n" for name in rest))
-        command = ["gcc", "-shared", "-fPIC", "-O1", "-w", f"-I{folder}", f"-I{include[0]}"]
-        command += [str(HERE / source), str(others), f"-Wl,-soname,{target.name}", "-ldl"]
+        command = ["gcc", "-shared", "-fPIC", "-O1", "-w", f"-I{folder}"]
+        command += [f"-I{include[0]}", f"-I{include[2]}", str(HERE / source), str(others)]
+        command += [f"-Wl,-soname,{target.name}", "-ldl"]
         if version:
             script = Path(folder) / "versions"
             script.write_text(f"{version} {{ global: *; }};\n")

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cudnn_version.h"
+
 static int make(void **object) { return *object = calloc(1, 4096), 0; }
 static int drop(void *object) { return free(object), 0; }
 
@@ -27,9 +29,11 @@ int cublasLtMatmulAlgoGetHeuristic(void *h, void *op, void *a, void *b, void *c,
 }
 
 int cudnnCreate(void **h) { return make(h); }
-size_t cudnnGetVersion(void) { return 91900; }
+size_t cudnnGetVersion(void) { return CUDNN_VERSION; }
 size_t cudnnGetCudartVersion(void) { return 13000; }
-int cudnnGetProperty(int which, int *value) { return *value = which == 0 ? 9 : which == 1 ? 19 : 0, 0; }
+int cudnnGetProperty(int which, int *value) {
+  return *value = which == 0 ? CUDNN_MAJOR : which == 1 ? CUDNN_MINOR : CUDNN_PATCHLEVEL, 0;
+}
 const char *cudnnGetErrorString(int status) { return "the stand-in"; }
 int cudnnBackendCreateDescriptor(int type, void **d) { return make(d); }
 int cudnnBackendDestroyDescriptor(void *d) { return drop(d); }

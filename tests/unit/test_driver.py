@@ -55,3 +55,21 @@ def test_the_version_of_the_driver_is_that_of_the_first_gpu(nvidia_smi, tmp_path
     assert "--query-gpu=driver_version" in (tmp_path / "asked").read_text()
     nvidia_smi("exit 9")
     assert driver.driver_version() is None
+
+
+def test_a_cudnn_that_is_not_pytorchs_is_told_and_stops_nothing(monkeypatch, capsys):
+    def mismatch():
+        raise RuntimeError(
+            "cuDNN version incompatibility: PyTorch was compiled  against (9, 20, 0) but found "
+            "runtime version (9, 19, 0). PyTorch already comes bundled with cuDNN."
+        )
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.backends.cudnn, "version", mismatch)
+    driver.cudnn_version.cache_clear()
+    try:
+        found = driver.cudnn_version()
+    finally:
+        driver.cudnn_version.cache_clear()
+    assert found.endswith("compiled against (9, 20, 0) but found runtime version (9, 19, 0)")
+    assert "Unset LD_LIBRARY_PATH" in capsys.readouterr().err

@@ -30,7 +30,7 @@ from outpace.data.shards import verify_dataset
 from outpace.data.sketch import NearDuplicates, sketch
 from outpace.data.sources import Batch
 from outpace.data.sources.files import FilesSource
-from outpace.data.threads import AHEAD, ThreadEngine
+from outpace.data.threads import AHEAD, INTERRUPTS, ThreadEngine
 
 from .helpers import Texts, files, prepared, read_documents, read_texts
 
@@ -439,6 +439,29 @@ def test_a_panic_of_a_library_ends_the_work_and_does_not_hang_it(monkeypatch):
     monkeypatch.setattr("outpace.data.threads.encode", panicking)
     with pytest.raises(Panic):
         run(ThreadEngine(2), [Slow("a", 3)])
+
+
+@pytest.mark.parametrize("interrupt", INTERRUPTS)
+def test_an_interrupt_of_the_consumer_at_work_waits_for_no_piece(monkeypatch, interrupt):
+    """Faults come in their place. A signal's exception must not: another thread may hang."""
+    consumer, hanging, let_go = threading.current_thread(), threading.Event(), threading.Event()
+    let_go_in_time = []
+    encode = encode_module.encode
+
+    def hang_or_be_interrupted(*arguments):
+        if threading.current_thread() is not consumer:
+            hanging.set()
+            let_go_in_time.append(let_go.wait(5))
+        elif hanging.is_set():
+            raise interrupt
+        return encode(*arguments)
+
+    monkeypatch.setattr("outpace.data.threads.encode", hang_or_be_interrupted)
+    monkeypatch.setattr("outpace.data.threads.STOP_S", 0.01)
+    with pytest.raises(interrupt):
+        run(ThreadEngine(2), [Slow("a", 1000, 0.001)])
+    assert not let_go_in_time
+    let_go.set()
 
 
 def test_few_bytes_wait_for_a_slow_consumer(monkeypatch):
