@@ -35,13 +35,14 @@ gpu-check:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_check.py
 
 # The GPU's code path on a stand-in that computes nothing (tests/standin/README.md): 5 GB, no GPU.
+STANDIN_TORCH ?= torch>=2.11,<2.12
 standin: .venv-standin/installed
 	OUTPACE_STANDIN=1 LD_LIBRARY_PATH=$(CURDIR)/.venv-standin/standin XDG_CACHE_HOME=$(CURDIR)/.venv-standin/cache \
 	  .venv-standin/bin/python -m pytest tests/standin tests/gpu/test_gpu_memory.py
 
 .venv-standin/installed: tests/standin/install.py $(wildcard tests/standin/*.c)
 	$(PYTHON) -m venv .venv-standin
-	.venv-standin/bin/pip install -q "torch>=2.11,<2.12"
+	.venv-standin/bin/pip install -q "$(STANDIN_TORCH)"
 	.venv-standin/bin/pip install -q -e ".[interop,fast]" "pytest>=8" pytest-timeout pytest-xdist hypothesis
 	.venv-standin/bin/python tests/standin/install.py .venv-standin
 	touch $@

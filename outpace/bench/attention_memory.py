@@ -78,7 +78,9 @@ def point(backend: str, T: int, heads: int, head_dim: int, device: str) -> dict[
         )
         module.attend(q, k, v, causal=True).sum().backward()
 
-    run(16)  # libraries and thread pools take their memory before we look
+    # Libraries, thread pools and the compiler take theirs before we look. On a CPU, what this takes
+    # stays the process's, so it must be little.
+    run(T if where.type == "cuda" else 16)
     before = _in_use_now(where)
     run(T)
     return {
@@ -100,7 +102,11 @@ def _in_use_now(device: torch.device) -> int:
 
 def _in_new_process(backend: str, T: int, heads: int, head_dim: int, device: str) -> dict[str, Any]:
     call = f"point({backend!r}, {T}, {heads}, {head_dim}, {device!r})"
-    code = f"import json; from {__name__} import point; print(json.dumps({call}))"
+    # PyTorch 2.13 may abort where a process ends right after its first backward pass on a GPU.
+    code = (
+        f"import json, os; from {__name__} import point; "
+        f"print(json.dumps({call}), flush=True); os._exit(0)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if done.returncode:
         said = last_error(done.stderr)[:120] or f"it ended with {done.returncode}"
