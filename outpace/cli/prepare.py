@@ -2,9 +2,11 @@
 `outpace prepare --verify DIR` checks what was prepared.
 """
 
+import atexit
 import gc
 import json
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +58,7 @@ class Options(CleaningOptions, EngineOptions, SourceOptions):
 def run(argv: list[str]) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads spin, and have nothing to do
     gc.set_threshold(100_000)  # imports and vocabularies are many objects and little garbage
+    atexit.register(_leave)
     options: Options = parse_flags(Options, argv, prog="outpace prepare")
     check_ranges(options, RANGES, "outpace prepare")
     if options.verify is not None:
@@ -90,6 +93,13 @@ def run(argv: list[str]) -> int:
         return 0
     _tell(dataset, output)
     return 0
+
+
+def _leave() -> None:
+    """Spare the last searches for garbage: the system takes all memory back at once, and faster.
+    Triton, where something else loaded it, complains of what is left."""
+    if "triton" not in sys.modules:
+        gc.freeze()
 
 
 def _prepared(options: Options, output: Path) -> "Dataset | None":

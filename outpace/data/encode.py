@@ -230,7 +230,8 @@ def _encode_cut(
 
 
 @functools.cache
-def _reference(name: str) -> Tokenizer:
+def reference(name: str) -> Tokenizer:
+    """The tokenizer that others are checked against, loaded once."""
     return get_tokenizer(name, "tiktoken")
 
 
@@ -251,12 +252,12 @@ def _cross_check(chunk: Chunk, piece: Piece, texts: list[str], tokenizer: Tokeni
     chosen = np.flatnonzero((piece.digests % np.uint64(CHECKED) == 0) & (piece.removed == KEPT))
     ends = np.cumsum(piece.lengths)
     for n in chosen.tolist():
-        reference = _reference(tokenizer.name)
+        checker = reference(tokenizer.name)
         found = piece.ids[ends[n] - piece.lengths[n] : ends[n]]
-        if not np.array_equal(found, reference.encode_array(texts[n])):
+        if not np.array_equal(found, checker.encode_array(texts[n])):
             raise TokenizerDisagrees(
                 "TOKENIZER",
-                f"{tokenizer.version} and {reference.version} give different ids for document "
+                f"{tokenizer.version} and {checker.version} give different ids for document "
                 f"{piece.first + n + 1} of {chunk.name}",
                 kept="the finished shards",
                 do="delete the folder and prepare again with --tokenizer_engine tiktoken, and "

@@ -22,7 +22,15 @@ from outpace.core.files import fsync_folder, replace_json, sha256_json
 from outpace.core.log import note
 from outpace.data import nanogpt_split
 from outpace.data.decontaminate import Benchmark
-from outpace.data.encode import DIGEST, Piece, Work, batch_len, batches, tokenizer_of
+from outpace.data.encode import (
+    DIGEST,
+    Piece,
+    Work,
+    batch_len,
+    batches,
+    reference,
+    tokenizer_of,
+)
 from outpace.data.filters import parse_filter
 from outpace.data.folder import Stopped, begin_again, locked, open_journal, stop_on_signals
 from outpace.data.forecast import Progress, announce
@@ -74,9 +82,10 @@ def prepare(
     started = time.perf_counter()
     workers = workers or os.cpu_count() or 1
     TOKENIZERS.check(options.tokenizer)
-    preload(options.tokenizer, tokenizer_engine)  # takes as long as the first files' metadata
+    preload(options.tokenizer, tokenizer_engine)
     work = work_of(options, tokenizer_engine)
     chunks = source.chunks()
+    reference(options.tokenizer)  # there is time: the other one is still being loaded
     tokenizer = tokenizer_of(work)
     spec = _spec(source, chunks, tokenizer, options)
     with contextlib.ExitStack() as stack:

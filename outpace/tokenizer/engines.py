@@ -58,7 +58,6 @@ class Fastokens:
         os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
         from fastokens import Tokenizer
 
-        self.version = "fastokens-" + metadata.version("fastokens")
         level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
         model: dict[str, object] = {
             "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
@@ -72,6 +71,7 @@ class Fastokens:
         }  # fmt: skip
         filled = json.dumps(definition).replace('"vocab": {}', f'"vocab": {vocab}', 1)
         self._tokenizer = Tokenizer.from_json_str(filled)
+        self.version = "fastokens-" + metadata.version("fastokens")
 
     def encode_batch(self, texts: list[str]) -> tuple[Ids, Lengths]:
         ids, offsets = self._tokenizer.encode_batch_flat(texts)
