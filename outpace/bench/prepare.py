@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -123,19 +124,29 @@ def measure(command: list[str], folder: Path, log: Path, env: dict[str, str] | N
         os.sync()
     started, cpu = time.perf_counter(), _cpu_of_children()
     memory = disk = 0
+    ended = threading.Event()
+
+    def watch(process: psutil.Process) -> None:
+        nonlocal memory, disk
+        ticks = 0
+        while not ended.wait(POLL_S):
+            memory = max(memory, _resident(process))
+            if ticks % 4 == 0:
+                disk = max(disk, _bytes_below(folder))
+            ticks += 1
+
     with open(log, "wb") as out:
         process = subprocess.Popen(
             command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=os.environ | (env or {})
         )
-        watched = psutil.Process(process.pid)
-        ticks = 0
-        while process.poll() is None:
-            memory = max(memory, _resident(watched))
-            if ticks % 4 == 0:
-                disk = max(disk, _bytes_below(folder))
-            ticks += 1
-            time.sleep(POLL_S)
-    seconds, cpu = time.perf_counter() - started, _cpu_of_children() - cpu
+        watcher = threading.Thread(target=watch, args=[psutil.Process(process.pid)])
+        watcher.start()
+        try:
+            process.wait()
+            seconds, cpu = time.perf_counter() - started, _cpu_of_children() - cpu
+        finally:
+            ended.set()
+            watcher.join()
     if process.returncode:
         raise DataError(
             "BENCH",

@@ -19,7 +19,8 @@ from outpace.data.decontaminate import Benchmark, overlaps
 from outpace.data.filters import LENGTHS, Filter, columns_of
 from outpace.data.sketch import BEGINNING, sketch
 from outpace.data.sources import Batch, Buffer, Chunk
-from outpace.tokenizer import Ids, Tokenizer, get_tokenizer
+from outpace.tokenizer import Tokenizer, get_tokenizer
+from outpace.tokenizer.ids import Ids
 from outpace.tokenizer.shared import shared
 
 REASONS = ("", "empty", "filtered", "contaminated", "exact copy", "near duplicate")

@@ -1,14 +1,11 @@
 """Level 2: text to token ids and back. One table; every entry has the same few methods."""
 
-from typing import Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Protocol
 
 from outpace.core.registry import Registry
 
-Ids = npt.NDArray[np.uint16]
-"""Token ids as the shards hold them; every vocabulary here is below 2^16."""
+if TYPE_CHECKING:
+    from outpace.tokenizer.ids import Ids, Lengths
 
 TOKENIZERS = Registry(
     "tokenizer",
@@ -30,11 +27,11 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
 
-    def encode_array(self, text: str) -> Ids:
+    def encode_array(self, text: str) -> "Ids":
         """The same ids as `encode`, compact; what a whole corpus goes through."""
         ...
 
-    def encode_batch(self, texts: list[str]) -> tuple[Ids, npt.NDArray[np.int64]]:
+    def encode_batch(self, texts: list[str]) -> "tuple[Ids, Lengths]":
         """Ids of all texts, concatenated, and how many each has."""
         ...
 

@@ -3,9 +3,8 @@
 import hashlib
 
 import numpy as np
-import numpy.typing as npt
 
-from outpace.tokenizer import Ids
+from outpace.tokenizer.ids import Ids, Lengths
 
 
 class BytesTokenizer:
@@ -27,7 +26,7 @@ class BytesTokenizer:
     def encode_array(self, text: str) -> Ids:
         return np.frombuffer(text.encode("utf-8", "replace"), np.uint8).astype(np.uint16)
 
-    def encode_batch(self, texts: list[str]) -> tuple[Ids, npt.NDArray[np.int64]]:
+    def encode_batch(self, texts: list[str]) -> tuple[Ids, Lengths]:
         parts = [text.encode("utf-8", "replace") for text in texts]
         ids = np.frombuffer(b"".join(parts), np.uint8).astype(np.uint16)
         return ids, np.array([len(part) for part in parts], np.int64)

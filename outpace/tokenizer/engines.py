@@ -9,19 +9,18 @@ import json
 import os
 from collections.abc import Callable
 from importlib import metadata, util
-from typing import Protocol
-
-import numpy as np
-import numpy.typing as npt
-import tiktoken
+from typing import TYPE_CHECKING, Protocol
 
 from outpace.core.errors import UsageError
 from outpace.core.log import warn
-from outpace.tokenizer import Ids
 from outpace.tokenizer.golden import GOLDEN_SHA256, golden_texts
 
+if TYPE_CHECKING:
+    import tiktoken
+
+    from outpace.tokenizer.ids import Ids, Lengths
+
 ENGINES = ("fastokens", "tiktoken")
-Lengths = npt.NDArray[np.int64]
 
 
 class Engine(Protocol):
@@ -29,7 +28,7 @@ class Engine(Protocol):
 
     version: str
 
-    def encode_batch(self, texts: list[str]) -> tuple[Ids, Lengths]:
+    def encode_batch(self, texts: list[str]) -> "tuple[Ids, Lengths]":
         """Ids of all texts, concatenated, and how many each has. Releases the GIL."""
         ...
 
@@ -37,11 +36,13 @@ class Engine(Protocol):
 class Tiktoken:
     """tiktoken's Rust, one text after the other."""
 
-    def __init__(self, encoding: tiktoken.Encoding) -> None:
+    def __init__(self, encoding: "tiktoken.Encoding") -> None:
         self.version = "tiktoken-" + metadata.version("tiktoken")
         self._encoding = encoding
 
-    def encode_batch(self, texts: list[str]) -> tuple[Ids, Lengths]:
+    def encode_batch(self, texts: list[str]) -> "tuple[Ids, Lengths]":
+        import numpy as np
+
         encode = self._encoding.encode_to_numpy
         parts = [encode(text, disallowed_special=()).astype(np.uint16) for text in texts]
         lengths = np.array([len(part) for part in parts], np.int64)
@@ -73,7 +74,9 @@ class Fastokens:
         self._tokenizer = Tokenizer.from_json_str(filled)
         self.version = "fastokens-" + metadata.version("fastokens")
 
-    def encode_batch(self, texts: list[str]) -> tuple[Ids, Lengths]:
+    def encode_batch(self, texts: list[str]) -> "tuple[Ids, Lengths]":
+        import numpy as np  # not before the vocabulary, which needs no Python meanwhile
+
         ids, offsets = self._tokenizer.encode_batch_flat(texts)
         return (
             np.frombuffer(ids, "<u4").astype(np.uint16),
@@ -114,7 +117,7 @@ Definition = tuple[str, list[str]]
 
 
 def load(
-    name: str, encoding: Callable[[], tiktoken.Encoding], definition: Callable[[], Definition]
+    name: str, encoding: "Callable[[], tiktoken.Encoding]", definition: Callable[[], Definition]
 ) -> Engine:
     """The engine that is meant; tiktoken, said loudly, where fastokens fails its self-test."""
     if choose(name) == "tiktoken":

@@ -9,13 +9,15 @@ import threading
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-
-import numpy as np
-import tiktoken
+from typing import TYPE_CHECKING
 
 from outpace.core.errors import DataError
-from outpace.tokenizer import Ids
-from outpace.tokenizer.engines import Lengths, load
+from outpace.tokenizer.engines import load
+
+if TYPE_CHECKING:
+    import tiktoken
+
+    from outpace.tokenizer.ids import Ids, Lengths
 
 VOCAB_FOLDER = Path(__file__).parent / "gpt2_vocab"
 ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
@@ -61,14 +63,16 @@ class Gpt2Tokenizer:
         ids: list[int] = self.encode_array(text).tolist()
         return ids
 
-    def encode_array(self, text: str) -> Ids:
+    def encode_array(self, text: str) -> "Ids":
         """Like `encode`, in 2 bytes an id."""
         return self.encode_batch([text])[0]
 
-    def encode_batch(self, texts: list[str]) -> tuple[Ids, Lengths]:
+    def encode_batch(self, texts: list[str]) -> "tuple[Ids, Lengths]":
         """Ids of all texts, concatenated, and how many each has. Releases the GIL."""
         if max(map(len, texts), default=0) <= PART_CHARACTERS:
             return self._encode(texts)
+        import numpy as np
+
         parts = [list(_parts(text)) for text in texts]
         flat = [part for text in parts for part in text]
         encoded = [self._encode(flat[n : n + PARTS]) for n in range(0, len(flat), PARTS)]
@@ -76,7 +80,7 @@ class Gpt2Tokenizer:
         first = np.cumsum([0, *map(len, parts[:-1])])
         return ids, np.add.reduceat(lengths, first)
 
-    def _encode(self, texts: list[str]) -> tuple[Ids, Lengths]:
+    def _encode(self, texts: list[str]) -> "tuple[Ids, Lengths]":
         try:
             return self._engine.encode_batch(texts)
         except UnicodeEncodeError:
@@ -128,13 +132,15 @@ def merges() -> list[str]:
 _building = threading.Lock()
 
 
-def _encoding() -> tiktoken.Encoding:
+def _encoding() -> "tiktoken.Encoding":
     with _building:  # two threads would each build it
         return _built()
 
 
 @cache
-def _built() -> tiktoken.Encoding:
+def _built() -> "tiktoken.Encoding":
+    import tiktoken
+
     bytes_of = {ord(character): byte for character, byte in _byte_of_character().items()}
     tokens = json.loads(_definition()[0])
     ranks = {token.translate(bytes_of).encode("latin-1"): rank for token, rank in tokens.items()}

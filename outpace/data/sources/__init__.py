@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from outpace.core.errors import DataError
 from outpace.core.registry import Registry, nearest
-from outpace.tokenizer import Ids
+from outpace.tokenizer.ids import Ids
 
 SOURCES = Registry(
     "source",
