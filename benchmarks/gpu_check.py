@@ -192,8 +192,8 @@ class Check:
             peers.append("--transformers")
         if not peers:
             return "no transformers, and no peers in the folder PEERS"
-        # No peer is begun after the minutes; one that is under way may still take what is left.
-        minutes = f"{max(60, min(self.left_s, COMPARE_S) - 50) / 60:.2f}"
+        # At the end of the minutes one more window may be under way, and the result is written.
+        minutes = f"{max(60, min(self.left_s, COMPARE_S) - 30) / 60:.2f}"
         pace = ["--window_s", "10", "--rounds", "1", "--warmup_steps", "5", "--minutes", minutes]
         pace += ["--gradient_accumulation_steps", "4" if self.gpu else "1"]
         return self.bench("compare", "--dataset", str(self.dataset), *peers, *pace)

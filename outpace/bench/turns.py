@@ -46,6 +46,10 @@ class Failed(Exception):
     """A contestant's process ended, or did not get going; its log says why."""
 
 
+class TooSlow(Failed):
+    """It has not done its steps in the time for them."""
+
+
 class Racer:
     """A contestant's process, in a process group of its own."""
 
@@ -79,10 +83,10 @@ class Racer:
         return self.contestant.step_ms(text)
 
     def wait_for(self, steps: int, until: float) -> None:
-        """Wait until `steps` steps are done; Failed when the clock reaches `until` before."""
+        """Wait until `steps` steps are done; TooSlow when the clock reaches `until` before."""
         while len(self.steps()) < steps:
             if time.monotonic() > until:
-                raise Failed(f"it was too slow: {last_line(self.log)}")
+                raise TooSlow(f"it was too slow: {last_line(self.log)}")
             self.look_at_memory()
             time.sleep(POLL_S)
 
@@ -164,14 +168,21 @@ def resident(
 
 
 def fresh(contestants: list[Contestant], logs: Path, pace: Pace, deadline: float) -> list[Timed]:
-    """One process after the other, each round anew. None is begun after `deadline`."""
+    """One process after the other, each round anew. None is begun after `deadline`, and one that is
+    still compiling then is left, so that what the others did is not lost for it."""
     timed = [Timed(c, logs / f"{c.name}.log") for c in contestants]
     for t in timed * pace.rounds:
         if t.failure is not None or time.monotonic() > deadline:
             continue
         with _failure_of(t), no_survivors() as racers:
             racers.append(racer := Racer(t.contestant, t.log))
-            racer.wait_for(pace.warmup_steps, time.monotonic() + pace.start_s)
+            until = min(time.monotonic() + pace.start_s, deadline)
+            try:
+                racer.wait_for(pace.warmup_steps, until)
+            except TooSlow:
+                if until == deadline:
+                    continue
+                raise
             t.windows.append(racer.window(pace.window_s, 0, pace.start_s))
             t.peak_bytes = max(t.peak_bytes, racer.peak_bytes)
     return timed

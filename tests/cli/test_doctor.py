@@ -180,7 +180,7 @@ def test_the_probe_is_the_mean_loss_in_double_precision_and_leaves_no_trace():
     assert torch.equal(torch.get_rng_state(), before)
     ids = torch.tensor(probe_tokens(257, 17))
     logits = model.double().eval()(ids[None, :-1])[0]
-    assert loss == pytest.approx(float(F.cross_entropy(logits[:, :257], ids[1:])), rel=1e-6)
+    assert loss == pytest.approx(F.cross_entropy(logits[:, :257], ids[1:]).item(), rel=1e-6)
     assert probe_tokens(257, 17) == probe_tokens(257, 64)[:17]
     assert len(set(probe_tokens(50257, 65))) > 60
     assert 0 < probe_loss(GPT2(GPT2Shape(1, 1, 8, 1, 257)), 257, 1) < math.inf

@@ -284,6 +284,16 @@ def test_fresh_processes_find_no_scratch_and_none_begins_after_the_deadline(tmp_
     assert late.windows == [] and late.failure is None
 
 
+def test_one_that_is_not_warm_at_the_deadline_is_left_and_has_not_failed(tmp_path):
+    pace = turns.Pace(window_s=0.1, rounds=1, warmup_steps=2, start_s=60.0)
+    both = [runner("a", 0.01, tmp_path), runner("b", 60.0, tmp_path)]
+    before = children()
+    done, left = turns.fresh(both, tmp_path, pace, time.monotonic() + 3)
+    assert len(done.windows) == 1 and done.failure is None
+    assert left.windows == [] and left.failure is None
+    assert children() == before
+
+
 def test_a_contestant_too_slow_to_get_warm_has_failed(tmp_path):
     pace = turns.Pace(window_s=0.1, rounds=1, warmup_steps=2, start_s=0.5)
     (t,) = turns.fresh([runner("a", 60.0, tmp_path)], tmp_path, pace, time.monotonic() + 60)
