@@ -17,7 +17,7 @@ from outpace.cli.prepare_source import SourceOptions, make_source
 from outpace.config.check import Range, check_ranges
 from outpace.config.load import parse_flags
 from outpace.core.errors import DataError, UsageError
-from outpace.core.log import say, show
+from outpace.core.log import note, say, show
 
 if TYPE_CHECKING:
     from outpace.data.shards import Dataset
@@ -120,6 +120,8 @@ def _prepared(options: Options, output: Path) -> "Dataset | None":
 
         dataset = adopt(source.files, output, workers=workers)
     else:
+        if options.source == "pretokenized":
+            note("the split of these files is not kept: validation is chosen anew, by document")
         prepared = PrepareOptions(
             options.tokenizer,
             options.val_fraction,
@@ -155,17 +157,17 @@ def _as_it_is(source: Any, options: Options) -> bool:
 
 def _tell(dataset: "Dataset", output: Path) -> None:
     """What there is now, and what was left out."""
-    documents = dataset.manifest["documents"]
+    documents, asked = dataset.manifest["documents"], dataset.manifest.get("options", {})
     left_out = {
         what: documents[f"{key}_left_out"]
-        for what, key in (
-            ("exact copies", "exact_copies"),
-            ("empty documents", "empty"),
-            ("filtered", "filtered"),
-            ("near duplicates", "near_duplicates"),
-            ("contaminated", "contaminated"),
+        for what, key, always in (
+            ("exact copies", "exact_copies", True),
+            ("empty documents", "empty", True),
+            ("filtered", "filtered", asked.get("filters")),
+            ("near duplicates", "near_duplicates", asked.get("near_duplicates")),
+            ("contaminated", "contaminated", asked.get("decontaminate")),
         )
-        if documents.get(f"{key}_left_out") or key in ("exact_copies", "empty")
+        if documents.get(f"{key}_left_out") or always
     }
     told = [f"{number:,} {what}" for what, number in left_out.items()]
     say(

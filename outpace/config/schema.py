@@ -252,8 +252,8 @@ class RunConfig:
     """Train GPT-2. The same flags in the same folder continue the same run."""
 
     recipe: str = ""
-    """Values from a shipped recipe (quickstart, gpt2_124M), or a TOML file such as config.toml.
-    Other flags override them."""
+    """Values from a shipped recipe (quickstart, gpt2_124M, gpt2_124M_edu), or a TOML file such as
+    config.toml. Other flags override them."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)

@@ -64,7 +64,7 @@ def adopt(files: Sequence[TokenFile], output: Path, *, workers: int = 1) -> Data
             raise DataError(
                 "OTHER-DATASET",
                 f"{output} holds a dataset of other files",
-                do="choose another --output, or delete that folder first",
+                do="choose another --output, or delete that dataset (.bin, .len, .json)",
             )
         return dataset
     for file, (shard, lengths, _) in zip(files, found, strict=True):

@@ -48,7 +48,7 @@ class Filter:
 
 def parse_filter(text: str) -> Filter:
     """`NAME>=VALUE` and the like. UsageError when it is none."""
-    found = re.fullmatch(r"\s*([\w.]+)\s*(>=|<=|==|!=|>|<)\s*(.+?)\s*", text)
+    found = re.fullmatch(r"\s*([\w.]+)\s*(>=|<=|==|!=|>|<)\s*([^=\s].*?)\s*", text)
     if not found:
         raise UsageError(
             "BAD-VALUE",

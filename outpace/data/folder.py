@@ -134,7 +134,7 @@ def open_journal(output: Path, spec: str, stamps: str) -> Journal:
             raise DataError(
                 "OTHER-DATASET",
                 f"{output} holds a dataset prepared from other text or settings",
-                do="choose another --output, or delete that folder first",
+                do="choose another --output, or delete that dataset (.bin, .len, .json)",
             )
         journal = Journal.read(output)
         if fault := _fault(output, journal):

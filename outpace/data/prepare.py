@@ -101,7 +101,8 @@ def prepare(
         dataset = run.to_the_end(engine or ThreadEngine(workers))
     seconds = time.perf_counter() - started
     speed = run.ledger.text_bytes / 1e6 / seconds
-    note(f"{run.ledger.tokens:,} tokens in {seconds:.1f} s ({speed:.1f} MB of text a second)")
+    of_text = f" ({speed:.1f} MB of text a second)" if speed else ""
+    note(f"{run.ledger.tokens:,} tokens in {seconds:.1f} s{of_text}")
     return dataset
 
 
@@ -162,7 +163,7 @@ def _already_there(output: Path, spec: str, chunks: Sequence[Chunk], work: Work)
         raise DataError(
             "OTHER-DATASET",
             f"{output} holds a dataset prepared from other text or settings",
-            do="choose another --output, or delete that folder first",
+            do="choose another --output, or delete that dataset (.bin, .len, .json)",
         )
     for name in (JOURNAL, *GROWING.values()):
         (output / name).unlink(missing_ok=True)
@@ -221,19 +222,25 @@ class _Run:
                 self.writer.save(0, 0)
                 self._pass(engine)
             if not sum(self.ledger.kept.values()):
-                raise DataError(
-                    "EMPTY",
-                    f"{self.ledger.documents} documents, and none with text"
-                    if not set(self.ledger.removed) - {"empty"}
-                    else f"of {self.ledger.documents} documents none is left",
-                    do="check the input files",
-                )
+                raise self._nothing_left()
             self._check_second_pass()
             self.writer.finish(len(self.chunks))
             self._publish()
         finally:
             self.writer.close()
         return open_dataset(self.output)
+
+    def _nothing_left(self) -> DataError:
+        removed = self.ledger.removed
+        if not set(removed) - {"empty"}:
+            what = f"{self.ledger.documents} documents, and none with text"
+            return DataError("EMPTY", what, do="check the input files")
+        why = ", ".join(f"{count:,} {reason}" for reason, count in removed.items() if count)
+        return DataError(
+            "EMPTY",
+            f"of {self.ledger.documents} documents none is left: {why}",
+            do="check the flags that leave documents out, and the input files",
+        )
 
     def _pass(self, engine: Engine) -> None:
         """Read on from where the journal is, to the end or a limit."""
@@ -286,7 +293,7 @@ class _Run:
             raise DataError(
                 "INPUT-CHANGED",
                 "the documents changed while they were prepared",
-                do="delete that folder and prepare again",
+                do="delete that dataset (.bin, .len, .json) and prepare again",
             )
 
     def _publish(self) -> None:

@@ -70,5 +70,5 @@ def _changed(what: str, output: Path) -> DataError:
         "INPUT-CHANGED",
         f"{what} since it was prepared in part",
         kept=f"the finished shards in {output}",
-        do="delete that folder and prepare again, or choose another --output",
+        do="choose another --output, or delete that dataset (.bin, .len, .json)",
     )

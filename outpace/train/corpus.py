@@ -5,7 +5,7 @@ from pathlib import Path
 
 from outpace.config.datasets import parse_datasets
 from outpace.config.schema import RunConfig
-from outpace.core.errors import DataError
+from outpace.core.errors import DataError, UsageError
 from outpace.core.log import note, warn
 from outpace.core.registry import nearest
 from outpace.data.documents import unread
@@ -43,7 +43,8 @@ def find_dataset(name: str, *, make: bool = False, is_main: bool = True) -> Path
     prepared = sorted(p.parent.name for p in DATA.glob(f"*/{MANIFEST}"))
     raise DataError(
         "NO-DATASET",
-        f"no prepared dataset at {name} or {DATA / name}{nearest(name, prepared)}",
+        f"no prepared dataset at {' or '.join(dict.fromkeys([name, str(DATA / name)]))}"
+        f"{nearest(name, prepared)}",
         do=f"outpace prepare files --input 'PATHS_OR_GLOBS' --output {name}",
     )
 
@@ -60,6 +61,14 @@ def open_mixture(text: str, *, make: bool = False, is_main: bool = True) -> Mixt
     if not any((folder / MANIFEST).exists() for folder in (Path(text), DATA / text)):
         names, weights = parse_datasets(text)
     found = [open_named(name, make=make, is_main=is_main) for name in names]
+    folders = [dataset.folder.resolve() for dataset in found]
+    for folder, name in zip(folders, names, strict=True):
+        if folders.count(folder) > 1:
+            raise UsageError(
+                "DATASETS",
+                f"--dataset {text}: {name} stands there twice",
+                do="name it once, with a larger weight",
+            )
     return Mixture.of(found, weights)
 
 

@@ -171,21 +171,33 @@ def check_pretrained_context(context: int, positions: int, source: str) -> None:
         )
 
 
+UNSAID: dict[str, Any] = {
+    "vocab_multiple": VOCAB_MULTIPLE,
+    "bf16_residual": False,
+    "fp8_head": False,
+    "order": 1,
+    "order_chunk": 1,
+    "phase": True,
+    "bos_aligned": False,
+    "document_mask": False,
+}
+"""What runs had before there was a choice. It does not stand in a run's identity."""
+
+
 def identity(config: RunConfig, plan: Plan, fingerprint: str) -> dict[str, Any]:
     """What makes two runs the same run on any machine: model, data, batch, recipe."""
     o, s = config.optimizer, config.schedule
-    # Only where it is not what runs had before there was a choice.
     later = {
-        "vocab_multiple": (plan.vocab_multiple, VOCAB_MULTIPLE),
-        "bf16_residual": (plan.bf16_residual, False),
-        "fp8_head": (plan.fp8_head, False),
-        "order": (ORDER_VERSION, 1),
-        "order_chunk": (plan.order_chunk, 1),
-        "phase": (plan.phase, True),
-        "bos_aligned": (plan.bos_aligned, False),
-        "document_mask": (plan.document_mask, False),
+        "vocab_multiple": plan.vocab_multiple,
+        "bf16_residual": plan.bf16_residual,
+        "fp8_head": plan.fp8_head,
+        "order": ORDER_VERSION,
+        "order_chunk": plan.order_chunk,
+        "phase": plan.phase,
+        "bos_aligned": plan.bos_aligned,
+        "document_mask": plan.document_mask,
     }
-    return {name: now for name, (now, before) in later.items() if now != before} | {
+    return {name: now for name, now in later.items() if now != UNSAID[name]} | {
         "n_layer": plan.n_layer,
         "n_head": plan.n_head,
         "n_embd": plan.n_embd,

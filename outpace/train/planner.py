@@ -147,7 +147,7 @@ class _Planner:
             seed=run.seed,
             predicted_memory_bytes=training_memory(settings).peak(micro * shape.context),
             val_tokens=self._val_tokens(),
-            eval_every_steps=max_steps // 20 if eval_every == "auto" else eval_every,
+            eval_every_steps=math.ceil(max_steps / 20) if eval_every == "auto" else eval_every,
             hellaswag_limit=limit,
             save_every_steps=often if save_every == "auto" else save_every,
             log_every_steps=(10 if on_gpu else 1) if log_every == "auto" else log_every,
@@ -326,7 +326,7 @@ class _Planner:
         return self.choose(
             "micro_batch_size",
             limit,
-            f"{reason}: about {gib(need)} of {gib(self.machine.memory_bytes)}",
+            f"{reason}: at most {gib(need)} of {gib(self.machine.memory_bytes)}",
         )
 
     def _checked(self, micro: int, memory: Memory) -> int:
@@ -455,7 +455,14 @@ class _Planner:
 
     def _warmup(self, max_steps: int) -> int:
         asked = self.config.schedule.warmup_steps
-        return min(700, round(0.04 * max_steps)) if asked == "auto" else asked
+        if asked == "auto":
+            return min(700, round(0.04 * max_steps))
+        if asked >= max_steps:
+            self.warnings.append(
+                f"the learning rate warms up for {asked:,} steps, and the run has {max_steps:,}: "
+                "it never reaches --lr"
+            )
+        return asked
 
     def _val_tokens(self) -> int:
         asked, T = self.config.evaluation.val_tokens, self.shape.context

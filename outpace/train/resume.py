@@ -15,9 +15,10 @@ from outpace.core.errors import CheckpointError, DataError, NumericsError, Usage
 from outpace.core.log import say, warn
 from outpace.core.runfolder import RunFolder
 from outpace.data.mixture import Mixture
+from outpace.data.shards import JOURNAL, MANIFEST
 from outpace.train.assemble import Session, initial_weights
 from outpace.train.guard import Diverged
-from outpace.train.plan import Plan
+from outpace.train.plan import UNSAID, Plan
 from outpace.train.progress import Progress
 
 ENVIRONMENT_MATTERS = (
@@ -42,6 +43,10 @@ def check_startable(
 ) -> None:
     """Refuse, before anything is written, a folder in use, a used one when a new run was asked for,
     and the continuation of another run."""
+    if any((folder.root / name).exists() for name in (MANIFEST, JOURNAL)):
+        raise UsageError(
+            "RUN-DIR-USED", f"{folder.root} holds a dataset", do="choose another --run_dir"
+        )
     if (folder.root / ".lock").exists():
         folder.lock().release()  # taken for good only after assembling, which may take long
     if config.run.resume == "never" and folder.root.is_dir() and any(folder.root.iterdir()):
@@ -80,7 +85,7 @@ def check_startable(
             kept=f"the run, at step {checkpoint.step}",
             do="continue where it was trained, or without --strict_resume",
         )
-    changed = differences(checkpoint.state["identity"], same)
+    changed = differences(UNSAID | checkpoint.state["identity"], UNSAID | same)
     if not changed:
         return
     if any(c.startswith("dataset:") for c in changed):

@@ -34,6 +34,7 @@ def validate(score: Score, mixture: Mixture, tokens: int) -> Validation | None:
     """Score about `tokens` tokens, of each dataset by its share, always the first ones. None if
     told to stop, or when there are none."""
     shares, found = [], {}
+    names = [dataset.name for dataset in mixture.datasets]
     for dataset, share in zip(mixture.datasets, mixture.shares, strict=True):
         stream = dataset.stream("val")
         wanted = min(max(1, int(tokens * share)), len(stream) - 1)
@@ -43,8 +44,8 @@ def validate(score: Score, mixture: Mixture, tokens: int) -> Validation | None:
         stream.close()
         if loss is None:
             return None
-        name = dataset.name if dataset.name not in found else str(dataset.folder)
-        found[name] = loss
+        same = names.count(dataset.name) > 1
+        found[str(dataset.folder.resolve()) if same else dataset.name] = loss
         shares.append(float(share))
     return Validation(mean(list(found.values()), shares), found) if found else None
 

@@ -40,6 +40,16 @@ def test_a_mistyped_dataset_names_the_nearest(refused, tiny):
     assert "did you mean tiny?" in refused(3, "NO-DATASET", *TRAIN, "--dataset", "tinny").error
 
 
+@pytest.mark.parametrize("named", ["tiny,tiny", "tiny:0.7,data/tiny:0.3"])
+@pytest.mark.parametrize("command", [TRAIN, PLAN])
+def test_a_dataset_that_is_named_twice_is_refused(command, named, refused, tiny):
+    assert "tiny stands there twice" in refused(2, "DATASETS", *command, "--dataset", named).error
+
+
+def test_a_dataset_is_no_place_for_a_run(refused, tiny):
+    assert "holds a dataset" in refused(2, "RUN-DIR-USED", *TRAIN, "--run_dir", tiny).error
+
+
 def test_a_dataset_smaller_than_a_batch_is_refused(refused, tiny):
     argv = ["--micro_batch_size", "512", "--gradient_accumulation_steps", "8"]
     error = refused(3, "TOO-LITTLE-DATA", *TRAIN, *argv).error
@@ -125,6 +135,14 @@ def test_an_unknown_tokenizer_names_the_nearest(refused, folder):
     (folder / "a.txt").write_text("x")
     argv = ["prepare", "files", "--input", "a.txt", "--tokenizer", "byte"]
     assert "did you mean bytes?" in refused(2, "UNKNOWN-TOKENIZER", *argv).error
+
+
+def test_a_condition_that_cannot_be_met_names_the_flag_and_what_it_left_out(refused, folder):
+    (folder / "a.txt").write_text("x" * 1000)
+    argv = ["prepare", "files", "--input", "a.txt", "--tokenizer", "bytes", "--filter"]
+    assert "is not a condition" in refused(2, "BAD-VALUE", *argv, "words>=").error
+    assert "do: name another column in --filter" in refused(3, "BAD-INPUT", *argv, "stars>3").error
+    assert "none is left: 1 filtered" in refused(3, "EMPTY", *argv, "words>=99").error
 
 
 def test_a_folder_with_another_dataset_is_not_overwritten(refused, tiny, folder):

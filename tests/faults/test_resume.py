@@ -248,7 +248,7 @@ def test_r5_another_order_of_samples_is_refused(stopped, tiny_dataset, capsys, f
     assert main([*command(tiny_dataset, stopped), flag]) == 4
     err = capsys.readouterr().err
     name = flag.lstrip("-").removeprefix("no_").split("=")[0]
-    assert "error[CONFIG-CHANGED]" in err and f"{name}: " in err
+    assert "error[CONFIG-CHANGED]" in err and f"{name}: " in err and "None" not in err
     assert content(stopped) == before
 
 

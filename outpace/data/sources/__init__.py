@@ -194,10 +194,10 @@ class Gather:
         return batch
 
 
-def no_column(place: str, name: str, known: Sequence[str]) -> DataError:
+def no_column(place: str, name: str, known: Sequence[str], flag: str = "--filter") -> DataError:
     return DataError(
         "BAD-INPUT",
         f"{place}: there is no column {name!r}{nearest(name, known)}; "
         f"it has {', '.join(known[:20]) or 'none'}",
-        do="name another column",
+        do=f"name another column in {flag}",
     )

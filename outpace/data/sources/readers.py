@@ -18,7 +18,7 @@ import numpy as np
 from outpace.core.errors import DataError
 from outpace.core.registry import nearest
 from outpace.data.shard_file import check_regular
-from outpace.data.sources import MOST_DOCUMENT_BYTES, Batch, Buffer, Gather
+from outpace.data.sources import MOST_DOCUMENT_BYTES, Batch, Buffer, Gather, no_column
 from outpace.data.sources.token_columns import holds_tokens, read_tokens
 from outpace.data.sources.unpack import PIECE, SizeLimit, open_input
 
@@ -67,7 +67,7 @@ def read_texts(paths: Sequence[Path], how: Reading, columns: Sequence[str]) -> I
     gather = Gather()
     for path in paths:
         if columns:
-            raise _no_field(path, "there is no column", columns[0], [])
+            raise no_column(str(path), columns[0], [])
         try:
             for data in _pieces(path, how.separator.encode()):
                 text = _text_of(path, data, how, gather)
@@ -204,7 +204,8 @@ def _fields(
         raise _bad(f"{place} is {type(record).__name__}, not a JSON object")
     for name in (how.text_field, *columns):
         if name not in record:
-            raise _no_field(place, "has no field", name, list(record))
+            flag = "--text_field" if name == how.text_field else "--filter"
+            raise _no_field(place, "has no field", name, list(record), flag)
     text = record[how.text_field]
     if not isinstance(text, str):
         raise _bad(f"{place}: {how.text_field!r} is {type(text).__name__}, not text")
@@ -278,7 +279,7 @@ def read_parquet(
     names = metadata.schema.to_arrow_schema().names
     for name in columns:
         if name not in names:
-            raise _no_field(path, "there is no column", name, names)
+            raise no_column(str(path), name, names)
     groups = range(metadata.num_row_groups) if groups is None else groups
     row = sum(metadata.row_group(n).num_rows for n in range(groups[0])) if groups else 0
     limit, size = SizeLimit(path), 0
@@ -365,11 +366,13 @@ def _bad(what: str, do: str = MEND) -> BadDocument:
     return BadDocument("BAD-INPUT", what, do=do)
 
 
-def _no_field(place: object, what: str, name: str, known: list[str]) -> DataError:
+def _no_field(
+    place: object, what: str, name: str, known: list[str], flag: str = "--text_field"
+) -> DataError:
     joint = " " if what.startswith("has") else ": "
     return DataError(
         "BAD-INPUT",
         f"{place}{joint}{what} {name!r}{nearest(name, known)}; "
         f"it has {', '.join(known[:20]) or 'none'}",
-        do="name the right one with --text_field",
+        do=f"name the right one with {flag}",
     )

@@ -175,7 +175,7 @@ def _growth(remote: Remote, store: Store, folder: Path, field: str) -> float | N
         return None
     names = metadata.schema.to_arrow_schema().names
     if field not in names:
-        raise no_column(remote.path, field, names)
+        raise no_column(remote.path, field, names, "--text_field")
     columns = [
         rows.column(n)
         for rows in map(metadata.row_group, range(metadata.num_row_groups))

@@ -324,7 +324,14 @@ def test_the_learning_rate_follows_the_size_and_the_root_of_a_smaller_batch(argv
 @pytest.mark.parametrize(("steps", "warmup"), [(3, 0), (100, 4), (19_073, 700)])
 def test_warm_up_is_four_percent_but_at_most_700_steps(steps, warmup):
     assert plan(["--max_steps", steps]).warmup_steps == warmup
-    assert plan(["--max_steps", steps, "--warmup_steps", 5]).warmup_steps == 5
+    asked = plan(["--max_steps", steps, "--warmup_steps", 5])
+    assert asked.warmup_steps == 5
+    assert any("never reaches --lr" in w for w in asked.warnings) == (steps <= 5)
+
+
+@pytest.mark.parametrize(("steps", "every"), [(1, 1), (20, 1), (21, 2), (39, 2), (19_073, 954)])
+def test_a_run_is_evaluated_twenty_times_at_most(steps, every):
+    assert plan(["--max_steps", steps]).eval_every_steps == every
 
 
 # Precision, attention, compiling.
