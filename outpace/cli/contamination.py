@@ -21,7 +21,7 @@ class Options:
     included: case, punctuation and spacing do not matter. `outpace verdict` and `outpace evaluate`
     then give the score without these questions beside the full one."""
 
-    dataset: Annotated[str, tyro.conf.Positional]
+    dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
     """A prepared dataset: its folder, or its name below data/."""
     task: str = "hellaswag"
     """hellaswag, lambada, piqa, arc_easy or winogrande."""

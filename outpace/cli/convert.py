@@ -16,10 +16,10 @@ from outpace.core.log import say
 class Options:
     """Convert a GPT-2 from or to another program's format; refused unless the logits agree."""
 
-    source: Annotated[str, tyro.conf.Positional]
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """A run, a checkpoint, a Hugging Face folder, OpenAI's TensorFlow folder, nanoGPT's ckpt.pt,
     llm.c's model .bin, or hf:NAME."""
-    destination: Annotated[Path, tyro.conf.Positional]
+    destination: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DESTINATION")]
     """Folder (huggingface, outpace) or file (gguf, llmc) to make; it must not exist."""
     to: Literal["huggingface", "outpace", "gguf", "llmc"] = "huggingface"
     """Format of the result."""

@@ -15,9 +15,9 @@ from outpace.core.log import say, show
 class Options:
     """Write a prepared dataset in the format of another trainer. Reads and changes nothing else."""
 
-    dataset: Annotated[str, tyro.conf.Positional]
+    dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
     """A prepared dataset: its folder, or its name below data/."""
-    output: Annotated[str, tyro.conf.Positional]
+    output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """Folder to write into; a file that exists is not replaced. An address (s3://BUCKET/NAME, ...):
     written to data/NAME first, then copied there."""
     to: Literal["nanogpt", "llmc", "megatron", "olmo", "huggingface"]

@@ -20,7 +20,7 @@ TOP = 10
 class Options:
     """Documents, tokens, a histogram of lengths, samples of text decoded back, top sources."""
 
-    dataset: Annotated[str, tyro.conf.Positional]
+    dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
     """A prepared dataset: its folder, or its name below data/."""
     samples: int = 3
     """Documents of each split whose beginning is shown."""

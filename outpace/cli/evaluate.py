@@ -29,7 +29,7 @@ RANGES = {"val_tokens": Range(1, 10**12), "limit": Range(1, 1_000_000)}
 class Options:
     """Score a model on fixed tokens and fixed questions; under torchrun, all processes together."""
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run, a checkpoint or Hugging Face folder, or hf:NAME."""
     tasks: str = "loss,hellaswag"
     """Comma-separated: loss, hellaswag, lambada, piqa, arc_easy, winogrande, text."""

@@ -112,7 +112,7 @@ def _prepared(options: Options, output: Path) -> "Dataset | None":
     from outpace.data.prepare import PrepareOptions
     from outpace.data.sources import SOURCES
 
-    SOURCES.check(options.source)
+    SOURCES.check(options.source, "hellaswag")
     workers = options.workers or os.cpu_count() or 1
     source: Any = make_source(options.source, options, output, workers, options.limit_tokens)
     if options.source == "pretokenized" and _as_it_is(source, options):

@@ -30,10 +30,10 @@ FLAGS = {
 class SourceOptions:
     """Where text comes from."""
 
-    source: Annotated[str, tyro.conf.Positional] = ""
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[SOURCE]")] = ""
     """files (your own text), pydocs (the documentation inside this Python), openwebtext, fineweb,
     fineweb-edu, huggingface NAME (any dataset with a text column), pretokenized, or hellaswag."""
-    name: Annotated[str, tyro.conf.Positional] = ""
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]")] = ""
     """Of huggingface and pretokenized: a dataset on the hub, such as kjj0/fineweb10B-gpt2."""
     input: tuple[str, ...] = ()
     """Paths, globs, folders or addresses (https://, s3://, gs://, ...). files: .txt, .md, .jsonl,

@@ -22,7 +22,7 @@ class Options:
     """Train from one checkpoint of a run to the next, apart from it, and compare the hashes of
     weights and moments. The run is only read."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run folder."""
     at: int | None = None
     """Step of the checkpoint to begin with; 0: the beginning. Default: the last but one."""

@@ -19,7 +19,7 @@ RANGES = {"step": Range(1, 1_000_000_000)}
 class Options:
     """Forward and backward of a batch that a run kept, in its precision and in fp32."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run folder."""
     step: int | None = None
     """Step of the incident. Default: the newest."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -10,7 +11,7 @@ import tyro
 class Options:
     """Write a run's report as one HTML file that needs nothing else. Several runs are compared."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
     """Run folders, such as runs/NAME. A run that is still training can be read too."""
     output: Path | None = None
     """The HTML file to write. Default: report.html in the first run folder."""

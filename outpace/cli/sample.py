@@ -31,7 +31,7 @@ MOST_PROMPT_BYTES = 64 * 1024 * 1024
 class Options:
     """Generate text with a KV cache, shown while it comes. The same seed gives the same text."""
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run, a checkpoint, a Hugging Face or OpenAI folder, nanoGPT's ckpt.pt, llm.c's model .bin,
     or hf:NAME."""
     prompt: str = ""

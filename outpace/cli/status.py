@@ -18,7 +18,7 @@ from outpace.core.units import count, duration
 class Options:
     """Tell a run's state: running, interrupted (its process is gone), stopped, finished, failed."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run folder."""
     json: bool = False
     """Print JSON only."""

@@ -24,7 +24,7 @@ class Options:
     the answer, unless it is required. A run keeps the answer as verdict.json; its report shows it.
     """
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run, a checkpoint or Hugging Face folder, hf:NAME, or a .jsonl of `evaluate --details`."""
     against: str = "gpt2"
     """gpt2 (the original from the hub; where that cannot be reached, its published scores),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Options:
     """Read everything and compare it with the hashes it was written with. Changes nothing."""
 
-    folder: Annotated[Path, tyro.conf.Positional]
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """A run, a checkpoint, or a prepared dataset."""
     deep: bool = False
     """Load each checkpoint, too: shapes, finite numbers, weights' hash, loss on fixed tokens."""

@@ -146,7 +146,8 @@ class ComputeConfig:
     """What backward computes again to save memory.
     gelu: the output of GELU. block: all but the input of each block; a third more work."""
     fp8_head: bool = False
-    """The product with the vocabulary in fp8, on GPUs that have it. Changes the numerics."""
+    """The product with the vocabulary in fp8, on GPUs that have it (on a CPU, slowly, to try it).
+    Changes the numerics."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of model and loss together.
     auto: where a probe compiles, unless a CPU run is too short to repay it."""
@@ -180,7 +181,8 @@ class EvalConfig:
     hellaswag_protocol: Literal["completion", "harness", "both"] = "completion"
     """completion: raw text, normalised by tokens. harness: as lm-eval renders it, by characters."""
     eval_time_share: float = 0.1
-    """Part of the training time that evaluations may take at intervals left to auto."""
+    """Part of the training time, beyond 20 seconds, that evaluations may take at intervals left to
+    auto."""
     sample_every_steps: int = 0
     """Steps between generated samples; 0: at the end only."""
     sample_prompt: str = "The "

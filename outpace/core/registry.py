@@ -35,13 +35,15 @@ class Registry:
     def names(self) -> list[str]:
         return list(self._table)
 
-    def check(self, name: str) -> None:
-        """Raise UsageError, naming the nearest entry, when `name` is not in the table."""
-        if name not in self._table:
+    def check(self, name: str, *more: str) -> None:
+        """Raise UsageError, naming the nearest entry, when `name` is neither in the table nor one
+        of `more` that the caller knows."""
+        known = [*self._table, *more]
+        if name not in known:
             raise UsageError(
                 "UNKNOWN-" + self.kind.upper().replace(" ", "-"),
-                f"no {self.kind} {name!r}{nearest(name, self._table)}",
-                do=f"choose one of {', '.join(self._table)}",
+                f"no {self.kind} {name!r}{nearest(name, known)}",
+                do=f"choose one of {', '.join(known)}",
             )
 
     def first_line(self, name: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from outpace.core.errors import DataError, UsageError
+from outpace.core.log import note
 from outpace.data.sources import Batch, Chunk
 from outpace.data.sources.readers import (
     BOMS,
@@ -192,6 +193,10 @@ def find_files(patterns: list[str]) -> list[Path]:
         for path in map(Path, names):
             if path.is_dir():
                 files = [p for p in _files_below(path) if kind(p) in known]
+                card = path / "README.md"
+                if card in files and any(kind(p) in (*JSONL, *PARQUET) for p in files):
+                    note(f"{card} is left out: it tells of the data beside it")
+                    files.remove(card)
             elif kind(path) in known:
                 files = [path]
             elif kind(path) in ARCHIVES:

@@ -63,6 +63,17 @@ def test_text_and_json_lines_are_read_through_every_compression(tmp_path, kind, 
     assert documents_of(path, compressed(suffix.lower(), data)) == expected
 
 
+def test_a_datasets_card_is_no_document_and_a_texts_own_readme_is(tmp_path, capsys):
+    card, rows = tmp_path / "README.md", tmp_path / "data" / "a.jsonl"
+    rows.parent.mkdir()
+    card.write_text("---\nconfigs: []\n---\nA dataset.\n")
+    assert find_files([str(tmp_path)]) == [card]
+    rows.write_bytes(jsonl(["one", "two"]))
+    assert find_files([str(tmp_path)]) == [rows]
+    assert "README.md is left out" in capsys.readouterr().err
+    assert find_files([str(tmp_path), str(card)]) == [card, rows]
+
+
 def test_parquet_rows_are_documents_and_missing_ones_empty(tmp_path):
     table = pa.table({"text": [*TEXTS, None] * 200, "other": range(800)})
     pq.write_table(table, tmp_path / "x.parquet", row_group_size=77)
