@@ -57,6 +57,7 @@ class Options(CleaningOptions, EngineOptions, SourceOptions):
 
 def run(argv: list[str]) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads spin, and have nothing to do
+    os.environ.setdefault("MIMALLOC_PURGE_DELAY", "-1")  # Arrow needs again what it gives back
     gc.set_threshold(100_000)  # imports and vocabularies are many objects and little garbage
     atexit.register(_leave)
     options: Options = parse_flags(Options, argv, prog="outpace prepare")
