@@ -195,9 +195,14 @@ class Gather:
 
 
 def no_column(place: str, name: str, known: Sequence[str], flag: str = "--filter") -> DataError:
+    do = f"name another column in {flag}"
+    return missing(f"{place}: there is no column", name, known, do)
+
+
+def missing(what: str, name: str, known: Sequence[str], do: str) -> DataError:
+    """For a field or column that is not there: the nearest, and those that are."""
     return DataError(
         "BAD-INPUT",
-        f"{place}: there is no column {name!r}{nearest(name, known)}; "
-        f"it has {', '.join(known[:20]) or 'none'}",
-        do=f"name another column in {flag}",
+        f"{what} {name!r}{nearest(name, known)}; it has {', '.join(known[:20]) or 'none'}",
+        do=do,
     )

@@ -16,9 +16,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from outpace.core.errors import DataError
-from outpace.core.registry import nearest
 from outpace.data.shard_file import check_regular
-from outpace.data.sources import MOST_DOCUMENT_BYTES, Batch, Buffer, Gather, no_column
+from outpace.data.sources import MOST_DOCUMENT_BYTES, Batch, Buffer, Gather, missing, no_column
 from outpace.data.sources.token_columns import holds_tokens, read_tokens
 from outpace.data.sources.unpack import PIECE, SizeLimit, open_input
 
@@ -205,7 +204,8 @@ def _fields(
     for name in (how.text_field, *columns):
         if name not in record:
             flag = "--text_field" if name == how.text_field else "--filter"
-            raise _no_field(place, "has no field", name, list(record), flag)
+            do = f"name the right one with {flag}"
+            raise missing(f"{place} has no field", name, list(record), do)
     text = record[how.text_field]
     if not isinstance(text, str):
         raise _bad(f"{place}: {how.text_field!r} is {type(text).__name__}, not text")
@@ -264,7 +264,8 @@ def parquet_metadata(path: Path, text_field: str) -> Any:
         raise fault(path, f"is not a whole parquet file: {reason(error)}") from error
     columns = metadata.schema.to_arrow_schema().names
     if text_field not in columns:
-        raise _no_field(path, "there is no column", text_field, columns)
+        do = "name the right one with --text_field"
+        raise missing(f"{path}: there is no column", text_field, columns, do)
     return metadata
 
 
@@ -364,15 +365,3 @@ def fault(path: Path, what: str, do: str = MEND) -> DataError:
 
 def _bad(what: str, do: str = MEND) -> BadDocument:
     return BadDocument("BAD-INPUT", what, do=do)
-
-
-def _no_field(
-    place: object, what: str, name: str, known: list[str], flag: str = "--text_field"
-) -> DataError:
-    joint = " " if what.startswith("has") else ": "
-    return DataError(
-        "BAD-INPUT",
-        f"{place}{joint}{what} {name!r}{nearest(name, known)}; "
-        f"it has {', '.join(known[:20]) or 'none'}",
-        do=f"name the right one with {flag}",
-    )
