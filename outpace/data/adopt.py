@@ -21,6 +21,7 @@ from outpace.core.errors import DataError
 from outpace.core.files import replace_file, replace_json, sha256_file, sha256_json, storage_error
 from outpace.core.log import note
 from outpace.data.exports.stream import link
+from outpace.data.folder import other_dataset
 from outpace.data.shard_file import SHARD_NAME, SPLITS, ShardFile
 from outpace.data.shards import MANIFEST, MANIFEST_FORMAT, Dataset, open_dataset
 from outpace.data.token_files import MOST_DOCUMENT_TOKENS, TokenFile, token_file_fault
@@ -61,11 +62,7 @@ def adopt(files: Sequence[TokenFile], output: Path, *, workers: int = 1) -> Data
     if (output / MANIFEST).exists():
         dataset = open_dataset(output)
         if dataset.manifest.get("spec") != spec:
-            raise DataError(
-                "OTHER-DATASET",
-                f"{output} holds a dataset of other files",
-                do="choose another --output, or delete that dataset (.bin, .len, .json)",
-            )
+            raise other_dataset(output, "of other files")
         return dataset
     for file, (shard, lengths, _) in zip(files, found, strict=True):
         target = output / shard.file

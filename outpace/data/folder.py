@@ -131,11 +131,7 @@ def open_journal(output: Path, spec: str, stamps: str) -> Journal:
     else:
         content = read_json(path)
         if isinstance(content, dict) and content.get("spec") not in (None, spec):
-            raise DataError(
-                "OTHER-DATASET",
-                f"{output} holds a dataset prepared from other text or settings",
-                do="choose another --output, or delete that dataset (.bin, .len, .json)",
-            )
+            raise other_dataset(output, "prepared from other text or settings")
         journal = Journal.read(output)
         if fault := _fault(output, journal):
             warn(f"{fault}; writing everything again")
@@ -143,6 +139,15 @@ def open_journal(output: Path, spec: str, stamps: str) -> Journal:
     for rubbish in (*output.glob(f".{JOURNAL}.tmp-*"), *output.glob(f".{MANIFEST}.tmp-*")):
         rubbish.unlink()
     return journal
+
+
+def other_dataset(output: Path, which: str) -> DataError:
+    """For a folder that holds another one than is asked for."""
+    return DataError(
+        "OTHER-DATASET",
+        f"{output} holds a dataset {which}",
+        do="choose another --output, or delete that dataset (.bin, .len, .json)",
+    )
 
 
 def begin_again(output: Path, journal: Journal, decision: dict[str, Any] | None) -> Journal:

@@ -32,7 +32,14 @@ from outpace.data.encode import (
     tokenizer_of,
 )
 from outpace.data.filters import parse_filter
-from outpace.data.folder import Stopped, begin_again, locked, open_journal, stop_on_signals
+from outpace.data.folder import (
+    Stopped,
+    begin_again,
+    locked,
+    open_journal,
+    other_dataset,
+    stop_on_signals,
+)
 from outpace.data.forecast import Progress, announce
 from outpace.data.journal import GROWING, Journal
 from outpace.data.ledger import RECORD, Ledger, Rules
@@ -160,11 +167,7 @@ def _already_there(output: Path, spec: str, chunks: Sequence[Chunk], work: Work)
         documents = int(dataset.manifest["documents"]["source"])
         same = content_of(chunks, work, documents) == dataset.manifest.get("content")
     if not same:
-        raise DataError(
-            "OTHER-DATASET",
-            f"{output} holds a dataset prepared from other text or settings",
-            do="choose another --output, or delete that dataset (.bin, .len, .json)",
-        )
+        raise other_dataset(output, "prepared from other text or settings")
     for name in (JOURNAL, *GROWING.values()):
         (output / name).unlink(missing_ok=True)
     return dataset
