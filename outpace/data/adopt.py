@@ -15,21 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from outpace.core.errors import DataError
 from outpace.core.files import replace_file, replace_json, sha256_file, sha256_json, storage_error
 from outpace.core.log import note
+from outpace.data.entropy import unigram_entropy
 from outpace.data.exports.stream import link
 from outpace.data.folder import other_dataset
-from outpace.data.shard_file import SHARD_NAME, SPLITS, ShardFile
+from outpace.data.shard_file import SHARD_NAME, SPLITS, Int64, ShardFile
 from outpace.data.shards import MANIFEST, MANIFEST_FORMAT, Dataset, open_dataset
 from outpace.data.token_files import MOST_DOCUMENT_TOKENS, TokenFile, token_file_fault
 from outpace.tokenizer import Tokenizer, get_tokenizer
 
 VALIDATION = ("val", "valid", "validation", "test")
 """One of these words in a file's name makes it validation."""
-Counts = npt.NDArray[np.int64]
 
 
 def split_of(path: Path) -> str:
@@ -57,22 +56,19 @@ def adopt(files: Sequence[TokenFile], output: Path, *, workers: int = 1) -> Data
     note(f"reading {sum(f.tokens for f in files):,} tokens in {len(files):,} files, to check them")
     with ThreadPoolExecutor(workers) as pool:
         found = list(pool.map(lambda file: _examine(file, tokenizer), files))
-    shards = [shard for shard, _, _ in found]
+    shards = [shard for shard, _ in found]
     spec = sha256_json(["adopted", tokenizer.vocab_sha256, [[s.file, s.sha256] for s in shards]])
     if (output / MANIFEST).exists():
         dataset = open_dataset(output)
         if dataset.manifest.get("spec") != spec:
             raise other_dataset(output, "of other files")
         return dataset
-    for file, (shard, lengths, _) in zip(files, found, strict=True):
+    for file, (shard, lengths) in zip(files, found, strict=True):
         target = output / shard.file
         if not (target.exists() and target.samefile(file.path)):
             link(file.path, target)
         replace_file(output / shard.lengths, lengths.astype("<u4").tobytes())
-    counts = sum(
-        (c for s, _, c in found if s.split == "train"), np.zeros(tokenizer.vocab_size, np.int64)
-    )
-    replace_json(output / MANIFEST, _manifest(output, shards, tokenizer, counts, spec))
+    replace_json(output / MANIFEST, _manifest(output, shards, tokenizer, spec))
     return open_dataset(output)
 
 
@@ -104,13 +100,11 @@ def _check_names(files: Sequence[TokenFile], output: Path) -> None:
             )
 
 
-def _examine(file: TokenFile, tokenizer: Tokenizer) -> tuple[ShardFile, Counts, Counts]:
-    """A file as a shard, the lengths of its documents, and how often each token stands in it."""
-    counts = np.zeros(tokenizer.vocab_size, np.int64)
+def _examine(file: TokenFile, tokenizer: Tokenizer) -> tuple[ShardFile, Int64]:
+    """A file as a shard, and the lengths of its documents."""
     starts, at, end = [], 0, tokenizer.end_of_text
     for piece in file.pieces(tokenizer.vocab_size):
         starts.append(np.flatnonzero(piece == end) + at)
-        counts += np.bincount(piece, minlength=len(counts))
         at += len(piece)
     borders = np.unique(np.concatenate([[0], *starts, [file.tokens]]))
     lengths = np.diff(borders)
@@ -132,13 +126,12 @@ def _examine(file: TokenFile, tokenizer: Tokenizer) -> tuple[ShardFile, Counts, 
             "end_document": 0,
         }
     )
-    return shard, lengths, counts
+    return shard, lengths
 
 
 def _manifest(
-    output: Path, shards: list[ShardFile], tokenizer: Tokenizer, counts: Counts, spec: str
+    output: Path, shards: list[ShardFile], tokenizer: Tokenizer, spec: str
 ) -> dict[str, Any]:
-    p = counts[counts > 0] / counts.sum()
     by_split = {split: [s for s in shards if s.split == split] for split in SPLITS}
     documents = {split: sum(s.documents for s in found) for split, found in by_split.items()}
     return {
@@ -163,6 +156,6 @@ def _manifest(
             **documents,
         },
         "tokens": {split: sum(s.tokens for s in found) for split, found in by_split.items()},
-        "unigram_entropy": float(-(p * np.log(p)).sum()),
+        "unigram_entropy": unigram_entropy(output, shards, tokenizer.vocab_size),
         "shards": [asdict(s) for s in shards],
     }

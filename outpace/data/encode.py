@@ -251,6 +251,8 @@ def _cross_check(chunk: Chunk, piece: Piece, texts: list[str], tokenizer: Tokeni
     if not tokenizer.version.startswith("fastokens"):
         return
     chosen = np.flatnonzero((piece.digests % np.uint64(CHECKED) == 0) & (piece.removed == KEPT))
+    if not len(chosen):
+        return
     ends = np.cumsum(piece.lengths)
     for n in chosen.tolist():
         checker = reference(tokenizer.name)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from outpace.data.encode import DIGEST, REASONS
+from outpace.data.entropy import unigram_entropy
 from outpace.data.ledger import Ledger
 from outpace.data.shard_file import SPLITS
 from outpace.data.shards import MANIFEST_FORMAT
@@ -60,7 +61,7 @@ def manifest_of(
         },
         "text_bytes": ledger.text_bytes,
         "tokens": {split: sum(s.tokens for s in files) for split, files in by_split.items()},
-        "unigram_entropy": writer.unigram_entropy(),
+        "unigram_entropy": unigram_entropy(output, shards, tokenizer.vocab_size),
         "from": {label: {"documents": d, "tokens": t} for label, (d, t) in top},
         "shards": [asdict(s) for s in shards],
     }

@@ -19,7 +19,7 @@ from outpace.data.sources import Batch, Chunk
 
 STOP_S = 2
 """For all threads to end in."""
-AHEAD = 16
+AHEAD = 64
 """Pieces of a worker that are begun and not yet taken: about what is made while the consumer
 hashes a finished shard."""
 MOST_HELD = 64 * 2**20

@@ -4,6 +4,7 @@ Everything here depends on the sequence of documents alone, neither on how these
 pieces nor on interruptions, so a restarted run writes the same bytes as one that was never stopped.
 """
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,9 @@ from outpace.core.errors import DataError
 from outpace.data.encode import KEPT, Int64, UInt64
 from outpace.data.journal import Growing, Journal
 from outpace.data.ledger import Judged, Ledger
-from outpace.data.shard_file import HEADER_BYTES, MOST_TOKENS, SPLITS, UInt16
+from outpace.data.shard_file import MOST_TOKENS, SPLITS, UInt16
 from outpace.data.shard_part import ShardPart
 from outpace.tokenizer import Tokenizer
-
-COUNTED_AT_ONCE = 1 << 20
 
 
 class ShardWriter:
@@ -27,13 +26,10 @@ class ShardWriter:
     ) -> None:
         self.folder, self.journal, self.ledger = folder, journal, ledger
         self.shard_tokens = most
-        self.end_of_text = tokenizer.end_of_text
-        self.counts = np.zeros(tokenizer.vocab_size, np.int64)
-        """How often each id stands in the training shards."""
+        self._end_of_text = np.array(tokenizer.end_of_text, "<u2").tobytes()
         numbers = journal.numbers()
         self._parts = {s: ShardPart(folder, s, numbers[s], journal.parts[s]) for s in SPLITS}
         self.growing = {name: Growing(folder, name, size) for name, size in journal.sizes.items()}
-        self._count_what_is_there()
 
     @property
     def tokens(self) -> int:
@@ -113,12 +109,13 @@ class ShardWriter:
 
     def _marked(self, ids: UInt16, lengths: Int64) -> UInt16:
         """Documents' tokens with an end-of-text before each."""
-        return np.insert(ids, np.cumsum(lengths) - lengths, self.end_of_text)
+        data = ids.astype("<u2", copy=False).view(np.uint8).data
+        ends = (2 * np.cumsum(lengths)).tolist()
+        documents = (data[a:b] for a, b in itertools.pairwise([0, *ends]))
+        return np.frombuffer(self._end_of_text.join([b"", *documents]), "<u2")
 
     def _append(self, split: str, tokens: UInt16, sizes: Int64) -> None:
         self._parts[split].append(tokens, sizes.astype(np.uint32))
-        if split == "train":
-            self._count(tokens)
 
     def _finish(self, split: str, chunk: int, document: int) -> None:
         """Give the shard its name and write the journal: a restart goes on at this document."""
@@ -152,29 +149,6 @@ class ShardWriter:
             grown.close()
             if not self.journal.sizes[name]:
                 grown.path.unlink(missing_ok=True)
-
-    def unigram_entropy(self) -> float:
-        """Entropy of the training tokens' frequencies, in nats a token."""
-        p = self.counts[self.counts > 0] / self.counts.sum()
-        return float(-(p * np.log(p)).sum())
-
-    def _count_what_is_there(self) -> None:
-        for shard in self.journal.shards:
-            if shard.split == "train":
-                self._count_file(self.folder / shard.file, shard.tokens)
-        if (mark := self._parts["train"].mark).tokens:
-            self._count_file(self._parts["train"].temporary, mark.tokens)
-
-    def _count_file(self, path: Path, tokens: int) -> None:
-        with open(path, "rb") as f:
-            f.seek(HEADER_BYTES)
-            for at in range(0, tokens, COUNTED_AT_ONCE):
-                self._count(np.fromfile(f, "<u2", min(COUNTED_AT_ONCE, tokens - at)))
-
-    def _count(self, tokens: UInt16) -> None:
-        for at in range(0, len(tokens), COUNTED_AT_ONCE):  # bincount widens its input to 8 bytes
-            part = tokens[at : at + COUNTED_AT_ONCE]
-            self.counts += np.bincount(part, minlength=len(self.counts))
 
 
 def _sketches(judged: Judged, start: int, stop: int) -> bytes:

@@ -1,6 +1,7 @@
 """From documents to shards: what is kept, on which side it falls, and that nothing else decides."""
 
 import gzip
+import itertools
 import json
 import math
 import random
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outpace.core.errors import DataError, RunInUse, StorageError, UsageError
+from outpace.data import entropy
 from outpace.data.prepare import PrepareOptions, prepare
 from outpace.data.shards import open_dataset
 from outpace.data.sources.files import FilesSource
@@ -166,15 +168,33 @@ def test_nothing_but_empty_documents_is_refused(folder, documents):
 def test_the_unigram_entropy_is_that_of_the_training_tokens(folder, texts):
     dataset = prepared(folder, texts, val_fraction=0.1, shard_tokens=4000)
     counts = Counter(t for path in folder.glob("train_*.bin") for t in read_shard(path))
-    n = sum(counts.values())
-    entropy = -sum(c / n * math.log(c / n) for c in counts.values())
-    assert dataset.unigram_entropy == pytest.approx(entropy, rel=1e-12)
+    assert dataset.unigram_entropy == pytest.approx(nats(counts), rel=1e-12)
+
+
+def test_the_unigram_entropy_of_much_text_is_that_of_stretches_from_all_of_it(
+    folder, texts, monkeypatch
+):
+    monkeypatch.setattr(entropy, "STRETCH", 50)
+    monkeypatch.setattr(entropy, "MOST_COUNTED", 3000)
+    dataset = prepared(folder, texts, val_fraction=0.1, shard_tokens=4000)
+    shards = [list(read_shard(path)) for path in sorted(folder.glob("train_*.bin"))]
+    every = -(-sum(map(len, shards)) // 3000)
+    assert len(shards) > 2 < every
+    stretches = [s[at : at + 50] for s in shards for at in range(0, len(s), every * 50)]
+    counts = Counter(itertools.chain(*stretches))
+    assert counts.total() < 3000 + 50 * len(shards)
+    assert dataset.unigram_entropy == pytest.approx(nats(counts), rel=1e-12)
 
 
 def test_the_unigram_entropy_of_even_tokens_is_the_logarithm_of_their_number(folder):
     """Of `ab` and `ba`: a, b and the end of text are a third each."""
-    entropy = prepared(folder, ["ab", "ba"], val_fraction=0).unigram_entropy
-    assert entropy == pytest.approx(math.log(3), rel=1e-12)
+    dataset = prepared(folder, ["ab", "ba"], val_fraction=0)
+    assert dataset.unigram_entropy == pytest.approx(math.log(3), rel=1e-12)
+
+
+def nats(counts):
+    n = counts.total()
+    return -sum(c / n * math.log(c / n) for c in counts.values())
 
 
 def test_a_literal_end_of_text_does_not_end_a_document(folder):
