@@ -9,8 +9,9 @@ import tyro
 
 from outpace.config.check import Range, check_ranges
 from outpace.config.load import parse_flags
+from outpace.core.console import err
 from outpace.core.files import check_writable, replace_json
-from outpace.core.log import err, say, show
+from outpace.core.log import say, show
 
 RANGES = {"words": Range(2, 1000), "common": Range(0, 10**9)}
 

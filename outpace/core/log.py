@@ -2,7 +2,7 @@
 shown as it is, never as mark-up; secrets of the environment are not shown.
 
 A reader that goes away (`outpace train | head -1`, a log viewer that was closed) never stops
-training: what cannot be told is dropped.
+training: what cannot be told is dropped. The console (rich) is imported with the first line.
 """
 
 import contextlib
@@ -10,19 +10,7 @@ import os
 import sys
 from typing import IO
 
-from rich.console import Console
-
 from outpace.core.secrets import redact
-
-
-class _SturdyConsole(Console):
-    """rich leaves the process with exit code 1 when its reader is gone; this one goes on."""
-
-    def on_broken_pipe(self) -> None:
-        discard(self.file)
-
-
-err = _SturdyConsole(stderr=True, highlight=False, soft_wrap=True)
 
 
 def show(result: str, end: str = "\n") -> None:
@@ -42,16 +30,22 @@ def say(message: str = "") -> None:
 
 def note(message: str) -> None:
     """Print a dim line to standard error."""
+    from outpace.core.console import err
+
     err.print(_printable(redact(message)), style="dim", markup=False)
 
 
 def warn(message: str) -> None:
     """Print a warning that cannot be missed."""
+    from outpace.core.console import err
+
     err.print(f"warning: {_printable(redact(message))}", style="bold yellow", markup=False)
 
 
 def fail(message: str) -> None:
     """Print an error as exactly one line; plain when not on a terminal, for scripts to match."""
+    from outpace.core.console import err
+
     line = _printable(redact(message), keep="\t")
     if err.is_terminal:
         err.print(line, style="bold red", markup=False)

@@ -18,8 +18,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from outpace.core.console import err
 from outpace.core.errors import StorageError
-from outpace.core.log import err, note
+from outpace.core.log import note
 from outpace.core.units import count, duration
 from outpace.data.encode import Piece
 from outpace.data.ledger import Ledger

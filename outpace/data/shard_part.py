@@ -18,7 +18,7 @@ from outpace.data.shard_file import HEADER_BYTES, ShardFile, UInt16, header
 
 @dataclass
 class Mark:
-    """How far a shard was filled, and a checksum up to there."""
+    """How far a shard was filled, and a checksum of its tokens up to there."""
 
     tokens: int = 0
     documents: int = 0
@@ -40,6 +40,7 @@ class ShardPart:
         """Begin a shard, or go on at `mark`, which `restore` has checked."""
         self.path = folder / f"{split}_{number:06d}.bin"
         self.split, self.mark = split, mark or Mark()
+        self._summed = self.mark.tokens
         self._files: list[BinaryIO] = []
 
     @property
@@ -55,12 +56,10 @@ class ShardPart:
         try:
             if not self._files:
                 self._open()
-            data = np.ascontiguousarray(tokens, "<u2").data.cast("B")
-            self._files[0].write(data)
+            self._files[0].write(np.ascontiguousarray(tokens, "<u2").data.cast("B"))
             self._files[1].write(np.ascontiguousarray(lengths, "<u4").data.cast("B"))
         except OSError as error:
             raise self._failed(error) from error
-        self.mark.crc32 = zlib.crc32(data, self.mark.crc32)
         self.mark.tokens += len(tokens)
         self.mark.documents += len(lengths)
 
@@ -74,12 +73,18 @@ class ShardPart:
     def save(self) -> Mark:
         """Bring all to the disk; the mark to go on from."""
         try:
-            for f in self._files:
-                f.flush()
-                os.fsync(f.fileno())
+            self._sync()
+            if self._summed < self.mark.tokens:
+                self.mark.crc32 = _crc32(self.temporary, self._summed, self.mark.crc32)
+                self._summed = self.mark.tokens
         except OSError as error:
             raise self._failed(error) from error
         return Mark(**vars(self.mark))
+
+    def _sync(self) -> None:
+        for f in self._files:
+            f.flush()
+            os.fsync(f.fileno())
 
     def finish(self, end_document: int) -> ShardFile:
         """Write the header, hash, fsync, rename into place."""
@@ -88,7 +93,7 @@ class ShardPart:
                 self._open()
             self._files[0].seek(0)
             self._files[0].write(header(self.mark.tokens))
-            self.save()
+            self._sync()
             self.close()
             sha256, lengths_sha256 = map(sha256_file, self._paths)
             for path in reversed(self._paths):
@@ -135,13 +140,17 @@ def restore(folder: Path, split: str, number: int, mark: Mark) -> bool:
         if not temporary(final).is_file() or temporary(final).stat().st_size < offset:
             return False
         os.truncate(temporary(final), offset)
-    crc32 = 0
-    with open(temporary(path), "rb") as f:
-        f.seek(HEADER_BYTES)
+    lengths = np.fromfile(temporary(path.with_suffix(".len")), "<u4")
+    return _crc32(temporary(path)) == mark.crc32 and int(lengths.sum()) == mark.tokens
+
+
+def _crc32(path: Path, tokens: int = 0, crc32: int = 0) -> int:
+    """Go on with the checksum of a shard's first `tokens` to its end."""
+    with open(path, "rb") as f:
+        f.seek(HEADER_BYTES + 2 * tokens)
         while piece := f.read(1 << 22):
             crc32 = zlib.crc32(piece, crc32)
-    lengths = np.fromfile(temporary(path.with_suffix(".len")), "<u4")
-    return crc32 == mark.crc32 and int(lengths.sum()) == mark.tokens
+    return crc32
 
 
 def temporary(path: Path) -> Path:

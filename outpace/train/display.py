@@ -5,7 +5,8 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn
 
-from outpace.core.log import err, say
+from outpace.core.console import err
+from outpace.core.log import say
 from outpace.core.units import duration
 
 LINE_EVERY_S = 10.0

@@ -175,9 +175,9 @@ def _child(
         os.close(opened)
     sys.stdout = open(1, "w", buffering=1, closefd=False, encoding="utf-8")
     sys.stderr = open(2, "w", buffering=1, closefd=False, encoding="utf-8")
-    from outpace.core import log
+    from outpace.core import console
 
-    log.err.file = sys.stderr  # the console was made by the server, for its own standard error
+    console.err.file = sys.stderr  # the console was made by the server, for its own standard error
     code = 1
     try:
         if setup is not None:
