@@ -36,7 +36,7 @@ class Options:
     repeats: int = 10
     """A second race is run on that text so many times over; 1 leaves it out."""
     rounds: int = 2
-    """Rounds of the first race; the second has one."""
+    """Of each race; the median counts."""
     workers: int = 2
     """Threads of outpace and processes of nanoGPT."""
     scratch: Path | None = None
@@ -62,12 +62,12 @@ def run(argv: list[str]) -> int:
 
     check_writable("prepare-cpu", options.output)
     how = Race(options.nanogpt, options.nanogpt_python, list(options.input), options.workers)
-    sizes = {"once": (1, options.rounds), "repeated": (options.repeats, 1)}
+    sizes = {"once": 1, "repeated": options.repeats}
     with tempfile.TemporaryDirectory() as temporary:
         scratch = (options.scratch or Path(temporary)).resolve() / FOLDER
         races = {
-            name: race(how, scratch, options.megabytes, repeats, rounds)
-            for name, (repeats, rounds) in sizes.items()
+            name: race(how, scratch, options.megabytes, repeats, options.rounds)
+            for name, repeats in sizes.items()
             if name == "once" or repeats > 1
         }
     path = write_result("prepare-cpu", "cpu", {"races": races}, options.output)
