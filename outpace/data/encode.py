@@ -17,6 +17,7 @@ import xxhash
 from outpace.core.errors import DataError, OutpaceError
 from outpace.data.decontaminate import Benchmark, overlaps
 from outpace.data.filters import LENGTHS, Filter, columns_of
+from outpace.data.shard_file import DELETE
 from outpace.data.sketch import BEGINNING, sketch
 from outpace.data.sources import Batch, Buffer, Chunk
 from outpace.tokenizer import Tokenizer, get_tokenizer
@@ -263,6 +264,5 @@ def _cross_check(chunk: Chunk, piece: Piece, texts: list[str], tokenizer: Tokeni
                 f"{tokenizer.version} and {checker.version} give different ids for document "
                 f"{piece.first + n + 1} of {chunk.name}",
                 kept="the finished shards",
-                do="delete the folder and prepare again with --tokenizer_engine tiktoken, and "
-                "report it",
+                do=f"{DELETE}, prepare again with --tokenizer_engine tiktoken, and report it",
             )

@@ -23,7 +23,7 @@ from outpace.core.errors import (
 )
 from outpace.core.log import warn
 from outpace.data.journal import GROWING, Growing, Journal
-from outpace.data.shard_file import SPLITS, read_json
+from outpace.data.shard_file import DELETE, SPLITS, read_json
 from outpace.data.shard_part import restore
 from outpace.data.shards import JOURNAL, MANIFEST
 
@@ -146,7 +146,7 @@ def other_dataset(output: Path, which: str) -> DataError:
     return DataError(
         "OTHER-DATASET",
         f"{output} holds a dataset {which}",
-        do="choose another --output, or delete that dataset (.bin, .len, .json)",
+        do=f"choose another --output, or {DELETE}",
     )
 
 

@@ -44,7 +44,7 @@ from outpace.data.forecast import Progress, announce
 from outpace.data.journal import GROWING, Journal
 from outpace.data.ledger import RECORD, Ledger, Rules
 from outpace.data.manifest import manifest_of
-from outpace.data.shard_file import MOST_TOKENS
+from outpace.data.shard_file import DELETE, MOST_TOKENS
 from outpace.data.shards import JOURNAL, MANIFEST, Dataset, open_dataset
 from outpace.data.sources import Chunk, Source
 from outpace.data.threads import Task, ThreadEngine
@@ -296,7 +296,7 @@ class _Run:
             raise DataError(
                 "INPUT-CHANGED",
                 "the documents changed while they were prepared",
-                do="delete that dataset (.bin, .len, .json) and prepare again",
+                do=f"{DELETE} and prepare again",
             )
 
     def _publish(self) -> None:

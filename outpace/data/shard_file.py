@@ -29,6 +29,8 @@ MOST_TOKENS = 2**31 - 1
 """Of one shard: the header's count is an int32."""
 SHARD_NAME = r"\w[\w.-]*\.bin"
 SPLITS = ("train", "val")
+DELETE = "delete that dataset (.bin, .len, .json)"
+"""A remedy. Its folder may hold other things."""
 UInt16 = npt.NDArray[np.uint16]
 Int64 = npt.NDArray[np.int64]
 
@@ -160,7 +162,7 @@ def token_fault(path: Path, tokens: UInt16, offset: int, vocab_size: int) -> Dat
         "TOKEN-RANGE",
         f"{path}: token {offset + int(tokens.argmax())} is {highest}, beyond the vocabulary "
         f"of {vocab_size}",
-        do="delete the dataset's folder and prepare it again",
+        do=f"{DELETE} and prepare it again",
     )
 
 
@@ -183,5 +185,5 @@ def damaged(path: Path, what: str) -> DataError:
     return DataError(
         "DATA-DAMAGED",
         f"{path}: {what}",
-        do="delete the dataset's folder and prepare it again",
+        do=f"{DELETE} and prepare it again",
     )

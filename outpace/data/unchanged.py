@@ -10,6 +10,7 @@ from outpace.core.errors import DataError
 from outpace.data.encode import UInt64, Work, batches, digests_of
 from outpace.data.journal import Growing, Journal
 from outpace.data.ledger import RECORD
+from outpace.data.shard_file import DELETE
 from outpace.data.sources import Chunk
 
 TRUSTED = ("sha256:", "git:", "etag:")
@@ -70,5 +71,5 @@ def _changed(what: str, output: Path) -> DataError:
         "INPUT-CHANGED",
         f"{what} since it was prepared in part",
         kept=f"the finished shards in {output}",
-        do="choose another --output, or delete that dataset (.bin, .len, .json)",
+        do=f"choose another --output, or {DELETE}",
     )
