@@ -29,7 +29,6 @@ SECTIONS = (
     ("memory-cuda", step_memory),
     ("step-memory-cuda", step_memory),
     ("step-memory-cpu", step_memory),
-    ("memory-cuda", attention_memory),
     ("attention-memory-cuda", attention_memory),
     ("attention-memory-cpu", attention_memory),
 )

@@ -75,14 +75,11 @@ def ladder(r: Result) -> str:
 
 
 def rows_top(r: Result) -> float:
-    """Tokens a second with every rung that is carried."""
-    rates = [row["tokens_per_second"] for row in r["best_micro_batch"]["top"] if row]
-    same = [
-        row["tokens_per_second"]
-        for row in r["rungs"]
-        if row["name"] in ("micro_batch", "tuned") and "tokens_per_second" in row
-    ]
-    return float(same[-1] if same else max(rates))
+    """Tokens a second with every rung that is carried, which is every one left out once; NaN where
+    that was not measured."""
+    carried = set().union(*(row["rungs"] for row in r["leave_one_out"]))
+    top = [row for row in r["rungs"] if set(row["rungs"]) == carried]
+    return float(top[0].get("tokens_per_second", "nan")) if top else float("nan")
 
 
 def _waterfall(rows: list[Result], first: float, name: str) -> None:

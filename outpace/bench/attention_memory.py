@@ -6,6 +6,8 @@ log memory over log length: 1 is linear, 2 is quadratic.
 import contextlib
 import json
 import math
+import signal
+import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,8 +17,8 @@ from typing import Any
 import psutil
 import torch
 
-from outpace.core.crash import last_error
-from outpace.core.errors import OutOfMemory
+from outpace.core.crash import OUT_OF_MEMORY_TEXTS, last_error
+from outpace.core.errors import OutOfMemory, OutpaceError
 from outpace.core.log import note, say
 from outpace.core.units import MIB
 from outpace.ops.attention import BACKENDS
@@ -110,10 +112,17 @@ def _in_new_process(backend: str, T: int, heads: int, head_dim: int, device: str
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if done.returncode:
         said = last_error(done.stderr)[:120] or f"it ended with {done.returncode}"
-        raise OutOfMemory(
-            "MEMORY",
-            f"{backend} at {T} tokens did not fit ({said})",
-            do="choose shorter --lengths",
+        killed = done.returncode == -signal.SIGKILL  # as Linux does where memory is short
+        if killed or any(text in said.lower() for text in OUT_OF_MEMORY_TEXTS):
+            raise OutOfMemory(
+                "MEMORY",
+                f"{backend} at {T} tokens did not fit ({said})",
+                do="choose shorter --lengths",
+            )
+        raise OutpaceError(
+            "POINT-FAILED",
+            f"{backend} at {T} tokens failed: {said}",
+            do="measure the step alone, with --parts step",
         )
     result: dict[str, Any] = json.loads(done.stdout)
     return result
@@ -124,6 +133,4 @@ def _exponent(points: list[dict[str, Any]]) -> float:
     upper = points[len(points) // 2 :] if len(points) > 3 else points
     xs = [math.log(p["tokens"]) for p in upper]
     ys = [math.log(max(1, p["bytes"])) for p in upper]
-    mx, my = sum(xs) / len(xs), sum(ys) / len(ys)
-    spread = sum((x - mx) ** 2 for x in xs)
-    return sum((x - mx) * (y - my) for x, y in zip(xs, ys, strict=True)) / spread if spread else 0.0
+    return statistics.linear_regression(xs, ys).slope if len(set(xs)) > 1 else 0.0

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ import torch
 
 from outpace.bench.peers import Job, check_checkout, nanogpt
 from outpace.bench.result import check_writable, spread, write_result
+from outpace.bench.rungs import argv
+from outpace.bench.turns import hold_on, no_survivors
 from outpace.checkpoint.state import load_weights
 from outpace.config.presets import GPT2Shape
 from outpace.core.errors import DataError, OutpaceError, UsageError
@@ -64,10 +67,11 @@ def compare_nanogpt(
         raise UsageError("WORK-USED", f"{work} is already there", do="name a new folder")
     work.mkdir(parents=True)
     nanogpt.stage(checkout, _job(settings, dataset), work / "nanogpt")
-    ours = _Run("outpace", _outpace_command(dataset, settings, work), work)
-    theirs = _Run("nanogpt", _nanogpt_command(settings), work, cwd=work / "nanogpt")
-    _side_by_side((ours, theirs), settings.swap_s)
-    commands = {run.name: run.command_text for run in (ours, theirs)}
+    with no_survivors() as runs:
+        runs.append(_Run("outpace", _outpace_command(dataset, settings, work), work))
+        runs.append(_Run("nanogpt", _nanogpt_command(settings), work, cwd=work / "nanogpt"))
+        _side_by_side(runs, settings.swap_s)
+    commands = {run.name: run.command_text for run in runs}
     body = collect(checkout, dataset, settings, work) | {"commands": commands}
     return write_result("compare-nanogpt-cpu", "cpu", body, output)
 
@@ -144,15 +148,10 @@ class _Run:
     def alive(self) -> bool:
         return self.process.poll() is None
 
-    def hold_on(self, cores: set[int]) -> None:
-        """Move every thread of the process to `cores`."""
-        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-            for task in Path(f"/proc/{self.process.pid}/task").iterdir():
-                os.sched_setaffinity(int(task.name), cores)
-
-    def kill(self) -> None:
+    def end(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
 
 def _halves() -> tuple[set[int], set[int]]:
@@ -161,26 +160,20 @@ def _halves() -> tuple[set[int], set[int]]:
     return set(cores[:middle]), set(cores[middle:]) or set(cores)
 
 
-def _side_by_side(runs: tuple[_Run, _Run], swap_s: float) -> None:
-    # A SIGTERM must not leave two trainers behind: as an exception it reaches `finally`.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+def _side_by_side(runs: Sequence[_Run], swap_s: float) -> None:
     halves = _halves()
-    try:
-        while any(r.alive for r in runs):
-            for run, cores in zip(runs, halves, strict=True):
-                run.hold_on(cores)
-            time.sleep(swap_s)
-            halves = halves[::-1]
-            for run in runs:
-                if run.process.poll() not in (None, 0):
-                    raise OutpaceError(
-                        "PEER-FAILED",
-                        f"{run.name} ended with {run.process.returncode}",
-                        do=f"read {run.log}",
-                    )
-    finally:
+    while any(r.alive for r in runs):
+        for run, cores in zip(runs, halves, strict=True):
+            hold_on(run.process.pid, cores)
+        time.sleep(swap_s)
+        halves = halves[::-1]
         for run in runs:
-            run.kill()
+            if run.process.poll() not in (None, 0):
+                raise OutpaceError(
+                    "PEER-FAILED",
+                    f"{run.name} ended with {run.process.returncode}",
+                    do=f"read {run.log}",
+                )
 
 
 def _outpace_command(dataset: Dataset, s: Settings, work: Path) -> list[str]:
@@ -206,8 +199,7 @@ def _outpace_command(dataset: Dataset, s: Settings, work: Path) -> list[str]:
         "hellaswag_limit": 0,
         "sample_tokens": 0,
     }
-    flat = [x for key, value in flags.items() for x in (f"--{key}", str(value))]
-    return [sys.executable, "-m", "outpace", "train", *flat]
+    return [sys.executable, "-m", "outpace", "train", *argv(flags)]
 
 
 def _nanogpt_command(s: Settings) -> list[str]:

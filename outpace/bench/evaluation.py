@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
-from outpace.bench.result import spread, write_result
+from outpace.bench.result import check_writable, spread, write_result
 from outpace.core.errors import UsageError
 from outpace.core.log import note
+from outpace.evals import task
 from outpace.evals.packing import pack, trees
 from outpace.evals.scoring import BATCH_TOKENS
 from outpace.evals.tasks import hellaswag
@@ -79,8 +80,9 @@ def compare(
 ) -> Path:
     """Race them over `questions` of the file at `path`, dealt out in `turns`; the result so far is
     written after each turn."""
+    check_writable("evaluate-cpu", output)
     official = [json.loads(x) for x in path.read_text(encoding="utf-8").split("\n") if x.strip()]
-    rows = hellaswag.subset(official, questions)
+    rows = task.subset(official, questions)
     watch = _Watch()
     fast = for_inference(model)  # with the loading, as in `outpace evaluate`: no part of the turns
     layout_seconds = watch.read()[0]
@@ -153,11 +155,10 @@ def _ours(model: GPT2, protocol: str) -> Score:
     def score(rows: list[Row]) -> Turn:
         watch = _Watch()
         questions = hellaswag.parse("\n".join(map(json.dumps, rows)).encode())
-        scored = hellaswag.evaluate(
-            model, tokenizer, questions, protocol=protocol, device=CPU, precision="no", group=alone
-        )
+        asked = hellaswag.ask(questions, protocol, tokenizer)
+        scored = task.evaluate(model, asked, device=CPU, precision="no", group=alone)
         assert scored is not None
-        return Turn(*watch.read(), [a.pred_norm == a.label for a in scored[1]])
+        return Turn(*watch.read(), [e["pred_norm"] == e["label"] for e in scored[1]])
 
     return score
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from outpace.bench.result import spread, write_result
+from outpace.bench.result import check_writable, spread, write_result
 from outpace.config.presets import GPT2Shape
 from outpace.core.log import say
 from outpace.generate.engine import generate
@@ -50,6 +50,7 @@ def bench_generation(
 ) -> Path:
     """Time all contestants on `model` (fp32, CPU) and write the result file. `others`: also with
     weights of other types, which are approximations, and transformers in bfloat16."""
+    check_writable("generation-cpu", output)
     theirs = transformers_model(dict(model.state_dict()), model.shape)
     turns: dict[str, Turn] = {
         "transformers": partial(_theirs, theirs, n=settings.new_tokens),
@@ -165,14 +166,14 @@ def read_bytes_per_s() -> float:
     return READ_BYTES / best
 
 
-def random_model(shape: GPT2Shape, seed: int = 0) -> GPT2:
-    """A model of that shape whose text varies."""
+def random_model(shape: GPT2Shape, seed: int = 0, times: float = WIDE) -> GPT2:
+    """A model of that shape, whose text varies by matrices some `times` as wide as usual."""
     model = GPT2(shape)
     model.init_weights(torch.Generator().manual_seed(seed))
     with torch.no_grad():
         for p in model.parameters():
             if p.dim() >= 2:
-                p.mul_(WIDE)
+                p.mul_(times)
     return model.eval()
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from outpace.bench.peers import check_checkout, write_raw
-from outpace.bench.result import spread, write_result
+from outpace.bench.result import check_writable, spread, write_result
 from outpace.core.log import say
 from outpace.data.loader import BatchShape, Loader
 from outpace.data.mixture import Mixture
@@ -52,6 +52,7 @@ class Reading:
 
 def measure_loader(reading: Reading, nanogpt: Path | None, output: Path | None) -> Path:
     """Time every candidate, tell, and write the result."""
+    check_writable("loader", output)
     if nanogpt is not None:
         check_checkout("nanogpt", nanogpt)
     with tempfile.TemporaryDirectory(prefix="outpace-loader-") as folder:

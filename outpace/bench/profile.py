@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 from outpace.bench.kernels import COPY_BYTES, sustained_ms
 from outpace.bench.profile_parts import Part, Roof, Shapes, table
 from outpace.bench.profile_plot import plot
-from outpace.bench.result import write_result
+from outpace.bench.result import check_writable, write_result
 from outpace.core.errors import DataError, StorageError
 from outpace.core.log import note, say
 from outpace.data.loader import BatchShape, Loader
@@ -52,6 +52,7 @@ def profile_step(
     """Profile `steps` steps after `skip_steps`; write trace, table and result. StorageError when
     the trace cannot be written, DataError when the dataset is too short."""
     device = t.device
+    check_writable(f"profile-{device.type}", output)
     shape = BatchShape(plan.micro_batch_size, plan.gradient_accumulation_steps)
     loader = Loader(mixture, shape, plan.order, device=device)
     needed = (skip_steps + 2 * steps) * plan.tokens_per_step

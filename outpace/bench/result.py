@@ -1,10 +1,11 @@
 """What every result file holds: what was measured, where, with which versions."""
 
 import datetime
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from outpace.core import files
 from outpace.core.files import replace_json, storage_error
@@ -16,21 +17,12 @@ RESULTS = Path("benchmarks/results")
 
 def check_writable(name: str, output: Path | None) -> None:
     """StorageError when the result could not be written, before anything is measured."""
-    path = output or RESULTS / f"{name}.json"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage_error(path, error) from error
-    files.check_writable(path)
+    files.check_writable(_path(name, output))
 
 
 def write_result(name: str, device: str, body: dict[str, Any], output: Path | None = None) -> Path:
     """Write `body` with machine and versions to `output`, else benchmarks/results/NAME.json."""
-    path = output or RESULTS / f"{name}.json"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage_error(path, error) from error
+    path = _path(name, output)
     machine = vars(detect(device)) | {"available_bytes": None}
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     replace_json(
@@ -40,15 +32,17 @@ def write_result(name: str, device: str, body: dict[str, Any], output: Path | No
     return path
 
 
+def _path(name: str, output: Path | None) -> Path:
+    """Where the result goes; its folder is made."""
+    path = output or RESULTS / f"{name}.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(path, error) from error
+    return path
+
+
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median with the 20th and 80th percentile."""
-    if len(values) < 2:
-        value = values[0] if values else float("nan")
-        return {"median": value, "p20": value, "p80": value, "n": len(values)}
-    deciles = statistics.quantiles(values, n=10, method="inclusive")
-    return {
-        "median": statistics.median(values),
-        "p20": deciles[1],
-        "p80": deciles[7],
-        "n": len(values),
-    }
+    p20, median, p80 = np.percentile(values or [np.nan], (20, 50, 80)).tolist()
+    return {"median": median, "p20": p20, "p80": p80, "n": len(values)}

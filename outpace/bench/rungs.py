@@ -5,7 +5,7 @@ measured on the rungs before it and left out of those after it: an alternative, 
 memory, or one that changes the numerics.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from outpace.core.errors import OutOfMemory, UsageError
@@ -344,7 +344,7 @@ def drift_flags(setting: Setting, ladder: Ladder) -> Flags:
     return setting.flags | batch
 
 
-def argv(flags: Flags) -> list[str]:
+def argv(flags: Mapping[str, object]) -> list[str]:
     """As the words of a command line."""
     words: list[str] = []
     for name, value in flags.items():

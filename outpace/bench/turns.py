@@ -113,12 +113,6 @@ class Racer:
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
 
-    def hold_on(self, cores: set[int]) -> None:
-        """Move every thread of the process to `cores` (Linux)."""
-        with contextlib.suppress(OSError):
-            for task in Path(f"/proc/{self.process.pid}/task").iterdir():
-                os.sched_setaffinity(int(task.name), cores)
-
     def end(self) -> None:
         self._signal(signal.SIGKILL)
         self.process.wait()
@@ -157,8 +151,8 @@ def resident(
             for i, (t, racer) in enumerate(running):
                 windows = len(running) * (pace.rounds - r) - i
                 seconds = min(pace.window_s, (deadline - time.monotonic()) / windows)
-                with _failure_of(t):
-                    racer.hold_on(_cores(r, threads))
+                with _failure_of(t, racer):
+                    hold_on(racer.process.pid, _cores(r, threads))
                     racer.resume()
                     t.windows.append(racer.window(seconds, STRADDLING, pace.start_s))
                     racer.pause()
@@ -188,6 +182,13 @@ def fresh(contestants: list[Contestant], logs: Path, pace: Pace, deadline: float
     return timed
 
 
+def hold_on(pid: int, cores: set[int]) -> None:
+    """Move every thread of a process to `cores` (Linux)."""
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            os.sched_setaffinity(int(task.name), cores)
+
+
 def last_line(log: Path) -> str:
     """What a process that ended said last, cut to a length that a person reads."""
     return last_error(log.read_text(errors="replace"))[:200] or "it printed nothing"
@@ -199,7 +200,7 @@ def _warm_up(pairs: list[tuple[Timed, Racer]], pace: Pace) -> None:
     cold = list(pairs)
     while cold:
         for t, racer in tuple(cold):
-            with _failure_of(t):
+            with _failure_of(t, racer):
                 racer.look_at_memory()
                 if len(racer.steps()) < pace.warmup_steps and time.monotonic() < until:
                     continue
@@ -210,12 +211,14 @@ def _warm_up(pairs: list[tuple[Timed, Racer]], pace: Pace) -> None:
 
 
 @contextlib.contextmanager
-def _failure_of(t: Timed) -> Iterator[None]:
-    """Record a failure, and let the others go on."""
+def _failure_of(t: Timed, racer: Racer | None = None) -> Iterator[None]:
+    """Record a failure, and let the others go on, without what is still at work."""
     try:
         yield
     except Failed as failed:
         t.failure = str(failed)
+        if racer is not None:
+            racer.pause()
 
 
 @contextlib.contextmanager

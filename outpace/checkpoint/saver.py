@@ -24,7 +24,7 @@ Files = Mapping[str, Tensors]
 Write = Callable[[Files], Path]
 """Commits tensors and returns the checkpoint's folder."""
 Done = Callable[[Path, float, float], None]
-"""Told of a committed checkpoint, the seconds that training waited, and those of the writing."""
+"""Told of a committed checkpoint, the seconds that training waited, and those it took in all."""
 
 
 class Saver:

@@ -37,6 +37,10 @@ COMPARE_RANGES = {
 CPU_SHAPE = (6, 6, 192, 256)
 """Layers, heads, channels and context of a model that a CPU steps through in a second or two."""
 GPU_TOKENS_PER_STEP = 524_288
+RACE_ONLY = ("llmc", "modded", "transformers", "device", "threads", "gradient_accumulation_steps",
+             "flags", "window_s", "rounds", "warmup_steps", "start_s", "minutes")  # fmt: skip
+TRAIN_ONLY = ("max_steps", "swap_s", "work")
+"""Flags that the other kind of comparison does not read."""
 
 
 @dataclass
@@ -104,6 +108,12 @@ def run(argv: list[str]) -> int:
     check_ranges(options, COMPARE_RANGES, "outpace bench compare")
     if not options.threads:
         raise UsageError("BAD-VALUE", "--threads is empty", do="name at least one count")
+    for name in RACE_ONLY if options.train else TRAIN_ONLY:
+        if getattr(options, name) != getattr(Options, name):
+            how = "with" if options.train else "without"
+            raise UsageError(
+                "BAD-VALUE", f"--{name} has no meaning {how} --train", do=f"leave --{name} out"
+            )
     peers = (options.nanogpt, options.llmc, options.modded)
     if options.train and options.nanogpt is None:
         raise UsageError("NO-PEER", "--train compares with nanoGPT", do="add --nanogpt CHECKOUT")

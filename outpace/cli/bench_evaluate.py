@@ -48,9 +48,9 @@ def run(argv: list[str]) -> int:
     import torch
 
     from outpace.bench.evaluation import check_checkout, compare
+    from outpace.bench.generation import random_model
     from outpace.config.presets import GPT2Shape
     from outpace.core.errors import UsageError
-    from outpace.model.gpt2 import GPT2
     from outpace.train.load_model import load_model
 
     for package in ("transformers", "lm_eval") if options.lm_eval else ("transformers",):
@@ -66,12 +66,8 @@ def run(argv: list[str]) -> int:
     if options.model:
         name, model = options.model, load_model(options.model, torch.device("cpu")).model
     else:
-        name, model = "124M, random", GPT2(GPT2Shape(12, 12, 768, 1024, 50257))
-        model.init_weights(torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            for p in model.parameters():
-                if p.dim() >= 2:
-                    p.mul_(WIDTH)
+        name = "124M, random"
+        model = random_model(GPT2Shape(12, 12, 768, 1024, 50257), times=WIDTH)
     path = compare(
         model.eval(),
         name,

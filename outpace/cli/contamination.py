@@ -1,6 +1,5 @@
 """`outpace contamination DATASET`: which questions of a benchmark stand in a training set."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +10,7 @@ from outpace.config.check import Range, check_ranges
 from outpace.config.load import parse_flags
 from outpace.core.console import err
 from outpace.core.files import check_writable, replace_json
-from outpace.core.log import say, show
+from outpace.core.log import say, show, show_json
 
 RANGES = {"words": Range(2, 1000), "common": Range(0, 10**9)}
 
@@ -78,7 +77,7 @@ def run(argv: list[str]) -> int:
     record = {"format": records.FORMAT, "task": task.name, **found}
     replace_json(output, record)
     if options.json:
-        show(json.dumps(record, indent=2))
+        show_json(record)
     else:
         for line in _lines(record):
             show(line)

@@ -1,6 +1,5 @@
 """`outpace data export DIR OUTPUT --to FORMAT`: prepared shards in another trainer's format."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from outpace.config.load import parse_flags
-from outpace.core.log import say, show
+from outpace.core.log import say, show_json
 
 
 @dataclass
@@ -42,7 +41,7 @@ def run(argv: list[str]) -> int:
         publish(output, options.output)
     if options.json:
         files = {str(p.relative_to(output)): p.stat().st_size for p in paths}
-        show(json.dumps({"output": options.output, "bytes": files}, indent=2))
+        show_json({"output": options.output, "bytes": files})
         return 0
     size = sum(p.stat().st_size for p in paths)
     say(

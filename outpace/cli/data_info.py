@@ -1,6 +1,5 @@
 """`outpace data info DIR`: documents, tokens, lengths, samples of the text, where it comes from."""
 
-import json
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -8,7 +7,7 @@ import tyro
 
 from outpace.config.check import Range, check_ranges
 from outpace.config.load import parse_flags
-from outpace.core.log import show
+from outpace.core.log import show, show_json
 
 RANGES = {"samples": Range(0, 1000)}
 WIDTH = 40
@@ -35,7 +34,10 @@ def run(argv: list[str]) -> int:
     from outpace.train.corpus import open_named
 
     found = summary(open_named(options.dataset), options.samples)
-    show(json.dumps(found, indent=2, ensure_ascii=False) if options.json else _page(found))
+    if options.json:
+        show_json(found)
+    else:
+        show(_page(found))
     return 0
 
 

@@ -1,11 +1,10 @@
 """`outpace doctor`: what may go wrong on this machine, before a run does."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from outpace.config.load import parse_flags
-from outpace.core.log import show
+from outpace.core.log import show, show_json
 
 
 @dataclass
@@ -31,7 +30,7 @@ def run(argv: list[str]) -> int:
             do = f"\n{'':9}do: {finding.do}" if finding.do else ""
             show(f"{finding.verdict:<8} {finding.check}: {finding.found}{do}")
     if options.json:
-        show(json.dumps([f.record() for f in found], indent=2))
+        show_json([f.record() for f in found])
     for finding in found:
         if finding.error:
             raise finding.error

@@ -11,7 +11,7 @@ from outpace.config.check import Range, check_ranges
 from outpace.config.load import parse_flags
 from outpace.core.errors import DataError, StorageError, UsageError
 from outpace.core.files import check_writable, replace_file, replace_json
-from outpace.core.log import note, show
+from outpace.core.log import note, show, show_json
 from outpace.core.registry import nearest
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class _Results:
         if self.options.output:
             replace_json(self.options.output, results)
         if self.options.json:
-            show(json.dumps(results, indent=2))
+            show_json(results)
 
     @property
     def how(self) -> dict[str, Any]:

@@ -1,12 +1,11 @@
 """`outpace plan`: what `outpace train` with the same flags would do, and why; starts nothing."""
 
-import json
 from dataclasses import dataclass
 
 from outpace.config.check import Range, check_ranges
 from outpace.config.load import load
 from outpace.config.schema import RunConfig
-from outpace.core.log import say, show
+from outpace.core.log import say, show_json
 
 PLAN_RANGES = {"price_per_hour": Range(0, 1_000_000)}
 
@@ -40,7 +39,7 @@ def run(argv: list[str]) -> int:
     else:
         expected = expect(options, set_by, price)
     if options.json:
-        show(json.dumps(expected.record(), indent=2))
+        show_json(expected.record())
     else:
         print_plan(expected.plan, expected.machine, expected.data, None)
         for line in expected.lines():

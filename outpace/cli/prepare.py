@@ -17,7 +17,7 @@ from outpace.cli.prepare_source import SourceOptions, make_source
 from outpace.config.check import Range, check_ranges
 from outpace.config.load import parse_flags
 from outpace.core.errors import DataError, UsageError
-from outpace.core.log import note, say, show
+from outpace.core.log import note, say, show, show_json
 
 if TYPE_CHECKING:
     from outpace.data.shards import Dataset
@@ -195,12 +195,12 @@ def _verify(folder: Path, options: Options) -> int:
         verify_dataset(dataset)
     except DataError as fault:
         if options.json:
-            show(json.dumps({"folder": str(folder), "fault": fault.what}, indent=2))
+            show_json({"folder": str(folder), "fault": fault.what})
         raise
     counts = {split: dataset.tokens(split) for split in ("train", "val")}
     if options.json:
         found = {"folder": str(folder), "fault": None, "shards": len(dataset.shards)}
-        show(json.dumps({**found, "tokens": counts}, indent=2))
+        show_json({**found, "tokens": counts})
     else:
         show(
             f"{folder}: whole, every hash is right; {len(dataset.shards):,} shards, "

@@ -1,6 +1,5 @@
 """`outpace prove-resume RUN`: train again between two checkpoints; are the bits the same?"""
 
-import json
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import tyro
 from outpace.config.check import Range, check_ranges
 from outpace.config.load import parse_flags
 from outpace.core.errors import CheckpointError
-from outpace.core.log import note, show, warn
+from outpace.core.log import note, show, show_json, warn
 from outpace.core.runfolder import RunFolder
 
 RANGES = {"at": Range(0, 1_000_000_000)}
@@ -39,7 +38,7 @@ def run(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="outpace-prove-") as scratch:
         proof = prove_resume(RunFolder(options.run), Path(scratch) / "run", options.at)
     if options.json:
-        show(json.dumps(asdict(proof) | {"equal": proof.equal}, indent=2))
+        show_json(asdict(proof) | {"equal": proof.equal})
     else:
         show(f"{options.run}: step {proof.begin:,} to {proof.end:,}, trained again")
         for name, recorded in proof.recorded.items():

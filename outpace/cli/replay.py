@@ -1,6 +1,5 @@
 """`outpace replay RUN`: run a batch again whose loss or gradient was bad, and see why."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,7 +8,7 @@ import tyro
 
 from outpace.config.check import Range, check_ranges
 from outpace.config.load import parse_flags
-from outpace.core.log import show
+from outpace.core.log import show, show_json
 from outpace.core.runfolder import RunFolder
 
 RANGES = {"step": Range(1, 1_000_000_000)}
@@ -44,23 +43,25 @@ def run(argv: list[str]) -> int:
     folder = RunFolder(options.run)
     incident = find(folder, options.step)
     about, tokens = read(incident)
-    path = weights_before(folder, about["step"])
-    state = store.load(path).state
-    reference = options.model or str(path)
+    reference, later = options.model, ""
+    if reference is None:
+        path = weights_before(folder, about["step"])
+        reference = str(path)
+        if store.step_of(path) >= about["step"]:
+            later = ", as no older ones are left"
     device = choose_device(options.device, 0)
-    precisions = dict.fromkeys([state["identity"]["mixed_precision"], "no"])
+    precisions = dict.fromkeys([about["mixed_precision"], "no"])
     results = [replay(reference, tokens, device, precision) for precision in precisions]
     if options.json:
         record = {"incident": about, "weights": reference, "replays": [asdict(r) for r in results]}
-        show(json.dumps(record, indent=2))
+        show_json(record)
         return 0
     show(
         f"step {about['step']:,} was {about['bad']}: loss {about['loss']}, gradient norm "
         f"{about['grad_norm']}; {len(tokens):,} sequences of {tokens.shape[1] - 1} tokens"
     )
-    later = ", as no older ones are left" if store.step_of(path) >= about["step"] else ""
     show(f"with the weights of {reference}{later}:")
-    tokenizer = get_tokenizer(state["tokenizer"])
+    tokenizer = get_tokenizer(about["tokenizer"])
     for result in results:
         name = precision_name(result.precision)
         show(f"  {name}: loss {result.loss:.4f}, gradient norm {result.grad_norm:.4g}")

@@ -11,7 +11,7 @@ import tyro
 from outpace.config.check import Range, check_ranges
 from outpace.config.load import parse_flags
 from outpace.core.errors import DataError, UsageError
-from outpace.core.log import note, show
+from outpace.core.log import note, show, show_json
 
 if TYPE_CHECKING:
     from outpace.generate.samples import Sample
@@ -117,7 +117,7 @@ def run(argv: list[str]) -> int:
     }
     if options.show_probabilities:
         result["tokens"] = [[vars(t) for t in s.tokens] for s in samples]
-    show(json.dumps(result, indent=2))
+    show_json(result)
     return 0
 
 

@@ -1,6 +1,5 @@
 """`outpace status RUN`: where a run stands; reads only."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from outpace.config.load import parse_flags
-from outpace.core.log import show
+from outpace.core.log import show, show_json
 from outpace.core.runfolder import RunFolder
 from outpace.core.runstate import read_state
 from outpace.core.units import count, duration
@@ -28,7 +27,7 @@ def run(argv: list[str]) -> int:
     options: Options = parse_flags(Options, argv, prog="outpace status")
     state = read_state(RunFolder(options.run))
     if options.json:
-        show(json.dumps(state, indent=2))
+        show_json(state)
         return 0
     last, most = state.get("last_step"), state.get("max_steps")
     logged = state.get("last_logged_step")

@@ -1,6 +1,5 @@
 """`outpace verdict RUN`: does it beat GPT-2, or another model, or can nobody tell?"""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +10,7 @@ from outpace.config.check import Range, check_ranges
 from outpace.config.load import parse_flags
 from outpace.core.errors import NotMet, StorageError, UsageError
 from outpace.core.files import check_writable, replace_json
-from outpace.core.log import show
+from outpace.core.log import show, show_json
 from outpace.core.runfolder import RunFolder
 
 RANGES = {"limit": Range(1, 1_000_000)}
@@ -126,7 +125,7 @@ def _tell(options: Options, record: dict[str, Any]) -> None:
     if options.output:
         replace_json(options.output, record)
     if options.json:
-        show(json.dumps(record, indent=2))
+        show_json(record)
         return
     for comparison in record["comparisons"]:
         show(comparison["sentence"])

@@ -1,6 +1,5 @@
 """`outpace verify FOLDER`: check every hash of a run's checkpoints, or of a dataset."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +8,7 @@ import tyro
 
 from outpace.config.load import parse_flags
 from outpace.core.errors import CheckpointError, DataError, UsageError
-from outpace.core.log import show
+from outpace.core.log import show, show_json
 from outpace.core.runfolder import RunFolder
 from outpace.core.runstate import read_state
 
@@ -50,7 +49,7 @@ def run(argv: list[str]) -> int:
         raise _nothing(RunFolder(folder))
     if options.json:
         checked = [asdict(v) for v in found]
-        show(json.dumps({"kind": kind, "folder": str(folder), "checked": checked}, indent=2))
+        show_json({"kind": kind, "folder": str(folder), "checked": checked})
     else:
         for v in found:
             show("; ".join([f"{v.name}: {v.fault or 'whole, every hash is right'}", *v.notes]))

@@ -1,6 +1,6 @@
 """Every setting of a training run, with its unit and default: the flags of `outpace train`.
 
-A value of `auto` is soft: the plan chooses it and says why. Any other value, from a flag or a
+A value of `auto` is soft: the plan chooses it. Any other value, from a flag or a
 recipe, is hard: it is obeyed or refused, never changed.
 """
 

@@ -59,7 +59,7 @@ def whole_file(path: Path, temporary: Path) -> Iterator[BinaryIO]:
 
 def replace_json(path: Path, value: Any) -> None:
     """Atomically write `value` as indented JSON. NaN and infinities become null."""
-    replace_file(path, json.dumps(_clean(value), indent=2, ensure_ascii=False) + "\n")
+    replace_file(path, json.dumps(clean(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def append_json_line(path: Path, record: JsonObject) -> None:
@@ -76,7 +76,7 @@ def append_json_line(path: Path, record: JsonObject) -> None:
 
 def json_line(record: JsonObject) -> bytes:
     """One record as a line of JSON. NaN and infinities become null."""
-    text = json.dumps(_clean(record), ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(clean(record), ensure_ascii=False, separators=(",", ":"))
     return f"{text}\n".encode("utf-8", "backslashreplace")
 
 
@@ -88,7 +88,7 @@ def read_json_lines(path: Path) -> Iterator[JsonObject]:
         for line in f:
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(record, dict):
                 yield record
@@ -126,14 +126,14 @@ def storage_error(path: Path, error: OSError) -> StorageError:
     )
 
 
-def _clean(value: Any) -> Any:
+def clean(value: Any) -> Any:
     """Numbers that JSON has, and text without secrets."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, float):
         return value if value - value == 0 else None
     if isinstance(value, dict):
-        return {k: _clean(v) for k, v in value.items()}
+        return {k: clean(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_clean(v) for v in value]
+        return [clean(v) for v in value]
     return value

@@ -6,16 +6,23 @@ training: what cannot be told is dropped. The console (rich) is imported with th
 """
 
 import contextlib
+import json
 import os
 import sys
-from typing import IO
+from typing import IO, Any
 
+from outpace.core.files import clean
 from outpace.core.secrets import redact
 
 
 def show(result: str, end: str = "\n") -> None:
     """Print what a command was asked for. OSError when standard output cannot take it."""
     print(_printable(result), end=end, flush=True)
+
+
+def show_json(result: Any) -> None:
+    """The same as JSON in plain ASCII. NaN and infinities become null."""
+    show(json.dumps(clean(result), indent=2))
 
 
 def say(message: str = "") -> None:

@@ -48,11 +48,6 @@ VALIDATION = (
 """Nats a token on somebody else's validation tokens of that corpus: not the same ones as here."""
 
 
-def gpt2_hellaswag(protocol: str, metric: str) -> PublishedScore:
-    """The original 124M checkpoint's HellaSwag score under `protocol`, for `metric`."""
-    return next(s for s in HELLASWAG if (s.protocol, s.metric) == (protocol, metric))
-
-
 def gpt2_published(task: str, protocol: str, metric: str) -> PublishedScore | None:
     """The original 124M checkpoint's score, if somebody published one. The `protocol` of a
     validation loss is the corpus."""

@@ -174,9 +174,13 @@ class RunFolder:
             if not path.is_file():
                 continue
             lines = path.read_bytes().splitlines(keepends=True)
-            good = [r for r in read_json_lines(path) if r.get("step", 0) <= step]
+            good = [r for r in read_json_lines(path) if _is_until(step, r.get("step", 0))]
             if len(good) != len(lines):
                 replace_file(path, b"".join(map(json_line, good)))
+
+
+def _is_until(step: int, recorded: Any) -> bool:
+    return isinstance(recorded, int) and recorded <= step
 
 
 def now() -> str:

@@ -35,7 +35,7 @@ def tally(
     its keys, `label`, `pred`, a `pred_NAME` for each normaliser, and `log_likelihoods`."""
     examples, at = [], 0
     for item in items:
-        n = len(item.contexts) if len(item.contexts) > 1 else 1
+        n = len(item.contexts)
         mine, nats = requests[at : at + n], scores.log_likelihoods[at : at + n]
         at += n
         sums = [value for values in nats for value in values]

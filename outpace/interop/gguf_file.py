@@ -22,8 +22,6 @@ BLOCK = {
     "mlp.c_proj": "ffn_down",
 }
 FILE_TYPES = {torch.float32: "ALL_F32", torch.float16: "MOSTLY_F16"}
-MOST_F16 = 65_504
-"""The largest finite number of fp16."""
 
 
 def their_name(ours: str) -> str:
@@ -45,15 +43,13 @@ def write_model(
     path: Path, weights: dict[str, Tensor], shape: GPT2Shape, dtype: torch.dtype, name: str
 ) -> None:
     """Write weights (outpace's names) as GGUF of fp32 or fp16. The head is wte, so it is not
-    written twice. UsageError without the package, or for a weight that fp16 cannot hold."""
+    written twice. UsageError without the package."""
     try:
         import gguf
     except ImportError as error:
         raise UsageError(
             "NO-GGUF", "GGUF needs the package gguf", do="pip install 'outpace[interop]'"
         ) from error
-    if dtype == torch.float16 and (large := _too_large(weights)):
-        raise UsageError("DTYPE", f"{large} exceeds what fp16 holds", do="use --dtype float32")
     writer = gguf.GGUFWriter(path, "gpt2")
     writer.add_name(name)
     writer.add_block_count(shape.n_layer)
@@ -86,9 +82,3 @@ def _add_tokenizer(writer, types) -> None:  # type: ignore[no-untyped-def]  # gg
     writer.add_bos_token_id(ids[END_OF_TEXT])
     writer.add_eos_token_id(ids[END_OF_TEXT])
     writer.add_add_bos_token(False)
-
-
-def _too_large(weights: dict[str, Tensor]) -> str | None:
-    return next(
-        (k for k, w in weights.items() if is_halved(k, w) and w.abs().max() > MOST_F16), None
-    )

@@ -19,8 +19,6 @@ from outpace.interop.declared import check_shape, check_tensors
 PREFIXES = ("_orig_mod.", "transformer.")
 TRUE_VOCAB_SIZE = 50257
 """nanoGPT's default pads GPT-2's vocabulary to 50304 and keeps no record of the true size."""
-OLDEST_TORCH = (2, 10)
-"""Older `weights_only` loading can be made to run code (CVE-2025-32434, CVE-2026-24747)."""
 MOST_PICKLE_BYTES = 64 * 1024 * 1024
 """GPT-2 XL's own, with an optimiser's state, is below 1 MB."""
 CALLED = re.compile(
@@ -34,12 +32,6 @@ CALLS_UNSEEN = ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "PERSID")
 def read_checkpoint(path: Path) -> tuple[GPT2Shape, dict[str, torch.Tensor], int]:
     """Shape, weights under outpace's names, and the number of iterations done. CheckpointError
     for a file that is damaged, is not nanoGPT's, or claims what it does not hold."""
-    if (version := _torch_version()) < OLDEST_TORCH:
-        raise CheckpointError(
-            "OLD-TORCH",
-            f"PyTorch {'.'.join(map(str, version))} does not read foreign .pt files safely",
-            do="pip install 'torch>=2.10', or convert the file to a Hugging Face folder elsewhere",
-        )
     try:
         _check_zip(path)
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -101,10 +93,6 @@ def _weights(theirs: Any) -> dict[str, torch.Tensor]:
             raise ValueError(f"{name[:80]} claims to be {tuple(tensor.shape)} and holds less")
         weights[name] = tensor
     return weights
-
-
-def _torch_version() -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
 
 
 def _fault(path: Path, what: str) -> CheckpointError:

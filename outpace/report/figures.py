@@ -43,7 +43,7 @@ class Axis:
 def charts(runs: Sequence[Run]) -> list[Chart]:
     """Every chart that the records have data for."""
     tokens, time = tokens_axis(runs), time_axis(runs)
-    small: tuple[tuple[str, str, str, str, Callable[[go.Figure], None] | None], ...] = (
+    small: tuple[tuple[str, str, str, str, Callable[[go.Figure], None]], ...] = (
         ("tokens_per_second", "Throughput", "tokens a second", ".3s", _from_zero),
         ("grad_norm", "Gradient norm", "before clipping", ".3g", _log_if_spiky),
         ("lr", "Learning rate", "", ".3g", _from_zero),
@@ -181,7 +181,7 @@ def curve_chart(
     title: str,
     note: str,
     number_format: str,
-    shape: Callable[[go.Figure], None] | None,
+    shape: Callable[[go.Figure], None],
 ) -> Chart | None:
     """One metric of every run against `axis`."""
     figure, solo = blank(230), len(runs) == 1
@@ -200,8 +200,7 @@ def curve_chart(
         figure.update_yaxes(exponentformat="e")
     if key == "mfu":
         figure.update_yaxes(tickformat=".0%")
-    if shape:
-        shape(figure)
+    shape(figure)
     return Chart(key.replace("_", "-"), title, note, figure)
 
 

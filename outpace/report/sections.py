@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from outpace.core import units
 from outpace.core.files import JsonObject
+from outpace.core.runstate import STATES
 from outpace.report import verdict
 from outpace.report.load import Run, items, number
 from outpace.report.markup import (
@@ -27,12 +28,10 @@ MOST_EVENTS = 400
 LONGEST_SAMPLE = 4000
 """Characters of one sample on the page."""
 
-_STATES = ("running", "finished", "stopped", "failed")
-
 
 def title(run: Run, summary: Summary) -> str:
     """The run's name, its state and one sentence."""
-    state = summary.state if summary.state in _STATES else ""
+    state = summary.state if summary.state in STATES else ""
     badge = f'<span class="state {state}">{escape(summary.state)}</span>'
     reason = run.status.get("reason")
     callouts = ""

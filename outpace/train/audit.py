@@ -12,12 +12,12 @@ import torch
 from safetensors import SafetensorError
 
 from outpace.checkpoint import store
-from outpace.config.check import RANGES
 from outpace.config.presets import GPT2Shape
 from outpace.core.errors import CheckpointError, UsageError
 from outpace.core.runfolder import RunFolder
 from outpace.core.runstate import read_state
 from outpace.evals.probe import RELATIVE_TOLERANCE, probe_loss
+from outpace.interop.declared import check_shape
 from outpace.model.gpt2 import GPT2
 
 TRIES = 5
@@ -77,9 +77,7 @@ def _audit_deep(checkpoint: store.Checkpoint) -> Verdict:
     notes: list[str] = []
     weights = checkpoint.model(CPU)
     try:
-        shape = GPT2Shape(**state["shape"])
-        if any(name in RANGES and not RANGES[name].holds(n) for name, n in vars(shape).items()):
-            raise ValueError(f"{shape} cannot be")
+        shape = check_shape(GPT2Shape(**state["shape"]))
         with torch.device("meta"):  # nothing is allocated for what a file says
             model = GPT2(shape)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -40,10 +40,11 @@ from outpace.runtime.precision import DTYPES
 from outpace.tokenizer import get_tokenizer
 from outpace.train.audit import audit_run
 from outpace.train.corpus import DATA
+from outpace.train.forecast import STATE_BYTES
 
 PYTHON, TORCH = (3, 11), ((2, 11), (2, 14))
 """The least Python; the least torch, and the first that is too new. As in pyproject.toml."""
-CHECKPOINT_BYTES = 12 * 124_439_808
+CHECKPOINT_BYTES = STATE_BYTES * 124_439_808
 """Weights and two moments of the 124M model in fp32."""
 CHECKPOINTS = 3
 """Two that are kept, and the one that is being written."""

@@ -222,7 +222,7 @@ class Evaluation:
         if limit == 0 or not path.exists() or self.s.tokenizer.name != "gpt2":
             return []
         try:
-            questions = hellaswag.subset(hellaswag.load(path), limit)
+            questions = task.subset(hellaswag.load(path), limit)
             protocols = hellaswag.PROTOCOLS if wanted == "both" else (wanted,)
             return [hellaswag.ask(questions, p, self.s.tokenizer) for p in protocols]
         except DataError as error:  # questions are not worth a run

@@ -16,7 +16,7 @@ from outpace.runtime.machines import Gpu
 from outpace.train.plan import DatasetFacts, Plan
 from outpace.train.planner import attention_kind
 
-CHECKPOINT_BYTES = 12
+STATE_BYTES = 12
 """A parameter's weight and two moments, fp32."""
 TOKEN_BYTES = 2
 """A token in a shard, uint16."""
@@ -158,7 +158,7 @@ def forecast(
         energy_kwh=seconds * watts * W / 3.6e6 if seconds and watts else None,
         price=seconds / 3600 * price_per_hour if seconds and price_per_hour else None,
         data_bytes=TOKEN_BYTES * (facts.train_tokens + facts.val_tokens),
-        checkpoint_bytes=CHECKPOINT_BYTES * plan.parameters,
+        checkpoint_bytes=STATE_BYTES * plan.parameters,
         checkpoints=checkpoints_kept(config, plan),
     )
 

@@ -8,6 +8,7 @@ and run again.
 from dataclasses import asdict
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from outpace.checkpoint import store
@@ -32,6 +33,8 @@ def record(s: Session, progress: Progress, incident: Incident, data_step: int) -
         "norm_limit": incident.norm_limit,
         "data_step": data_step,
         "lineage": progress.lineage,
+        "mixed_precision": s.plan.mixed_precision,
+        "tokenizer": s.tokenizer.name,
     }
     if main:
         s.folder.event("bad numbers", **about)
@@ -54,5 +57,6 @@ def record(s: Session, progress: Progress, incident: Incident, data_step: int) -
         save_file(tokens, folder / f"process-{s.group.ranks.rank}.safetensors")
         if main:
             replace_json(folder / "incident.json", about)
-    except OSError as error:
-        warn(f"the batch of step {values.step} could not be kept ({error.strerror or error})")
+    except (OSError, SafetensorError) as error:  # safetensors has no OSError for a full disk
+        why = getattr(error, "strerror", None) or error
+        warn(f"the batch of step {values.step} could not be kept ({why})")

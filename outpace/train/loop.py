@@ -4,7 +4,7 @@ import contextlib
 import gc
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -93,6 +93,7 @@ def train(
                             display.line(line)
                 asked = agree(s)
             finished = until is None and progress.step == plan.max_steps
+            clock.settle()
             commit()
             if finished:
                 books.close()
@@ -295,15 +296,19 @@ class _Clock:
         self._rate: float | None = None
         self._spent = 0.0
 
-    def steps_per_second(self) -> float | None:
-        """Steps a second since the last call; None after the first step of a process."""
+    def settle(self) -> None:
+        """Count the time until now as training."""
         now = time.perf_counter()
         self._spent += now - self._mark
+        self.progress.elapsed_s += now - self._mark
+        self._mark = now
+
+    def steps_per_second(self) -> float | None:
+        """Steps a second since the last call; None after the first step of a process."""
+        self.settle()
         steps = self.progress.step - self._steps_at_mark
         rate = None if self._first or not steps else steps / self._spent
-        self.progress.elapsed_s += self._spent
-        self._mark, self._steps_at_mark, self._spent = now, self.progress.step, 0.0
-        self._first = False
+        self._steps_at_mark, self._spent, self._first = self.progress.step, 0.0, False
         if rate:
             self._rate = rate if self._rate is None else 0.7 * self._rate + 0.3 * rate
         return rate
@@ -311,18 +316,11 @@ class _Clock:
     def eta(self, steps: int) -> float | None:
         return None if not self._rate or math.isinf(self._rate) else steps / self._rate
 
-    def paused(self) -> "_Pause":
-        return _Pause(self)
-
-
-class _Pause:
-    """Time inside does not count."""
-
-    def __init__(self, clock: _Clock) -> None:
-        self.clock = clock
-
-    def __enter__(self) -> None:
-        self.clock._spent += time.perf_counter() - self.clock._mark
-
-    def __exit__(self, *_: object) -> None:
-        self.clock._mark = time.perf_counter()
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time inside does not count."""
+        self.settle()
+        try:
+            yield
+        finally:
+            self._mark = time.perf_counter()

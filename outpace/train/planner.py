@@ -1,4 +1,4 @@
-"""How a plan is made: every setting that was left open is decided here, with its reason.
+"""How a plan is made: settings that were left open are decided here, the weightier with a reason.
 
 `make_plan` is pure: it depends on the config, the machine, the dataset's size and what the caller
 found out about kernels and compilers, all plain values, so that any machine can be planned for.

@@ -63,11 +63,12 @@ def read(incident: Path) -> tuple[dict[str, Any], torch.Tensor]:
     """What stands in incident.json, and the tokens (B, T + 1) of all processes in order."""
     try:
         about: dict[str, Any] = json.loads((incident / "incident.json").read_text())
+        _ = about["step"], about["mixed_precision"], about["tokenizer"]
         parts: dict[str, torch.Tensor] = {}
         for path in sorted(incident.glob("process-*.safetensors")):
             parts |= load_file(path)
         return about, torch.cat([parts[name] for name in sorted(parts)]).long()
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, LookupError, RuntimeError, SafetensorError) as error:
         raise DataError(
             "INCIDENT", f"{incident} cannot be read ({error})", do="choose another --step"
         ) from error

@@ -21,14 +21,6 @@ from outpace.train.guard import Diverged
 from outpace.train.plan import UNSAID, Plan
 from outpace.train.progress import Progress
 
-ENVIRONMENT_MATTERS = (
-    "torch", "cuda", "cudnn", "device", "threads", "world_size", "micro_batch_size", "compile",
-    "compile_mode", "attention_kernel", "cross_entropy", "activation_checkpointing", "tf32",
-    "deterministic",
-)  # fmt: skip
-"""Equal bits are promised where these are equal; elsewhere the same data in the same order."""
-
-
 CLEAN_STEPS = 10
 """Good steps after a checkpoint before it counts as one to roll back to."""
 
@@ -131,9 +123,9 @@ def resume(s: Session, environment: dict[str, Any]) -> Progress:
 
 
 def environment_changes(checkpoint: store.Checkpoint, environment: dict[str, Any]) -> list[str]:
-    """What is no longer as it was where bits depend on it."""
-    changed = differences(checkpoint.state["environment"], environment)
-    return [c for c in changed if c.split(":")[0] in ENVIRONMENT_MATTERS]
+    """What is no longer as it was where bits depend on it: equal bits are promised where nothing
+    is, elsewhere the same data in the same order."""
+    return differences(checkpoint.state["environment"], environment)
 
 
 def roll_back(s: Session, progress: Progress, diverged: Diverged) -> Progress:

@@ -38,7 +38,7 @@ from outpace.runtime.driver import cudnn_version
 from outpace.runtime.hardware import Machine, detect
 from outpace.train.assemble import Session, assemble, capabilities, choose_device
 from outpace.train.corpus import facts_of, open_mixture
-from outpace.train.forecast import CHECKPOINT_BYTES, checkpoints_kept
+from outpace.train.forecast import STATE_BYTES, checkpoints_kept
 from outpace.train.guard import Diverged
 from outpace.train.loop import agree, train
 from outpace.train.plan import Plan, identity, run_name
@@ -156,7 +156,7 @@ def _check_room(config: RunConfig, plan: Plan, folder: RunFolder) -> None:
     below = folder.root.absolute()
     while not below.exists():
         below = below.parent
-    size = CHECKPOINT_BYTES * plan.parameters
+    size = STATE_BYTES * plan.parameters
     there = sum(f.stat().st_size for p in store.paths(folder.checkpoints) for f in p.iterdir())
     number = checkpoints_kept(config, plan)
     free = shutil.disk_usage(below).free

@@ -1,4 +1,4 @@
-"""One optimiser step: the only forward and backward of the project. The loop, the benchmarks and
+"""One optimiser step: the only one of the project. The loop, the benchmarks and
 the tests all call this.
 """
 

@@ -124,7 +124,7 @@ def verdict(
         comparisons.append(_compare(mine, other, theirs, chosen))
         if dirty and dirty.task == task:
             kept = answers.without(mine, dirty.questions)
-            clean.append(compare(kept, other, chosen).record() if other else _alone(kept, chosen))
+            clean.append(_told(compare(kept, other, chosen)) if other else _alone(kept, chosen))
     answer = overall(comparisons)
     sources = {
         s.source

@@ -240,3 +240,15 @@ def test_contamination_is_found_recorded_and_left_out_of_the_score(
     plan["dataset"]["path"] += "/gone"
     (root / "plan.json").write_text(json.dumps(plan))
     assert verdict_module.find_contamination(None, str(root), "piqa") is None
+
+
+def test_two_files_of_answers_are_compared_without_the_contaminated_questions_too(
+    run: Run, folder: Path, files: tuple[Path, Path]
+):
+    good, bad = files
+    record = record_of_one(good, folder / "c.json")
+    done = run("verdict", good, "--against", bad, "--protocol", "completion",
+               "--contamination", record)  # fmt: skip
+    assert done.code == 0
+    assert "without the 1 questions that stand in d:" in done.out
+    assert "60.61% against 40.40%" in done.out

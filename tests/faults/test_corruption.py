@@ -493,6 +493,17 @@ def test_c12_poison_under_a_right_hash_is_found_by_verify_deep(run):
     assert "finite" in line
 
 
+def test_c12_a_shape_that_no_model_has_is_found_by_verify_deep(run):
+    good = store.load(at(run, STEPS))
+    shape = {**good.state["shape"], "n_head": 3}
+    state = {**good.state, "step": 9, "shape": shape}
+    path = store.save(
+        RunFolder(run).checkpoints, 9, {store.MODEL: good.model(torch.device("cpu"))}, state
+    )
+    line = stopped_by(call("verify", "--deep", path, cwd=run.parent), 4, "CKPT-BAD")
+    assert "n_head 3 does not divide" in line
+
+
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True)
     return folder

@@ -4,6 +4,7 @@ end; whatever interrupts it decides the same again."""
 
 import json
 import math
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -353,3 +354,45 @@ def test_n9_replicas_that_differ_are_found_before_they_are_saved(tiny_dataset, t
     ranks = call_ranks(2, *arguments, cwd=tmp_path)
     assert [r.code for r in ranks] == [0, 0], ranks[0].err
     assert hashes(run) == hashes(reference) and final_hash(run) == final_hash(reference)
+
+
+def test_n9_a_batch_that_cannot_be_kept_does_not_stop_training(tiny_dataset, tmp_path):
+    """safetensors has an error of its own for what the disk does not take."""
+    run = tmp_path / "run"
+    kept = RunFolder(run).incidents / store.name_of(7, 0)
+    (kept / "process-0.safetensors").mkdir(parents=True)
+    child = call(*command(tiny_dataset, run), cwd=tmp_path, setup=poison.loss, args=((7,),))
+    assert child.code == 0 and "the batch of step 7 could not be kept" in child.err
+    assert kinds(run) == [(7, "not finite")]
+
+
+def test_n9_a_batch_is_run_again_with_other_weights_than_the_runs_own(tiny_dataset, tmp_path):
+    run = tmp_path / "run"
+    assert call(
+        *command(tiny_dataset, run), cwd=tmp_path, setup=poison.loss, args=((7,),)
+    ).code == 0  # fmt: skip
+    model = tmp_path / "other"
+    shutil.copytree(run / "checkpoints" / store.name_of(9, 0), model)
+    shutil.rmtree(run / "checkpoints")
+    refused = call("replay", run, cwd=tmp_path)
+    assert refused.code == 2 and "choose a model with --model" in refused.err
+    told = call("replay", run, "--model", model, cwd=tmp_path)
+    assert told.code == 0 and "as no older ones are left" not in told.out
+    record = json.loads(call("replay", run, "--model", model, "--json", cwd=tmp_path).out)
+    assert record["weights"] == str(model)
+    assert all(math.isfinite(r["loss"]) for r in record["replays"])
+
+
+def test_n9_json_has_no_number_that_is_not_finite(tiny_dataset, tmp_path):
+    run = tmp_path / "run"
+    assert call(
+        *command(tiny_dataset, run), cwd=tmp_path, setup=poison.loss, args=((7,),)
+    ).code == 0  # fmt: skip
+    path = run / "checkpoints" / store.name_of(9, 0)
+    good = store.load(path)
+    weights = good.model(torch.device("cpu"))
+    weights["wte.weight"][:] = 3e38
+    model = store.save(tmp_path, 1, {store.MODEL: weights}, good.state)
+    done = call("replay", run, "--model", model, "--json", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert json.loads(done.out, parse_constant=pytest.fail)["replays"][0]["loss"] is None

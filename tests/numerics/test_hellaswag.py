@@ -3,6 +3,7 @@ scorer over transformers' model."""
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from judges import (
 from outpace.checkpoint.state import load_weights
 from outpace.config.presets import GPT2Shape
 from outpace.core.errors import CheckpointError, DataError
+from outpace.evals import task
 from outpace.evals.tasks import hellaswag
 from outpace.interop import huggingface
 from outpace.model.gpt2 import GPT2
@@ -28,6 +30,13 @@ from outpace.tokenizer import get_tokenizer
 
 SMALL = GPT2Shape(1, 2, 32, 1024, SMALL_VOCABULARY)
 SHAPE = GPT2Shape(2, 4, 64, 1024, 50257)
+
+
+def evaluate(model, tokenizer, questions, *, protocol="completion", **how):
+    scored = task.evaluate(model, hellaswag.ask(questions, protocol, tokenizer), **how)
+    return scored and (scored[0], [SimpleNamespace(**example) for example in scored[1]])
+
+
 COMPLETION = {"process_docs": None, "doc_to_text": "{{ctx}}", "doc_to_choice": "endings"}
 """lm-eval's settings for the completion protocol, which is none of its own."""
 
@@ -41,8 +50,8 @@ def path(shared):
 def thousand(path):
     """1,000 questions and their official rows."""
     return (
-        hellaswag.subset(hellaswag.load(path), 1000),
-        hellaswag.subset(official_rows(path), 1000),
+        task.subset(hellaswag.load(path), 1000),
+        task.subset(official_rows(path), 1000),
     )
 
 
@@ -94,12 +103,12 @@ def test_1000_predictions_equal_lm_eval_and_an_independent_scorer(
     pytest.importorskip("lm_eval", reason="lm-eval is not installed")
     questions, rows = thousand
     tokenizer, theirs = FoldedTokenizer(), transformers_model(small)
-    record, answers = hellaswag.evaluate(small, tokenizer, questions, protocol=protocol, **HOW)
+    record, answers = evaluate(small, tokenizer, questions, protocol=protocol, **HOW)
 
     lm = judge.model(theirs, folder, batch_size=64, encode=tokenizer.encode)
     changed = COMPLETION if protocol == "completion" else {}
-    task = judge.local_task("hellaswag", rows, tmp_path, **changed)
-    samples = judge.samples(lm, task)
+    local = judge.local_task("hellaswag", rows, tmp_path, **changed)
+    samples = judge.samples(lm, local)
     assert len(answers) == len(samples) == 1000
     for q, a, sample in zip(questions, answers, samples, strict=True):
         item = hellaswag.render(q, protocol)
@@ -129,10 +138,10 @@ def test_1000_predictions_of_the_124m_model_equal_lm_eval(protocol, thousand, fo
     questions, rows = thousand
     model = wide_model(GPT2Shape(12, 12, 768, 1024, 50257), factor=3.0)
     tokenizer = get_tokenizer("gpt2")
-    _, answers = hellaswag.evaluate(model, tokenizer, questions, protocol=protocol, **HOW)
+    _, answers = evaluate(model, tokenizer, questions, protocol=protocol, **HOW)
     changed = COMPLETION if protocol == "completion" else {}
-    task = judge.local_task("hellaswag", rows, tmp_path, **changed)
-    samples = judge.samples(judge.model(transformers_model(model), folder, batch_size=8), task)
+    local = judge.local_task("hellaswag", rows, tmp_path, **changed)
+    samples = judge.samples(judge.model(transformers_model(model), folder, batch_size=8), local)
     for a, sample in zip(answers, samples, strict=True):
         truth = judge.log_likelihoods(sample)
         assert a.log_likelihoods == pytest.approx(truth, rel=1e-4)
@@ -142,8 +151,8 @@ def test_1000_predictions_of_the_124m_model_equal_lm_eval(protocol, thousand, fo
 
 def test_with_the_whole_vocabulary_predictions_equal_the_independent_scorer(model, path):
     tokenizer, theirs = get_tokenizer("gpt2"), transformers_model(model)
-    questions = hellaswag.subset(hellaswag.load(path), 6)
-    _, answers = hellaswag.evaluate(model, tokenizer, questions, **HOW)
+    questions = task.subset(hellaswag.load(path), 6)
+    _, answers = evaluate(model, tokenizer, questions, **HOW)
     for q, a in zip(questions, answers, strict=True):
         sums = plain_scores(theirs, tokenizer.encode, q.ctx, [f" {e}" for e in q.endings])
         means = [s / len(tokenizer.encode(f" {e}")) for s, e in zip(sums, q.endings, strict=True)]
@@ -152,8 +161,8 @@ def test_with_the_whole_vocabulary_predictions_equal_the_independent_scorer(mode
 
 
 def test_the_record_counts_and_its_standard_error_is_the_sample_one(small, path):
-    questions = hellaswag.subset(hellaswag.load(path), 40)
-    record, answers = hellaswag.evaluate(small, FoldedTokenizer(), questions, **HOW)
+    questions = task.subset(hellaswag.load(path), 40)
+    record, answers = evaluate(small, FoldedTokenizer(), questions, **HOW)
     right = [float(a.pred_norm == a.label) for a in answers]
     assert record["acc_norm"] == pytest.approx(sum(right) / 40)
     variance = torch.tensor(right, dtype=torch.float64).var(unbiased=True).item()
@@ -169,7 +178,7 @@ def test_the_record_counts_and_its_standard_error_is_the_sample_one(small, path)
 def test_the_whole_split_costs_at_most_2_1_million_tokens(path):
     from outpace.evals.packing import pack, trees
 
-    questions = hellaswag.subset(hellaswag.load(path), 2_000)
+    questions = task.subset(hellaswag.load(path), 2_000)
     asked = hellaswag.ask(questions, "completion", get_tokenizer("gpt2"))
     batches = pack(trees(asked.requests, 1024), 32_768)
     assert sum(b.tokens for b in batches) / 2_000 <= 2_100_000 / 10_042
@@ -179,9 +188,7 @@ def test_the_whole_split_costs_at_most_2_1_million_tokens(path):
 def test_it_can_be_stopped_between_batches(small, path):
     questions = hellaswag.load(path)[:200]
     asked = iter([True, True, False])
-    stopped = hellaswag.evaluate(
-        small, FoldedTokenizer(), questions, keep_going=lambda: next(asked), **HOW
-    )
+    stopped = evaluate(small, FoldedTokenizer(), questions, keep_going=lambda: next(asked), **HOW)
     assert stopped is None
 
 

@@ -21,8 +21,8 @@ from outpace.config.presets import GPT2Shape
 from outpace.core.errors import DataError
 from outpace.core.files import read_json_lines
 from outpace.evals import rolling
-from outpace.evals.task import _request, ask, evaluate
-from outpace.evals.tasks import TASKS, hellaswag, lambada, rows
+from outpace.evals.task import _request, ask, evaluate, subset
+from outpace.evals.tasks import TASKS, lambada, rows
 from outpace.interop import huggingface
 
 N = 60
@@ -37,7 +37,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def sentences(shared):
-    return hellaswag.subset(official_rows(shared / "hellaswag" / "hellaswag_val.jsonl"), N)
+    return subset(official_rows(shared / "hellaswag" / "hellaswag_val.jsonl"), N)
 
 
 @pytest.fixture(scope="module")

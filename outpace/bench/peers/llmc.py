@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from outpace.bench.peers import STEPS, Contestant, Job, link, tiktoken_cache, write_shard
+from outpace.bench.rungs import argv
 from outpace.config.presets import SIZES, GPT2Shape
 from outpace.model.cost import flops_per_token
 
@@ -59,7 +60,7 @@ def contestants(checkout: Path, job: Job, folder: Path) -> list[Contestant]:
                 sys.executable,
                 "-u",
                 "train_gpt2.py",
-                *(x for key, value in flags.items() for x in (f"--{key}", str(value))),
+                *argv(flags),
             ],
             step_ms=step_ms,
             tokens_per_step=job.tokens_per_step,

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from outpace.bench.peers import STEPS, Contestant, Job
+from outpace.bench.rungs import argv
 from outpace.core.runfolder import RunFolder
 from outpace.model.cost import flops_per_token
 from outpace.runtime.hardware import detect
@@ -39,13 +40,13 @@ def contestants(checkout: Path, job: Job, folder: Path) -> list[Contestant]:
         "sample_tokens": 0,
     }
     precision = "bf16" if detect(job.device).bf16 else "fp32"  # as the plan chooses
-    flat = [x for key, value in flags.items() for x in (f"--{key}", str(value))]
     return [
         Contestant(
             name="outpace",
             setting=f"{precision}, compiled{''.join(f' {flag}' for flag in job.flags)}",
             command=[
-                sys.executable, "-m", "outpace", "train", *flat, "--no_space_check", *job.flags
+                sys.executable, "-m", "outpace", "train", *argv(flags), "--no_space_check",
+                *job.flags,
             ],
             step_ms=lambda text: step_ms(text, job.tokens_per_step),
             tokens_per_step=job.tokens_per_step,

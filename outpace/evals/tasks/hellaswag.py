@@ -13,23 +13,17 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from outpace.core.errors import DataError, UsageError
 from outpace.core.files import JsonObject
 from outpace.core.registry import nearest
-from outpace.evals import KeepGoing, LanguageModel, always, choice, task
+from outpace.evals import choice, task
 from outpace.evals.packing import Request
 from outpace.evals.scoring import Scores
-from outpace.evals.task import Asked, Item, Record, Task, subset
-from outpace.runtime.distributed import Group
+from outpace.evals.task import Asked, Item, Record, Task
 from outpace.tokenizer import Tokenizer
-
-__all__ = ["Answer", "Question", "ask", "evaluate", "load", "subset"]
 
 CONTENT_SHA256 = "dac2bc3c98631113d056b1bc1e814c5d66a9fc3794ceb0714bfc85c60dcc8b98"
 """Of the validation split, over [ind, ctx, endings, label] of each row; see `content_hash`."""
@@ -59,28 +53,6 @@ class Question:
     @property
     def source(self) -> str:
         return self.source_id.partition("~")[0]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """How a model answered one question."""
-
-    ind: int
-    label: int
-    pred: int
-    """Ending with the highest summed log-likelihood."""
-    pred_norm: int
-    """Ending with the highest log-likelihood a token (completion) or character (harness)."""
-    log_likelihoods: list[float]
-    source_id: str = ""
-    split_type: str = ""
-    protocol: str = "completion"
-    pred_bytes: int | None = None
-    """Ending with the highest log-likelihood a byte; harness only."""
-
-    def record(self) -> Record:
-        """A line of `--details`."""
-        return {"task": "hellaswag", **{k: v for k, v in asdict(self).items() if v is not None}}
 
 
 def load(path: Path, *, complete: bool = True) -> list[Question]:
@@ -213,35 +185,3 @@ TASK = Task(
 def ask(questions: Sequence[Question], protocol: str, tokenizer: Tokenizer) -> Asked:
     """The questions in tokens."""
     return task.ask(TASK, protocol, [render(q, protocol) for q in questions], tokenizer)
-
-
-def evaluate(
-    model: LanguageModel,
-    tokenizer: Tokenizer,
-    questions: Sequence[Question],
-    *,
-    protocol: str = "completion",
-    device: torch.device,
-    precision: str,
-    group: Group,
-    keep_going: KeepGoing = always,
-) -> tuple[dict[str, Any], list[Answer]] | None:
-    """Score a model over all processes: the record for evals.jsonl, and every answer, in order.
-    None if told to stop; OutOfMemory, on all processes, when one question does not fit."""
-    scored = task.evaluate(
-        model,
-        ask(questions, protocol, tokenizer),
-        device=device,
-        precision=precision,
-        group=group,
-        keep_going=keep_going,
-    )
-    if scored is None:
-        return None
-    record, examples = scored
-    return record, [answer(e) for e in examples]
-
-
-def answer(example: Record) -> Answer:
-    """The record of an example, as a line of `--details` has it."""
-    return Answer(**{k: v for k, v in example.items() if k != "task"})

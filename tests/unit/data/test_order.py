@@ -248,6 +248,8 @@ def test_each_epoch_of_each_source_is_a_permutation():
         for epoch in range(min(5, int(epochs.max()))):
             at = samples.start[mine][epochs == epoch] - order.phase(number, epoch)
             assert_permutation(at // 1024, size)
+        unfinished = samples.start[mine][epochs == epochs.max()]
+        assert len(np.unique(unfinished)) == len(unfinished)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 8, 16])

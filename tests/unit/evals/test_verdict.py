@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from outpace.core.errors import DataError
-from outpace.core.published import gpt2_hellaswag
+from outpace.core.published import gpt2_published
 from outpace.evals import answers, contamination
 from outpace.evals.task import Item
 from outpace.evals.verdict import (
@@ -126,7 +126,9 @@ def test_what_cannot_be_compared_is_refused():
 )
 def test_the_margin_over_a_published_share_is_about_a_point_and_a_quarter(protocol, right, answer):
     """1.96 standard errors of a difference of two shares near 0.3 of 10,042 are 1.26 points."""
-    c = compare_published(model(10_042, right, 0), gpt2_hellaswag(protocol, "acc_norm"))
+    c = compare_published(
+        model(10_042, right, 0), gpt2_published("hellaswag", protocol, "acc_norm")
+    )
     assert c.answer == answer
     variances = sum(p * (1 - p) / 10_042 for p in (right / 10_042, c.baseline))
     assert c.high - c.low == pytest.approx(2 * 1.96 * variances**0.5, rel=1e-3)
@@ -135,7 +137,7 @@ def test_the_margin_over_a_published_share_is_about_a_point_and_a_quarter(protoc
 
 
 def test_protocols_that_disagree_leave_it_open():
-    score = gpt2_hellaswag("completion", "acc_norm")
+    score = gpt2_published("hellaswag", "completion", "acc_norm")
     won, open_ = (compare_published(model(10_042, k, 0), score) for k in (3300, 2967))
     assert overall([won, won]) == BEATS
     assert overall([won, open_]) == CANNOT_TELL

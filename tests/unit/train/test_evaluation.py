@@ -92,3 +92,12 @@ def test_questions_that_are_broken_for_one_protocol_do_not_stop_training(
     run = train(words, tmp_path / "run", 2, *flags, "--hellaswag_path", str(bare))
     assert [r["failed"] for r in records(run, "hellaswag")]
     assert "training goes on" in capsys.readouterr().err
+
+
+def test_the_time_of_an_evaluation_is_that_of_its_step_however_seldom_steps_are_logged(
+    tiny_dataset, tmp_path
+):
+    flags = ("--log_every_steps", "100", "--eval_every_steps", "10", "--hellaswag_limit", "0")
+    run = train(tiny_dataset, tmp_path / "run", 30, *flags)
+    at = [r["elapsed_s"] for r in records(run, "validation")]
+    assert len(at) == 3 and 0 < at[0] < at[1] < at[2]
