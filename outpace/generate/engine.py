@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from outpace.generate.sampling import Sampling, draw
 from outpace.model.cache import KVCache
 from outpace.model.gpt2 import GPT2
+
+NO_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Step(NamedTuple):
@@ -55,13 +58,13 @@ def generate(
             text = text[:, -(context // 2 or 1) :]
             cache, unread = None, text
         if not use_cache:
-            hidden = model.hidden(text)
+            hidden = _read(model, text, None)
         elif cache is None:
             room = min(context, text.size(1) + max_new_tokens - step)
             cache = _cache(model, text.size(0), room)
-            hidden = model.hidden(unread, cache)
+            hidden = _read(model, unread, cache)
         else:
-            hidden = model.hidden(unread, cache)
+            hidden = _read(model, unread, cache)
         logits = model.logits(hidden[:, -1])  # (1 or B, V)
         if step == 0:  # from here on the samples differ
             logits, text = logits.expand(batch, -1), text.expand(batch, -1)
@@ -80,8 +83,21 @@ def uniform(generators: list[torch.Generator], how: Sampling) -> torch.Tensor | 
 
 
 def _cache(model: GPT2, batch: int, room: int) -> KVCache:
+    """In the type that queries have: some kernels of attention do not look whether keys have it."""
     parameter = next(model.parameters())
-    return KVCache(model.shape, batch, parameter.device, parameter.dtype, room)
+    device, dtype = parameter.device, parameter.dtype
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    return KVCache(model.shape, batch, device, dtype, room)
+
+
+def _read(model: GPT2, tokens: torch.Tensor, cache: KVCache | None) -> torch.Tensor:
+    """Hidden states of `tokens`. cuDNN would make a plan for every length that the cache grows to,
+    which takes up to half a second (modelscope/FunASR issue 3704)."""
+    if tokens.device.type != "cuda":
+        return model.hidden(tokens, cache)
+    with sdpa_kernel(NO_PLANS):
+        return model.hidden(tokens, cache)
 
 
 def complete(

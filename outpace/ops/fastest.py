@@ -77,6 +77,7 @@ def fastest(
         found = None
     if device.type == "cuda":
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)  # a run's peak is not that of this
     if found is not None:
         _write(path, _read(path) | {key: asdict(found)})
     return found

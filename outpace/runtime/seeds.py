@@ -11,11 +11,12 @@ import torch
 
 
 def use_deterministic_kernels(on: bool) -> None:
-    """Let torch take only kernels whose result does not depend on the timing of threads. Compiled
-    code too: Inductor's own backward of an embedding adds atomically, in any order."""
+    """Let torch take only kernels whose result does not depend on the timing of threads, or raise.
+    (Where it may only warn, attention's backward on a GPU stays as it is.) Compiled code too:
+    Inductor's own backward of an embedding adds atomically, in any order."""
     if on:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by cuBLAS
-    torch.use_deterministic_algorithms(on, warn_only=True)
+    torch.use_deterministic_algorithms(on)
     # A debugging aid, and slow.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 

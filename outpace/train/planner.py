@@ -21,6 +21,8 @@ from outpace.train.plan import Capabilities, Choice, DatasetFacts, Plan, model_s
 
 T = TypeVar("T")
 
+NOT_DETERMINISTIC = ("cudnn", "flash_attn")
+"""Attention whose backward adds in any order on a GPU, or is not known not to."""
 MEMORY_SHARE = 0.85
 """Share of a machine's memory that a plan may fill; the rest is for fragmentation and others."""
 USEFUL_TOKENS = {"cpu": 4096, "cuda": 65_536}
@@ -73,7 +75,8 @@ class _Planner:
     def plan(self) -> Plan:
         c, shape = self.config, self.shape
         precision = self._precision()
-        backend, kernel = self._attention(precision)
+        deterministic = self._deterministic()
+        backend, kernel = self._attention(precision, deterministic)
         bf16_residual = self._bf16_residual(precision)
         fp8_head = self._fp8_head(precision)
         settings = StepSettings(
@@ -138,7 +141,7 @@ class _Planner:
             fp8_head=fp8_head,
             compile=compiled,
             compile_mode=c.compute.compile_mode,
-            deterministic=self._deterministic(),
+            deterministic=deterministic,
             device=self.machine.device,
             order_chunk=c.data.order_chunk,
             phase=c.data.phase,
@@ -175,10 +178,20 @@ class _Planner:
             return self.choose("mixed_precision", "fp16", "this GPU has fp16 units but no bf16")
         return self.choose("mixed_precision", "no", "this CPU has neither avx512_bf16 nor AMX")
 
-    def _attention(self, precision: str) -> tuple[str, str]:
+    def _attention(self, precision: str, deterministic: bool) -> tuple[str, str]:
         compute, shape = self.config.compute, self.shape
         backend, reason = compute.attention_backend, "asked of PyTorch for this shape"
-        if backend == "auto" and compute.use_flash_attention:
+        deterministic &= self.machine.device == "cuda"
+        if deterministic and backend in NOT_DETERMINISTIC:
+            raise UsageError(
+                "NOT-DETERMINISTIC",
+                f"the backward of --attention_backend {backend} may differ from run to run",
+                do="leave it at auto, or leave --deterministic off",
+            )
+        if backend == "auto" and compute.use_flash_attention and deterministic:
+            can = [b for b in ("flash", "efficient") if self._serves(b, precision)]
+            backend, reason = [*can, "sdpa"][0], "its backward has a deterministic form"
+        elif backend == "auto" and compute.use_flash_attention:
             backend, reason = self.can.fastest_attention(precision, shape)
         elif backend == "auto":
             backend = "reference"
@@ -201,6 +214,11 @@ class _Planner:
             self.warnings.append(f"attention will store the T x T matrix: {reason}")
         self.choose("attention_backend", f"{backend} ({kernel})", reason)
         return backend, kernel
+
+    def _serves(self, backend: str, precision: str) -> bool:
+        head_dim, dropout = self.shape.head_dim, self.shape.dropout
+        why_not, _ = self.can.attention(backend, precision, head_dim, dropout, False)
+        return why_not is None
 
     def _masking(self, backend: str, reason: str, precision: str) -> tuple[str, str]:
         """A backend that can keep documents apart, and why it is that one."""

@@ -26,8 +26,9 @@ from outpace.core.errors import (
     CheckpointError,
     OutpaceError,
     StorageError,
+    UsageError,
 )
-from outpace.core.files import replace_file, replace_json
+from outpace.core.files import replace_file, replace_json, sha256_json
 from outpace.core.log import note, say, warn
 from outpace.core.runfolder import RUN_FORMAT, RunFolder
 from outpace.core.secrets import redact
@@ -93,6 +94,7 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
     group = session = None
     try:
         group = distributed.Group(ranks, device, 60 * config.safety.peer_timeout_minutes)
+        _check_same_plan(group, plan)
         watchdog = _watchdog(config, folder, ranks)
         # Assembling refuses a model, optimiser or dataset that cannot serve; only then write.
         session = assemble(
@@ -176,6 +178,21 @@ def _watchdog(config: RunConfig, folder: RunFolder, ranks: distributed.Ranks) ->
 
     minutes = config.safety.watchdog_minutes if config.safety.guard else 0.0
     return Watchdog(60 * minutes, folder.root, ranks.rank, give_up)
+
+
+def _check_same_plan(group: distributed.Group, plan: Plan) -> None:
+    """Each process measures which kernels are fastest, if nobody has on its host, and plans with
+    them; where they choose differently, their bits and even their batches would not match."""
+    numbers = (plan.attention_backend, plan.cross_entropy, plan.compile, plan.micro_batch_size,
+               plan.gradient_accumulation_steps)  # fmt: skip
+    number = int(sha256_json(numbers)[:12], 16)
+    if group.largest(number) != -group.largest(-number):
+        raise UsageError(
+            "RANKS-DISAGREE",
+            "not every process measured the same kernels to be the fastest",
+            do="run it again, for a host remembers what it measured, or choose "
+            "--attention_backend, --cross_entropy and --micro_batch_size",
+        )
 
 
 def _check_agreement(group: distributed.Group, step: int) -> None:

@@ -2,6 +2,7 @@
 change the package in the child alone. Steps are optimiser steps, counted from 1."""
 
 import contextlib
+import dataclasses
 import datetime
 import json
 import os
@@ -20,7 +21,7 @@ from outpace.data.loader import Loader, MicroBatch
 from outpace.evals import loss as evaluation_loss
 from outpace.evals.tasks import hellaswag
 from outpace.model.gpt2 import GPT2
-from outpace.train import loop
+from outpace.train import loop, run
 from outpace.train.step import Trainable
 
 NAN = float("nan")
@@ -220,7 +221,19 @@ def another_torch(version: str) -> None:
 
 def small_evaluations(tokens: int) -> None:
     """A validation takes more than one batch."""
-    evaluation_loss.BATCH_TOKENS = tokens
+    evaluation_loss.BATCH_TOKENS = {"cpu": tokens}
+
+
+def plans_otherwise(rank: int) -> None:
+    """A process measured another kernel to be the fastest than the others."""
+    real = run.plan_run
+
+    def planned(*arguments: Any, **options: Any) -> Any:
+        plan, *rest = real(*arguments, **options)
+        return dataclasses.replace(plan, attention_backend="eager"), *rest
+
+    if ours(rank):
+        run.plan_run = planned
 
 
 def any_questions() -> None:

@@ -396,3 +396,15 @@ def test_n9_json_has_no_number_that_is_not_finite(tiny_dataset, tmp_path):
     done = call("replay", run, "--model", model, "--json", cwd=tmp_path)
     assert done.code == 0, done.err
     assert json.loads(done.out, parse_constant=pytest.fail)["replays"][0]["loss"] is None
+
+
+def test_n10_processes_that_chose_different_kernels_are_refused(tiny_dataset, tmp_path):
+    """Their bits would differ, and with a batch that depends on the kernel even their tokens."""
+    arguments = [
+        *command(tiny_dataset, tmp_path / "run"), "--gradient_accumulation_steps", "1",
+        "--tokens_per_step", "128",
+    ]  # fmt: skip
+    ranks = call_ranks(2, *arguments, cwd=tmp_path, setup=poison.plans_otherwise, args=(1,))
+    assert [child.code for child in ranks] == [2, 2]
+    assert "error[RANKS-DISAGREE]" in ranks[0].err
+    assert not (tmp_path / "run").exists()

@@ -20,6 +20,7 @@ from outpace.interop.huggingface import transformers_model
 from outpace.model.cache import KVCache
 from outpace.model.gpt2 import GPT2
 from outpace.model.matrices import for_inference, why_not_packed
+from outpace.ops.attention import sdpa
 from outpace.tokenizer import get_tokenizer
 from outpace.tokenizer.bytes_ import BytesTokenizer
 
@@ -71,6 +72,21 @@ def test_hidden_states_through_the_cache_equal_those_at_once(model):
         cache = KVCache(SHAPE, 2, torch.device("cpu"), torch.float32)
         pieces = [model.hidden(part, cache) for part in idx.split([11, 1, 7, 1, 10], dim=1)]
     assert torch.allclose(torch.cat(pieces, 1), whole, atol=1e-4)
+
+
+def test_keys_in_the_cache_have_the_type_of_queries(model, monkeypatch):
+    """cuDNN's kernel would read fp32 as if it were bf16."""
+    seen = []
+
+    def attend(q, k, v, **how):
+        seen.append({q.dtype, k.dtype, v.dtype})
+        return sdpa.attend(q, k, v, **how)
+
+    for block in model.h:
+        monkeypatch.setattr(block.attn, "attend", attend)
+    with torch.autocast("cpu", torch.bfloat16):
+        text(model, [1, 2, 3])
+    assert seen and all(types == {torch.bfloat16} for types in seen)
 
 
 def test_the_seed_decides(model):

@@ -41,7 +41,8 @@ class Fused:
     ) -> torch.Tensor:
         """q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D)."""
         whole = causal and q.size(-2) == k.size(-2)
-        if not whole or q.dtype not in self.dtypes or q.device.type == "cpu":
+        alike = q.dtype == k.dtype == v.dtype  # which cuDNN's kernel takes for granted
+        if not (whole and alike) or q.dtype not in self.dtypes or q.device.type == "cpu":
             return sdpa.attend(q, k, v, causal=causal, dropout_p=dropout_p)
         return self.run(q, k, v, dropout_p)
 
@@ -52,6 +53,8 @@ class Fused:
             return None if runs else f"{self.backend.name} does not run on {device.type}"
         if dtype not in self.dtypes:
             return f"{self.backend.name} computes in bf16 or fp16, not in {dtype}"
+        if self.backend == SDPBackend.FLASH_ATTENTION and head_dim % 8:
+            return f"{self.backend.name} needs a head size in eights, and it is {head_dim}"
         q = torch.zeros(1, 1, 128, head_dim, device=device, dtype=dtype, requires_grad=True)
         params = torch.backends.cuda.SDPAParams(q, q, q, None, 0.0, True, False)
         with warnings.catch_warnings(record=True) as said:

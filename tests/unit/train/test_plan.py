@@ -2,6 +2,7 @@
 refused, never changed; the tokens of a step are the product of its parts; memory is enough."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -486,3 +487,20 @@ def test_the_vocabulary_is_padded_to_the_multiple_asked_for():
     assert plan([]).padded_vocab_size == 50304
     p = plan(["--vocab_multiple", 1])
     assert p.padded_vocab_size == p.shape.padded_vocab_size == 50257
+
+
+def test_deterministic_attention_on_a_gpu_is_that_of_flash():
+    """Or the memory-efficient one in fp32; that of cuDNN is not known to be."""
+    can = replace(able(), fastest_attention=lambda *_: ("cudnn", "made up"))
+    assert plan([], can=can).attention_backend == "cudnn"
+    assert plan(["--deterministic", "on"], can=can).attention_backend == "flash"
+
+    def no_flash(backend: str, *_: object) -> tuple[str | None, str]:
+        return ("no" if backend == "flash" else None), "EFFICIENT_ATTENTION"
+
+    fp32 = replace(can, attention=no_flash)
+    assert plan(["--deterministic", "on"], can=fp32).attention_backend == "efficient"
+    for backend in ("cudnn", "flash_attn"):
+        argv = ["--deterministic", "on", "--attention_backend", backend]
+        assert "may differ from run to run" in refusal(argv, can=can)
+        assert plan(argv, machine=BF16_CPU).attention_backend == backend
