@@ -8,9 +8,10 @@
     MINUTES=8.6  wall time for all stages together
     STAGES=...   only these, such as "ladder compare"
 
-Stages come in order of value, each a process of its own with a limit. What cannot run here is left
-out with the reason; what runs out of time is ended, and the next stage goes on. Exit code 0 when
-nothing failed. On a machine without a GPU it does the same on the CPU, with smaller models.
+Stages come in order of value, each a process of its own with a limit; one alone has all the time.
+What cannot run here is left out with the reason; what runs out of time is ended, and the next stage
+goes on. Exit code 0 when nothing failed. On a machine without a GPU it does the same on the CPU,
+with smaller models.
 """
 
 import importlib.util
@@ -28,7 +29,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from outpace.core.crash import last_error  # noqa: E402  (needs no package)
+from outpace.core.children import die_with_parent  # noqa: E402  (needs no package)
+from outpace.core.crash import last_error  # noqa: E402
 
 NEEDED = {
     "torch": "everything",
@@ -41,12 +43,17 @@ NEEDED = {
     "pyarrow": "preparing text from parquet",
     "tiktoken": "preparing text, and llm.c",
     "transformers": "the comparison with transformers",
+    "plotly": "the report and the profile's plot",
     "pytest": "the GPU tests",
 }
 """Package -> what is lost without it."""
 CHECKOUTS = {"nanogpt": "nanoGPT", "llmc": "llm.c", "modded": "modded-nanogpt"}
-STAGES = ("prepare", "ladder", "compare", "kernels", "profile", "tests", "train", "memory")
-LADDER_S, COMPARE_S = 150.0, 200.0
+LIMITS = {
+    "prepare": 60.0, "tests": 60.0, "kernels": 75.0, "ladder": 165.0, "compare": 190.0,
+    "train": 90.0, "profile": 75.0, "memory": 60.0,
+}  # fmt: skip
+"""Stage -> seconds, in order of what is worth knowing first. For a ladder or a race of all peers
+set STAGES, and MINUTES, which then are that stage's; or run `outpace bench ladder` itself."""
 SMALL = [
     "--n_layer", "2", "--n_head", "2", "--n_embd", "64", "--context", "64",
     "--micro_batch_size", "2",
@@ -69,6 +76,8 @@ class Stage:
     reason: str = ""
     result: str | None = None
     """Its JSON file."""
+    log: str = ""
+    """How what it said ends."""
 
 
 class Check:
@@ -77,6 +86,9 @@ class Check:
     def __init__(self) -> None:
         self.begin = time.monotonic()
         self.limit_s = 60 * float(os.environ.get("MINUTES", "8.6"))
+        self.wanted = {*(os.environ.get("STAGES", "").split() or LIMITS)}
+        alone = len(self.wanted - {"prepare"}) == 1
+        self.limits = {n: self.limit_s if alone else s for n, s in LIMITS.items()}
         self.out = Path(
             os.environ.get("OUT")
             or os.environ.get("OUTPACE_RESULTS")
@@ -97,9 +109,9 @@ class Check:
         """A sentence that names what is missing of `packages`, or nothing."""
         return ", ".join(f"no {p}" for p in packages if p in self.missing)
 
-    def run(self, name: str, limit_s: float, make: Callable[[], list[str] | str]) -> Stage:
+    def run(self, name: str, make: Callable[[], list[str] | str]) -> Stage:
         """Run the command that `make` gives, or skip the stage for the reason that it gives."""
-        stage = Stage(name, min(limit_s, self.left_s))
+        stage = Stage(name, min(self.limits[name], self.left_s))
         self.stages.append(stage)
         made = make()
         if isinstance(made, str):
@@ -126,6 +138,7 @@ class Check:
                 stdout=out,
                 stderr=out,
                 start_new_session=True,
+                preexec_fn=die_with_parent,
             )
             try:
                 code = process.wait(stage.limit_s)
@@ -136,6 +149,7 @@ class Check:
                 _end(process)
         stage.seconds = time.monotonic() - begin
         text = log.read_text(errors="replace")
+        stage.log = text[-20_000:]
         tell(text[-6000:].rstrip())
         if stage.outcome == "failed":
             stage.reason = f"exit code {code}: {last_error(text)[:300] or 'it said nothing'}"
@@ -173,30 +187,42 @@ class Check:
     def ladder(self) -> list[str] | str:
         if why := self.needs_data():
             return why
-        budget = f"{max(30, min(LADDER_S, self.left_s) - 15) / 60:.2f}"
+        budget = f"{max(30, min(self.limits['ladder'], self.left_s) - 15) / 60:.2f}"
         flags = ["--dataset", str(self.dataset), "--minutes", budget]
-        # The rung `tuned` takes minutes to compile; it is for a ladder of its own.
-        return self.bench("ladder", *flags, *(["--without", "tuned"] if self.gpu else []))
+        return self.bench("ladder", *flags)
 
     def compare(self) -> list[str] | str:
         if why := self.needs_data():
             return why
-        folder = os.environ.get("PEERS", "")
         peers = [
-            word
-            for name, sub in CHECKOUTS.items()
-            if folder and (Path(folder) / sub).is_dir()
-            for word in (f"--{name}", str(Path(folder, sub).absolute()))
+            word for name, folder in self.checkouts().items() for word in (f"--{name}", str(folder))
         ]
         if "transformers" not in self.missing:
             peers.append("--transformers")
         if not peers:
             return "no transformers, and no peers in the folder PEERS"
         # At the end of the minutes one more window may be under way, and the result is written.
-        minutes = f"{max(60, min(self.left_s, COMPARE_S) - 30) / 60:.2f}"
+        minutes = f"{max(60, min(self.left_s, self.limits['compare']) - 30) / 60:.2f}"
         pace = ["--window_s", "10", "--rounds", "1", "--warmup_steps", "5", "--minutes", minutes]
         pace += ["--gradient_accumulation_steps", "4" if self.gpu else "1"]
         return self.bench("compare", "--dataset", str(self.dataset), *peers, *pace)
+
+    def checkouts(self) -> dict[str, Path]:
+        """Peers in the folder PEERS; one that is not whole is left out, and the others race."""
+        from outpace.bench.peers import check_checkout
+        from outpace.core.errors import UsageError
+
+        found = {}
+        for name, sub in CHECKOUTS.items():
+            folder = Path(os.environ.get("PEERS", "nowhere"), sub).absolute()
+            if folder.is_dir():
+                try:
+                    check_checkout(name, folder)
+                except UsageError as error:
+                    tell(f"{name} is left out: {error.what}")
+                else:
+                    found[name] = folder
+        return found
 
     def kernels(self) -> list[str] | str:
         pace = ["--seconds", "0.5"] if self.gpu else ["--seconds", "0.1", "--tokens", "512"]
@@ -216,7 +242,7 @@ class Check:
             return why
         if not self.gpu:
             return "no GPU"
-        return [sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu", "tests/gpu"]
+        return [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu"]
 
     def train(self) -> list[str] | str:
         if why := self.needs_data():
@@ -247,9 +273,9 @@ class Check:
 
 def main() -> int:
     check = Check()
-    wanted = {"prepare", *(os.environ.get("STAGES", "").split() or STAGES)}
-    if unknown := wanted - {*STAGES}:
-        print(f"error[STAGES]: no stage {', '.join(unknown)}; do: choose from {' '.join(STAGES)}")
+    wanted = {"prepare", *check.wanted}
+    if unknown := wanted - {*LIMITS}:
+        print(f"error[STAGES]: no stage {', '.join(unknown)}; do: choose from {' '.join(LIMITS)}")
         return 2
     try:
         check.out.mkdir(parents=True, exist_ok=True)
@@ -271,18 +297,9 @@ def main() -> int:
         return 2
     if not check.gpu:
         tell("no GPU: the same stages on the CPU, smaller; the numbers say nothing of a GPU")
-    for name, limit_s, make in (
-        ("prepare", 60, check.prepare),
-        ("ladder", LADDER_S, check.ladder),
-        ("compare", COMPARE_S, check.compare),
-        ("kernels", 60, check.kernels),
-        ("profile", 45, check.profile),
-        ("tests", 60, check.tests),
-        ("train", 45, check.train),
-        ("memory", 120, check.memory),
-    ):
+    for name in LIMITS:
         if name in wanted:
-            check.run(name, limit_s, make)
+            check.run(name, getattr(check, name))
     tell(f"\n{'stage':<10}{'outcome':<14}{'seconds':>8}  ")
     for s in check.stages:
         tell(f"{s.name:<10}{s.outcome:<14}{s.seconds:>8.0f}  {s.reason or s.result or ''}")

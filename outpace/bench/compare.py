@@ -24,6 +24,7 @@ from outpace.bench.rungs import argv
 from outpace.bench.turns import hold_on, no_survivors
 from outpace.checkpoint.state import load_weights
 from outpace.config.presets import GPT2Shape
+from outpace.core.children import die_with_parent
 from outpace.core.errors import DataError, OutpaceError, UsageError
 from outpace.core.files import read_json_lines
 from outpace.core.log import say
@@ -141,7 +142,13 @@ class _Run:
         env = os.environ | {"OMP_NUM_THREADS": str(len(_halves()[0]))}
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
-                command, cwd=cwd, env=env, stdout=log, stderr=log, start_new_session=True
+                command,
+                cwd=cwd,
+                env=env,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
             )
 
     @property

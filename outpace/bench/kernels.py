@@ -22,7 +22,7 @@ from outpace.config.presets import GPT2Shape
 from outpace.core.crash import first_line, is_out_of_memory
 from outpace.core.errors import StorageError
 from outpace.core.files import replace_json
-from outpace.core.log import note, say, warn
+from outpace.core.log import say, warn
 from outpace.core.units import GIB
 from outpace.model.gpt2 import GPT2
 from outpace.model.roofline import ADAMW_BYTES
@@ -89,8 +89,8 @@ def measure(k: Kernels, output: Path | None) -> Path:
             body["gpu_after_gemm"] = gpu_state(k.device)
         # After each part, so that a run that is cut short leaves what it has.
         path = write_result(f"kernels-{k.device.type}", k.device.type, body, output)
-    if k.calibrate and {"gemm", "copy"} <= set(k.parts):
-        _keep(calibration_of(body, machine))
+        if k.calibrate and {"gemm", "copy"} <= body.keys():
+            _keep(calibration_of(body, machine))
     return path
 
 
@@ -102,8 +102,6 @@ def _keep(rates: dict[str, Any]) -> None:
         replace_json(path, rates)
     except (OSError, StorageError) as error:
         warn(f"the calibration is not kept: {error}")
-    else:
-        note(f"calibration of this machine: {path}")
 
 
 def gemm_rows(k: Kernels) -> Iterator[Row]:
@@ -254,7 +252,7 @@ def _timed(
     with why it could not be had."""
     try:
         ms, allocated = sustained_ms(run, k.seconds, k.device)
-    except (RuntimeError, MemoryError) as error:
+    except Exception as error:  # compilers' and kernels' failures have no common type
         gc.collect()
         if not is_out_of_memory(error):
             return row | {"skipped": f"it failed: {first_line(error)}"}

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from outpace.bench.one_rung import RungJob
-from outpace.bench.result import check_writable, write_result
+from outpace.bench.result import RESULTS, check_writable, write_result
 from outpace.bench.rungs import (
     BY_DEVICE,
     EQUAL,
@@ -40,17 +40,19 @@ from outpace.bench.rungs import (
     leave_one_out,
     pick,
 )
-from outpace.bench.turns import last_line, no_survivors
+from outpace.bench.turns import last_line, log_end, no_survivors
 from outpace.config.load import load
 from outpace.config.presets import GPT2Shape
+from outpace.core.children import die_with_parent
 from outpace.core.errors import NumericsError, OutOfMemory, OutpaceError, UsageError
 from outpace.core.log import say, warn
 from outpace.core.units import gib
 from outpace.data.shards import Dataset
 from outpace.model.cost import parameters
-from outpace.runtime.hardware import Machine
+from outpace.runtime.hardware import Machine, detect
 from outpace.train.plan import Capabilities, DatasetFacts
 from outpace.train.planner import make_plan
+from outpace.train.run import versions
 
 WINDOWS = 3
 DRIFT_LIMIT = {"fp32": 1e-3, "half": 2e-2, "fp8": 1e-1}
@@ -73,6 +75,8 @@ class Climb:
     warmup_s: float = 2.0
     window_s: float = 5.0
     minutes: float = 14.0
+    best_micro_batch: bool = True
+    resume: bool = False
 
     @property
     def flags(self) -> Flags:
@@ -132,10 +136,12 @@ def climb(c: Climb, machine: Machine, can: Capabilities, output: Path | None) ->
     settings, carried, skipped = cumulative(chosen, ladder, refusal)
     for rung, reason in skipped.items():
         say(f"{rung} is left out: {reason}")
-    lowest, top = best_micro_batch(carried, ladder)
+    lowest, top = best_micro_batch(carried, ladder) if c.best_micro_batch else ([], [])
     without = leave_one_out(carried, ladder) if c.leave_one_out else []
     equal = equal_tokens(carried, ladder)
     points = {s.name: Point(s) for s in (*settings, equal, *lowest, *top, *without)}
+    if c.resume:
+        _take_over(c, ladder, points, output or RESULTS / f"{name}.json")
     # The two numbers first, then the rungs in their order.
     order = [settings[0], equal, *lowest, *top, *settings[1:], *without]
     work, path = Path(tempfile.mkdtemp(prefix="outpace-ladder-")), None
@@ -146,12 +152,36 @@ def climb(c: Climb, machine: Machine, can: Capabilities, output: Path | None) ->
         _tell(c, points, point)
         # After each, so that a run that is cut short leaves what it has.
         body = _body(c, points, settings, lowest, top, without, skipped)
+        body["points"] = {
+            _key(c, ladder, p): p.result for p in points.values() if "step_ms" in p.result
+        }
         path = write_result(name, c.device.type, body, output)
     assert path is not None
     _tell_numbers(body["numbers"])
     _complain(points, settings, work, path)
     shutil.rmtree(work, ignore_errors=True)
     return path
+
+
+def _key(c: Climb, ladder: Ladder, point: Point) -> str:
+    """What a measurement stands for: commit, PyTorch, machine, data and its own flags."""
+    drift = argv(drift_flags(point.setting, ladder)) if point.setting.drift else []
+    now, device = versions(), detect(c.device.type).device_name
+    flags = argv(c.flags | point.setting.flags)
+    mine = [now.get("git_commit"), now["torch"], device, c.dataset.fingerprint, c.drift_steps]
+    return json.dumps([*mine, flags, drift])
+
+
+def _take_over(c: Climb, ladder: Ladder, points: dict[str, Point], path: Path) -> None:
+    """Let the points that an earlier call left in its result file stand."""
+    try:
+        earlier = json.loads(path.read_text())["points"]
+    except (OSError, ValueError, LookupError, TypeError):
+        earlier = {}
+    for point in points.values():
+        point.result = dict(earlier.get(_key(c, ladder, point), {}))
+    found = sum(bool(point.result) for point in points.values())
+    say(f"{found} points stand in {path} already")
 
 
 def _measure(
@@ -168,11 +198,13 @@ def _measure(
     if known := next((p.result for p in same if p.result), None):
         point.result = known
         return
+    if point.result:
+        return
     seconds = deadline - time.monotonic()
     if seconds < 1:
         point.result = {"no_time": True}
         return
-    compares = any(p.setting.drift for p in same)
+    compares = c.drift_steps > 0 and any(p.setting.drift for p in same)
     # Of an equal share of the time, half at most for the windows.
     window_s = min(c.window_s, seconds / left / 2 / WINDOWS)
     job = RungJob(
@@ -202,6 +234,7 @@ class _Child:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                preexec_fn=die_with_parent,
             )
 
     def end(self) -> None:
@@ -218,7 +251,8 @@ def _in_a_process(folder: Path, limit_s: float) -> dict[str, Any]:
         except subprocess.TimeoutExpired:
             return {"no_time": True}
     if code:
-        return {"failed": f"it ended with {code}: {last_line(folder / 'log')}"}
+        log = folder / "log"
+        return {"failed": f"it ended with {code}: {last_line(log)}", "log": log_end(log)}
     result: dict[str, Any] = json.loads((folder / "result.json").read_text())
     return result
 
@@ -356,6 +390,8 @@ def _complain(points: dict[str, Point], settings: list[Setting], work: Path, pat
             do=f"read the logs in {work}",
         )  # fmt: skip
     body = json.loads(path.read_text())
+    if "loss" not in body["rungs"][0]:
+        return  # nothing to compare with
     rows = [r for r in (*body["rungs"], body["equal_tokens"] or {}) if "drift_limit" in r]
     wrong = [
         f"{r['name']} by {'nothing finite' if r['drift'] is None else format(r['drift'], '+.2g')}"

@@ -21,10 +21,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from outpace.bench.kernels import COPY_BYTES, sustained_ms
 from outpace.bench.profile_parts import Part, Roof, Shapes, table
-from outpace.bench.profile_plot import plot
 from outpace.bench.result import check_writable, write_result
 from outpace.core.errors import DataError, StorageError
-from outpace.core.log import note, say
+from outpace.core.log import note, say, warn
 from outpace.data.loader import BatchShape, Loader
 from outpace.data.mixture import Mixture
 from outpace.ops.fastest import synchronise
@@ -81,7 +80,6 @@ def profile_step(
     ]
     parts = table(plan, operators, median(profiled), roof, device.type)
     speed = f"{1e3 * plan.tokens_per_step / step_ms:,.0f} tokens a second"
-    plot(parts, f"One step of {plan.tokens_per_step:,} tokens, {speed}", plot_path)
     _tell(parts, step_ms, median(profiled), roof)
     body = {
         "settings": plan.record()["plan"],
@@ -97,8 +95,16 @@ def profile_step(
         "parts": [asdict(p) for p in parts],
         "operators": _slowest(operators),
     }
-    say(f"plot {plot_path}; trace {trace}: open it at https://ui.perfetto.dev")
-    return write_result(f"profile-{device.type}", device.type, body, output)
+    path = write_result(f"profile-{device.type}", device.type, body, output)
+    say(f"trace {trace}: open it at https://ui.perfetto.dev")
+    try:
+        from outpace.bench.profile_plot import plot
+    except ImportError as error:
+        warn(f"no plot was made: {error}")
+    else:
+        plot(parts, f"One step of {plan.tokens_per_step:,} tokens, {speed}", plot_path)
+        say(f"plot {plot_path}")
+    return path
 
 
 def measure_roof(device: torch.device, precision: str) -> Roof:
@@ -114,11 +120,12 @@ def measure_roof(device: torch.device, precision: str) -> Roof:
 
 
 @contextlib.contextmanager
-def named_kernels() -> Iterator[None]:
-    """The compiler's own CPU kernels appear in a profile by name; a GPU's always do."""
+def named_kernels(device: torch.device) -> Iterator[None]:
+    """The compiler's own CPU kernels appear in a profile by name. A GPU's always do, and another
+    setting would keep it from what was compiled before."""
     from torch._inductor import config
 
-    with config.patch({"cpp.enable_kernel_profile": True}):
+    with config.patch({"cpp.enable_kernel_profile": device.type == "cpu"}):
         yield
 
 

@@ -102,6 +102,7 @@ TUNED = Rung(
     "the compiler tries out kernels for each product, with bias and GELU in their epilogues",
     {"compile_mode": "tuned"},
     needs="compile",
+    fast=lambda machine: "it compiles for minutes at every point; name it with --rungs",
 )
 CHUNKED_LOSS = Rung(
     "chunked_loss",

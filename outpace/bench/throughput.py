@@ -13,7 +13,8 @@ from typing import Any
 
 from outpace.bench.peers import PEERS, Contestant, Job
 from outpace.bench.result import check_writable, spread, write_result
-from outpace.bench.turns import Pace, Timed, fresh, resident
+from outpace.bench.turns import Pace, Timed, fresh, log_end, resident
+from outpace.core.crash import first_line
 from outpace.core.errors import OutpaceError
 from outpace.core.log import say, warn
 from outpace.core.units import gib
@@ -40,31 +41,40 @@ def compare_speed(race: Race, output: Path | None) -> Path:
     """Race, tell, and write the result. OutpaceError PEER-FAILED, after that, when one failed."""
     check_writable(f"compare-{race.job.device}", output)
     work, begin = Path(tempfile.mkdtemp(prefix="outpace-compare-")), time.monotonic()
-    job, runs = race.job, []
+    job, runs = race.job, list[dict[str, Any]]()
     contestants, skipped = _stage(race, work)
+
+    def keep(runs: list[dict[str, Any]]) -> Path:
+        body = {
+            "shape": asdict(job.shape),
+            "parameters": parameters(job.shape),
+            "micro_batch_size": job.micro_batch_size,
+            "gradient_accumulation_steps": job.gradient_accumulation_steps,
+            "tokens_per_step": job.tokens_per_step,
+            "pace": asdict(race.pace),
+            "dataset": {"name": job.dataset.name, "fingerprint": job.dataset.fingerprint},
+            "commits": {n: commit_of(c) for n, c in race.checkouts.items() if c is not None},
+            "transformers": _version("transformers"),
+            "skipped": skipped,
+            "runs": runs,
+        }
+        return write_result(f"compare-{job.device}", job.device, body, output)
+
     for i, threads in enumerate(race.threads):
         deadline = begin + 60 * race.minutes * (i + 1) / len(race.threads)
         logs = work / f"logs-{i}"
         logs.mkdir()
         if job.device == "cpu":
             timed = resident(contestants, logs, race.pace, threads, deadline)
+            runs.append(_summary(job, timed, threads))
         else:
-            timed = fresh(contestants, logs, race.pace, deadline)
-        runs.append(_summary(job, timed, threads if job.device == "cpu" else None))
-    body = {
-        "shape": asdict(job.shape),
-        "parameters": parameters(job.shape),
-        "micro_batch_size": job.micro_batch_size,
-        "gradient_accumulation_steps": job.gradient_accumulation_steps,
-        "tokens_per_step": job.tokens_per_step,
-        "pace": asdict(race.pace),
-        "dataset": {"name": job.dataset.name, "fingerprint": job.dataset.fingerprint},
-        "commits": {n: commit_of(c) for n, c in race.checkouts.items() if c is not None},
-        "transformers": _version("transformers"),
-        "skipped": skipped,
-        "runs": runs,
-    }
-    path = write_result(f"compare-{job.device}", job.device, body, output)
+            # After each, so that a race that is cut short leaves what it has.
+            timed = fresh(
+                contestants, logs, race.pace, deadline, lambda t: keep([_summary(job, t, None)])
+            )
+            runs.append(_summary(job, timed, None))
+        _tell(runs[-1])
+    path = keep(runs)
     failed = [f"{name}: {why}" for run in runs for name, why in run["failed"].items()]
     if failed:
         raise OutpaceError(
@@ -86,15 +96,17 @@ def _stage(race: Race, work: Path) -> tuple[list[Contestant], dict[str, str]]:
             skipped[name] = reason
             warn(f"{peer.LABEL} is left out: {reason}")
             continue
-        contestants += peer.contestants(checkout, race.job, work / name)
+        try:
+            contestants += peer.contestants(checkout, race.job, work / name)
+        except (OutpaceError, OSError) as error:  # the others race without it
+            skipped[name] = first_line(error)
+            warn(f"{peer.LABEL} is left out: {skipped[name]}")
     return contestants, skipped
 
 
 def _summary(job: Job, timed: list[Timed], threads: int | None) -> dict[str, Any]:
-    """Rates of all that were timed, and ours against each, told on the way."""
+    """Rates of all that were timed, and ours against each; what failed, and how its log ends."""
     peak = detect(job.device).peak_flops
-    if threads:
-        say(f"{threads} thread{'s' if threads > 1 else ''}:")
     rows: dict[str, dict[str, Any]] = {}
     for t in (t for t in timed if t.windows):
         c = t.contestant
@@ -114,14 +126,14 @@ def _summary(job: Job, timed: list[Timed], threads: int | None) -> dict[str, Any
     for name, row in rows.items():
         if name != "outpace" and "outpace" in rows:
             row["ours_over_theirs"] = _ratio(rows["outpace"], row)
-        _tell(name, row)
     failed = {t.contestant.name: t.failure for t in timed if t.failure}
-    no_time = [t.contestant.name for t in timed if not t.windows and not t.failure]
-    for name, why in failed.items():
-        warn(f"{name} failed: {why}")
-    for name in no_time:
-        warn(f"{name} is left out: no time left (--minutes)")
-    return {"threads": threads, "rows": rows, "failed": failed, "no_time": no_time}
+    return {
+        "threads": threads,
+        "rows": rows,
+        "failed": failed,
+        "logs": {t.contestant.name: log_end(t.log) for t in timed if t.failure},
+        "no_time": [t.contestant.name for t in timed if not t.windows and not t.failure],
+    }
 
 
 def _ratio(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
@@ -131,7 +143,18 @@ def _ratio(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
     return spread([scale * median(b) / median(a) for a, b in pairs])
 
 
-def _tell(name: str, row: dict[str, Any]) -> None:
+def _tell(run: dict[str, Any]) -> None:
+    if threads := run["threads"]:
+        say(f"{threads} thread{'s' if threads > 1 else ''}:")
+    for name, row in run["rows"].items():
+        _tell_row(name, row)
+    for name, why in run["failed"].items():
+        warn(f"{name} failed: {why}")
+    for name in run["no_time"]:
+        warn(f"{name} is left out: no time left (--minutes)")
+
+
+def _tell_row(name: str, row: dict[str, Any]) -> None:
     ms = row["step_ms"]
     mfu = f"MFU {row['mfu']:.1%}" if row["mfu"] else "MFU n/a"
     ratio = row.get("ours_over_theirs")

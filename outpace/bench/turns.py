@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import psutil
 import torch
 
 from outpace.bench.peers import Contestant
+from outpace.core.children import die_with_parent
 from outpace.core.crash import last_error
 
 POLL_S = 0.1
@@ -72,6 +73,7 @@ class Racer:
                 stdout=out,
                 stderr=out,
                 start_new_session=True,
+                preexec_fn=die_with_parent,
             )
 
     def steps(self) -> list[float]:
@@ -161,9 +163,16 @@ def resident(
     return timed
 
 
-def fresh(contestants: list[Contestant], logs: Path, pace: Pace, deadline: float) -> list[Timed]:
-    """One process after the other, each round anew. None is begun after `deadline`, and one that is
-    still compiling then is left, so that what the others did is not lost for it."""
+def fresh(
+    contestants: list[Contestant],
+    logs: Path,
+    pace: Pace,
+    deadline: float,
+    after: Callable[[list[Timed]], object],
+) -> list[Timed]:
+    """One process after the other, each round anew, `after` each the times so far. None is begun
+    after `deadline`, and one that is still compiling then is left, so that what the others did is
+    not lost for it."""
     timed = [Timed(c, logs / f"{c.name}.log") for c in contestants]
     for t in timed * pace.rounds:
         if t.failure is not None or time.monotonic() > deadline:
@@ -179,6 +188,7 @@ def fresh(contestants: list[Contestant], logs: Path, pace: Pace, deadline: float
                 raise
             t.windows.append(racer.window(pace.window_s, 0, pace.start_s))
             t.peak_bytes = max(t.peak_bytes, racer.peak_bytes)
+        after(timed)
     return timed
 
 
@@ -187,6 +197,11 @@ def hold_on(pid: int, cores: set[int]) -> None:
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             os.sched_setaffinity(int(task.name), cores)
+
+
+def log_end(log: Path) -> str:
+    """The last of what a process said."""
+    return log.read_text(errors="replace")[-4000:] if log.exists() else ""
 
 
 def last_line(log: Path) -> str:

@@ -89,7 +89,7 @@ class Options:
     """First steps of a process, which do not count."""
     start_s: float = 240.0
     """Seconds that a process may take to compile and warm up. On a CPU all do so together."""
-    minutes: float = 11.0
+    minutes: float = 9.0
     """For everything; windows shrink to keep it."""
     output: Path | None = None
     """Result file. Default: benchmarks/results/compare-DEVICE.json, or compare-nanogpt-cpu.json."""

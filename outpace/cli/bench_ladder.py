@@ -12,7 +12,7 @@ from outpace.config.schema import Auto
 from outpace.core.log import say
 
 LADDER_RANGES = {
-    "drift_steps": Range(1, 100_000),
+    "drift_steps": Range(0, 100_000),
     "warmup_s": Range(0, 86_400),
     "window_s": Range(0, 86_400, above=True),
     "minutes": Range(0, 10_000, above=True),
@@ -34,6 +34,11 @@ class Options:
     """Not these, nor what needs them."""
     leave_one_out: bool = False
     """Also the top of the ladder without each of its rungs in turn."""
+    best_micro_batch: bool = True
+    """Also both sides at their best micro-batch, the second of the two numbers."""
+    resume: bool = False
+    """Go on with the result file of an earlier call: what it measured with the same commit, PyTorch
+    and flags, on the same data and kind of machine, stands."""
     dataset: str = "auto"
     """A prepared dataset."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -49,7 +54,7 @@ class Options:
     context: int | Auto = "auto"
     """Tokens in a sequence (T)."""
     drift_steps: int = 50
-    """Steps after which the losses are compared."""
+    """Steps after which the losses are compared; 0: they are not."""
     warmup_s: float = 2.0
     """Seconds of warm-up, after the compared steps."""
     window_s: float | Auto = "auto"
@@ -89,6 +94,8 @@ def run(argv: list[str]) -> int:
         options.warmup_s,
         (10.0 if on_gpu else 4.0) if options.window_s == "auto" else options.window_s,
         (25.0 if on_gpu else 14.0) if options.minutes == "auto" else options.minutes,
+        options.best_micro_batch,
+        options.resume,
     )
     say(str(climb(c, detect(device.type), capabilities(device), options.output)))
     return 0

@@ -45,7 +45,7 @@ def run(argv: list[str]) -> int:
     ranks = Ranks()
     plan, machine, mixture, device = plan_run(options, set_by, ranks)
     print_plan(plan, machine, data_line(mixture, plan), None)
-    with named_kernels():
+    with named_kernels(device):
         trainable = build_trainable(
             options,
             plan,

@@ -14,10 +14,10 @@ def run(argv: list[str]) -> int:
 
     code, folder = train(config, set_by, ["train", *argv])
     if from_environment().is_main:
-        from outpace.report.page import write_report
-
         try:
+            from outpace.report.page import write_report
+
             say(f"report {write_report([folder], folder / 'report.html')}")
-        except StorageError as error:  # the run itself is whole
+        except (StorageError, ImportError) as error:  # the run itself is whole
             warn(f"no report was written: {error}")
     return code

@@ -14,7 +14,7 @@ def test_a_mistyped_rung_is_refused_with_the_nearest(refused: Run, tiny):
 
 @pytest.mark.parametrize(
     "flags",
-    [["--minutes", "0"], ["--window_s", "0"], ["--drift_steps", "0"], ["--n_head", "3"]],
+    [["--minutes", "0"], ["--window_s", "0"], ["--drift_steps", "-1"], ["--n_head", "3"]],
     ids=" ".join,
 )
 def test_values_that_cannot_be_are_refused(refused: Run, tiny, flags):

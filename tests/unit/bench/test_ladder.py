@@ -74,7 +74,9 @@ def changes(c: Climb, settings: list[rungs.Setting], machine: Machine) -> dict[s
 
 
 def test_every_rung_of_the_gpu_ladder_is_one_change_to_the_plan_on_an_h100(tiny_dataset):
-    c = gpu_climb(tiny_dataset)
+    _, _, skipped = stacked(gpu_climb(tiny_dataset), GPU, H100, able())
+    assert skipped.keys() == {"tuned"}, "it is measured where it is named"
+    c = gpu_climb(tiny_dataset, *(r.name for r in GPU.rungs))
     settings, carried, skipped = stacked(c, GPU, H100, able())
     assert [s.name for s in settings] == [r.name for r in GPU.rungs] and not skipped
     lowest = planned(c, settings[0].flags, H100)
@@ -127,7 +129,7 @@ def test_what_a_machine_lacks_is_left_out_with_what_builds_on_it(tiny_dataset):
     top = next(s for s in settings if s.name == "fused_adamw")
     assert top.flags["mixed_precision"] == "fp16"
     _, _, skipped = stacked(gpu_climb(tiny_dataset), GPU, H100, able(fp8="no fp8 units"))
-    assert skipped == {"fp8_head": "no fp8 head: no fp8 units"}
+    assert skipped.pop("tuned") and skipped == {"fp8_head": "no fp8 head: no fp8 units"}
 
 
 def test_a_cpu_without_bf16_units_leaves_bf16_out_unless_it_was_named(tiny_dataset):
@@ -256,10 +258,14 @@ def test_a_rung_that_changes_the_result_does_not_pass(here, monkeypatch, tiny_da
 
 
 def test_a_loss_that_is_no_number_does_not_pass(tmp_path):
+    lowest = {"name": "low", "loss": 3.0, "drift": 0.0, "drift_limit": 1.0}
     point = {"name": "x", "drift": None, "drift_limit": 1.0}
-    (tmp_path / "l.json").write_text(json.dumps({"rungs": [point], "equal_tokens": None}))
+    path = tmp_path / "l.json"
+    path.write_text(json.dumps({"rungs": [lowest, point], "equal_tokens": None}))
     with pytest.raises(NumericsError, match="nothing finite"):
-        ladder._complain({}, [], tmp_path, tmp_path / "l.json")
+        ladder._complain({}, [], tmp_path, path)
+    path.write_text(json.dumps({"rungs": [{"name": "low"}, point], "equal_tokens": None}))
+    ladder._complain({}, [], tmp_path, path)  # no lowest rung: nothing to compare with
 
 
 def test_without_time_a_point_is_left_out_and_said_to_be(
@@ -271,6 +277,24 @@ def test_without_time_a_point_is_left_out_and_said_to_be(
     assert all(r["no_time"] for r in body["rungs"])
     assert body["numbers"] == {"equal_tokens": None, "best_micro_batch": None}
     assert "no time left (--minutes)" in capsys.readouterr().err
+
+
+def test_a_second_call_goes_on_where_the_first_ran_out_of_time(
+    here, monkeypatch, tiny_dataset, tmp_path, capsys
+):
+    small_ladder(monkeypatch)
+    c, path = tiny_climb(tiny_dataset), tmp_path / "l.json"
+    first = json.loads(climb(c, OLD_CPU, able(), path).read_text())
+    kept = dict(list(first["points"].items())[:2])
+    path.write_text(json.dumps(first | {"points": kept}))
+    again = json.loads(climb(replace(c, resume=True), OLD_CPU, able(), path).read_text())
+    assert again["points"].keys() == first["points"].keys()
+    same = [key for key in kept if again["points"][key] == first["points"][key]]
+    assert same == [*kept] and again["points"] != first["points"]
+    assert "points stand in" in capsys.readouterr().out
+    other = replace(c, resume=True, drift_steps=c.drift_steps + 1)
+    anew = json.loads(climb(other, OLD_CPU, able(), path).read_text())
+    assert not anew["points"].keys() & first["points"].keys()
 
 
 def test_one_process_measures_until_its_time_is_up(tiny_dataset, tmp_path):

@@ -277,10 +277,10 @@ def test_windows_shrink_to_keep_the_deadline(tmp_path):
 def test_fresh_processes_find_no_scratch_and_none_begins_after_the_deadline(tmp_path):
     (tmp_path / "a").mkdir()
     before = children()
-    (t,) = turns.fresh([runner("a", 0.01, tmp_path)], tmp_path, PACE, time.monotonic() + 60)
+    (t,) = turns.fresh([runner("a", 0.01, tmp_path)], tmp_path, PACE, time.monotonic() + 60, len)
     assert len(t.windows) == 3 and not (tmp_path / "a").exists()
     assert children() == before
-    (late,) = turns.fresh([runner("b", 0.01, tmp_path)], tmp_path, PACE, time.monotonic() - 1)
+    (late,) = turns.fresh([runner("b", 0.01, tmp_path)], tmp_path, PACE, time.monotonic() - 1, len)
     assert late.windows == [] and late.failure is None
 
 
@@ -288,7 +288,7 @@ def test_one_that_is_not_warm_at_the_deadline_is_left_and_has_not_failed(tmp_pat
     pace = turns.Pace(window_s=0.1, rounds=1, warmup_steps=2, start_s=60.0)
     both = [runner("a", 0.01, tmp_path), runner("b", 60.0, tmp_path)]
     before = children()
-    done, left = turns.fresh(both, tmp_path, pace, time.monotonic() + 3)
+    done, left = turns.fresh(both, tmp_path, pace, time.monotonic() + 3, len)
     assert len(done.windows) == 1 and done.failure is None
     assert left.windows == [] and left.failure is None
     assert children() == before
@@ -296,7 +296,7 @@ def test_one_that_is_not_warm_at_the_deadline_is_left_and_has_not_failed(tmp_pat
 
 def test_a_contestant_too_slow_to_get_warm_has_failed(tmp_path):
     pace = turns.Pace(window_s=0.1, rounds=1, warmup_steps=2, start_s=0.5)
-    (t,) = turns.fresh([runner("a", 60.0, tmp_path)], tmp_path, pace, time.monotonic() + 60)
+    (t,) = turns.fresh([runner("a", 60.0, tmp_path)], tmp_path, pace, time.monotonic() + 60, len)
     assert t.failure == "it was too slow: it printed nothing"
 
 
