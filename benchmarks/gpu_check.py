@@ -250,7 +250,7 @@ class Check:
         # The command of the mission, cut short; on a CPU with a model that it can train.
         flags = ["--model_size", "124M", "--mixed_precision", "bf16", "--use_flash_attention"]
         flags += ["--gradient_accumulation_steps", "8"]
-        flags += ["--hellaswag_limit", "0", "--sample_tokens", "0", "--val_tokens", "65536"]
+        flags += ["--hellaswag_limit", "0", "--sample_tokens", "16", "--val_tokens", "65536"]
         small = [*SMALL, "--max_steps", "5", "--compile", "off"]
         run = ["--max_steps", "30", "--eval_every_steps", "10", "--save_every_steps", "30"]
         flags += run if self.gpu else small
