@@ -44,7 +44,8 @@ class SourceOptions:
     """A file or line that is no UTF-8 or no JSON: refuse it, put U+FFFD for bad characters (and
     refuse the rest), or leave it out. What was replaced or left out is counted and told."""
     separator: str = ""
-    """What stands between the documents of a .txt or .md file. Default: a file is a document."""
+    """What stands between the documents of a .txt or .md file, \\n for a new line, \\t for a tab.
+    Default: a file is a document."""
     sample: str = "10BT"
     """Of fineweb and fineweb-edu: 10BT, 100BT, 350BT, all, or a crawl such as CC-MAIN-2024-10."""
     revision: str = "main"
@@ -72,16 +73,15 @@ def make_source(
     from outpace.data.stores import is_url
 
     make = SOURCES.load(kind)
-    how = Reading(options.text_field, options.errors, options.separator)
+    separator = options.separator.replace("\\n", "\n").replace("\\t", "\t")
+    how = Reading(options.text_field, options.errors, separator)
     downloading = Downloading(output, options.keep_downloads, workers)
     source: Source
     match kind:
         case "files" if any(map(is_url, options.input)):
             source = AddressedSource(options.input, how, downloading)
         case "files":
-            source = make(
-                list(options.input), options.text_field, options.errors, options.separator
-            )
+            source = make(list(options.input), options.text_field, options.errors, separator)
         case "pretokenized":
             paths = _token_files(options, output, limit_tokens)
             source = make(paths, downloading=downloading if options.name else None)

@@ -9,7 +9,7 @@ import tyro
 from outpace.config.load import parse_flags
 from outpace.core.log import show, show_json
 from outpace.core.runfolder import RunFolder
-from outpace.core.runstate import read_state
+from outpace.core.runstate import last_step, read_state
 from outpace.core.units import count, duration
 
 
@@ -29,12 +29,9 @@ def run(argv: list[str]) -> int:
     if options.json:
         show_json(state)
         return 0
-    last, most = state.get("last_step"), state.get("max_steps")
-    logged = state.get("last_logged_step")
-    if state["state"] in ("running", "interrupted") and isinstance(logged, int):
-        last = max(logged, last) if isinstance(last, int) else logged
+    logged, most = state.get("last_logged_step"), state.get("max_steps")
     of = "" if most is None else f" of {most}"
-    show(f"{options.run}: {state['state']}, step {last}{of}")
+    show(f"{options.run}: {state['state']}, step {last_step(state)}{of}")
     if state["held"]:
         show(f"  process: {state.get('pid')} on {state.get('host')}")
         if "last_record_age_s" in state:

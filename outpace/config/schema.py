@@ -76,7 +76,7 @@ class ScheduleConfig:
     """How long to train, and the learning rate on the way."""
 
     max_steps: int | Auto = "auto"
-    """Optimiser steps in all.
+    """Optimiser steps in all. With max_tokens: what ends first, but a flag counts before a recipe.
     auto: as many as max_tokens gives."""
     max_tokens: int | Auto = "auto"
     """Tokens in all.
@@ -185,7 +185,7 @@ class EvalConfig:
     auto."""
     sample_every_steps: int = 0
     """Steps between generated samples; 0: at the end only."""
-    sample_prompt: str = "The "
+    sample_prompt: str = "The"
     """Text that samples go on from."""
     sample_tokens: int = 64
     """Tokens in a sample; 0: no samples."""

@@ -107,6 +107,14 @@ def last_record(path: Path) -> tuple[JsonObject, float] | None:
     return None
 
 
+def last_step(state: JsonObject) -> int:
+    """The last step that is known to have been done."""
+    known = [state.get("last_step")]
+    if state["state"] in ("running", "interrupted", "failed"):
+        known.append(state.get("last_logged_step"))
+    return max((step for step in known if isinstance(step, int)), default=0)
+
+
 def _status(folder: RunFolder) -> JsonObject | None:
     status = _object(folder.status)
     return status if status.get("state") in STATES else None

@@ -15,6 +15,7 @@ import torch
 from outpace.config.presets import GPT2Shape
 from outpace.core.errors import CheckpointError
 from outpace.interop.declared import check_shape, check_tensors
+from outpace.model.gpt2 import GPT2
 
 PREFIXES = ("_orig_mod.", "transformer.")
 TRUE_VOCAB_SIZE = 50257
@@ -36,13 +37,13 @@ def read_checkpoint(path: Path) -> tuple[GPT2Shape, dict[str, torch.Tensor], int
         _check_zip(path)
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         a = saved["model_args"]
-        if not a["bias"]:
-            raise ValueError("it was trained with bias=False, which GPT-2 has not")
         vocab = min(a["vocab_size"], TRUE_VOCAB_SIZE)
         shape = check_shape(
             GPT2Shape(a["n_layer"], a["n_head"], a["n_embd"], a["block_size"], vocab)
         )
         weights = _weights(saved["model"])
+        if not a["bias"]:
+            weights = _biases(shape) | weights
         check_tensors(shape, {k: tuple(t.shape) for k, t in weights.items()}, padded=True)
         return shape, weights, int(saved["iter_num"])
     except ValueError as error:
@@ -93,6 +94,13 @@ def _weights(theirs: Any) -> dict[str, torch.Tensor]:
             raise ValueError(f"{name[:80]} claims to be {tuple(tensor.shape)} and holds less")
         weights[name] = tensor
     return weights
+
+
+def _biases(shape: GPT2Shape) -> dict[str, torch.Tensor]:
+    """Zeros for what a model without biases leaves out: it computes the same."""
+    with torch.device("meta"):
+        named = GPT2(shape).named_parameters()
+    return {name: torch.zeros(p.shape) for name, p in named if name.endswith(".bias")}
 
 
 def _fault(path: Path, what: str) -> CheckpointError:

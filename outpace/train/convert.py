@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from outpace.checkpoint import store
-from outpace.core.errors import CheckpointError, UsageError
+from outpace.core.errors import CheckpointError, StorageError, UsageError
 from outpace.interop import gguf_file, huggingface, llmc
 from outpace.interop.declared import why_not_plain
 from outpace.model.gpt2 import GPT2
@@ -65,7 +66,12 @@ def convert(loaded: LoadedModel, to: str, path: Path, dtype: torch.dtype) -> flo
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".tmp-{uuid.uuid4().hex[:8]}-{path.name}"
     try:
-        again = target.write(temporary, loaded, weights, dtype)
+        try:
+            again = target.write(temporary, loaded, weights, dtype)
+        except SafetensorError as error:  # it has no OSError for a full disk
+            raise StorageError(
+                "STORAGE", f"cannot write {path}: {error}", do="free space or choose another folder"
+            ) from error
         if dtype != torch.float32:
             model = GPT2(model.shape)
             model.load_state_dict(weights)
@@ -111,6 +117,9 @@ def _huggingface(path: Path, loaded: LoadedModel, weights: Tensors, dtype: torch
 
     model = huggingface.transformers_model(dict(weights), loaded.model.shape)
     model.to(dtype).save_pretrained(path)
+    config = (path / "config.json").stat()
+    for file in path.glob("*.safetensors"):  # which safetensors lets nobody else read
+        file.chmod(config.st_mode)
     huggingface.write_tokenizer(path, loaded.model.shape.context)
     huggingface.write_card(path, loaded.source, loaded.step)
     _check_tokenizer(AutoTokenizer.from_pretrained(path))

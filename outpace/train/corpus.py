@@ -45,7 +45,9 @@ def find_dataset(name: str, *, make: bool = False, is_main: bool = True) -> Path
         "NO-DATASET",
         f"no prepared dataset at {' or '.join(dict.fromkeys([name, str(DATA / name)]))}"
         f"{nearest(name, prepared)}",
-        do=f"outpace prepare files --input 'PATHS_OR_GLOBS' --output {name}",
+        do=f"outpace prepare files --input {name} --output data/NAME"
+        if Path(name).exists()
+        else f"outpace prepare files --input 'PATHS_OR_GLOBS' --output {name}",
     )
 
 

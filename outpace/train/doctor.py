@@ -28,7 +28,7 @@ from outpace.core.errors import (
 )  # fmt: skip
 from outpace.core.files import fsync_folder
 from outpace.core.runfolder import RunFolder
-from outpace.core.runstate import is_held, read_state
+from outpace.core.runstate import is_held, last_step, read_state
 from outpace.core.units import GIB, MIB, gib
 from outpace.data.shards import MANIFEST, open_dataset
 from outpace.evals.tasks import hellaswag
@@ -330,7 +330,7 @@ def _state(run: RunFolder) -> Iterator[Finding]:
     except UsageError as error:
         yield fault(str(run.root), error)
         return
-    found = f"{state['state']}, step {state.get('last_step')}"
+    found = f"{state['state']}, step {last_step(state)}"
     if state["held"]:
         found += f", lock held by process {state.get('pid')} on {state.get('host')}"
     if state["state"] in ("interrupted", "failed"):

@@ -1,6 +1,7 @@
 """A model by reference: a run, a checkpoint, a Hugging Face folder, hf:NAME; OpenAI's TensorFlow
 folder, nanoGPT's ckpt.pt, llm.c's .bin."""
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +25,9 @@ NAMES = (
     "or hf:NAME"
 )
 
+OPENAIS = re.compile("gpt2(-medium|-large|-xl)?")
+"""As transformers and nanoGPT name what is on the hub."""
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -41,18 +45,13 @@ def load_model(reference: str, device: torch.device) -> LoadedModel:
     """Find, verify and load what `reference` names."""
     if reference.startswith("hf:"):
         return _from_huggingface(_from_hub(reference), device, reference)
+    check_there(reference)
     path = Path(reference)
     if path.is_file() and path.suffix == ".pt":
         shape, weights, iterations = nanogpt.read_checkpoint(path)
         return _loaded(shape, weights, device, reference, iterations)
     if llmc.is_file(path):
         return _loaded(*llmc.read_model(path), device, reference)
-    if not path.is_dir():
-        raise UsageError(
-            "NO-MODEL",
-            f"there is no model {reference}",
-            do=f"name {NAMES}",
-        )
     if (path / store.STATE).exists():
         return _from_checkpoint(store.load(path), device)
     if huggingface.is_folder(path):
@@ -67,6 +66,15 @@ def load_model(reference: str, device: torch.device) -> LoadedModel:
         + huggingface.why_not_folder(path),
         do="name a run with a saved checkpoint, or a folder with config.json and model.safetensors",
     )
+
+
+def check_there(reference: str) -> None:
+    """UsageError where nothing has that name."""
+    path = Path(reference)
+    known = path.is_dir() or (path.is_file() and (path.suffix == ".pt" or llmc.is_file(path)))
+    if not known and not reference.startswith("hf:"):
+        hub_name = f"hf:{reference}, or " if OPENAIS.fullmatch(reference) else ""
+        raise UsageError("NO-MODEL", f"there is no model {reference}", do=f"name {hub_name}{NAMES}")
 
 
 def _from_checkpoint(checkpoint: store.Checkpoint, device: torch.device) -> LoadedModel:

@@ -405,7 +405,11 @@ class _Planner:
 
     def _length(self, tokens_per_step: int) -> int:
         s = self.config.schedule
-        if s.max_tokens != "auto":
+        given = [name for name in ("max_tokens", "max_steps") if getattr(s, name) != "auto"]
+        flags = [name for name in given if self.set_by.get(name) == "flag"]
+        by = flags if len(flags) == 1 else given  # one flag counts before a recipe
+        if "max_tokens" in by:
+            assert s.max_tokens != "auto"
             steps = s.max_tokens // tokens_per_step
             if not steps:
                 raise UsageError(
@@ -414,7 +418,7 @@ class _Planner:
                     f"step of {tokens_per_step:,} tokens",
                     do="choose a larger --max_tokens or a smaller --tokens_per_step",
                 )
-            return steps if s.max_steps == "auto" else min(s.max_steps, steps)
+            return min(s.max_steps, steps) if s.max_steps != "auto" and "max_steps" in by else steps
         if s.max_steps != "auto":
             return s.max_steps
         most = MOST_EPOCHS * self.dataset.train_tokens

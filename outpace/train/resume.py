@@ -196,6 +196,10 @@ def _to_resume(
     path = Path(resume)
     if not path.is_dir():
         raise CheckpointError("NO-CKPT", f"there is no checkpoint {resume}", do="check --resume")
+    if RunFolder(path).plan.is_file():
+        raise UsageError(
+            "NOT-A-CHECKPOINT", f"{path} is a run", do=f"--run_dir {path}, and --resume left out"
+        )
     return store.load(path)
 
 

@@ -24,6 +24,7 @@ from outpace.core.errors import (
     DONE,
     STOPPED_RESUMABLE,
     CheckpointError,
+    DataError,
     OutpaceError,
     StorageError,
     UsageError,
@@ -31,6 +32,7 @@ from outpace.core.errors import (
 from outpace.core.files import replace_file, replace_json, sha256_json
 from outpace.core.log import note, say, warn
 from outpace.core.runfolder import RUN_FORMAT, RunFolder
+from outpace.core.runstate import read_state
 from outpace.core.secrets import redact
 from outpace.core.units import count, duration, gib
 from outpace.data.mixture import Mixture
@@ -41,6 +43,7 @@ from outpace.train.assemble import Session, assemble, capabilities, choose_devic
 from outpace.train.corpus import facts_of, open_mixture
 from outpace.train.forecast import STATE_BYTES, checkpoints_kept
 from outpace.train.guard import Diverged
+from outpace.train.load_model import check_there
 from outpace.train.loop import agree, train
 from outpace.train.plan import Plan, identity, run_name
 from outpace.train.planner import make_plan
@@ -77,6 +80,8 @@ def _share(machine: Machine) -> Machine:
 
 def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
     """Train. Returns the exit code (0 or 75) and the run folder; raises OutpaceError else."""
+    if config.model.init_from:
+        check_there(config.model.init_from)  # before a dataset is made, or anything measured
     stop = StopRequest(None if config.schedule.max_hours == "auto" else config.schedule.max_hours)
     ranks = distributed.from_environment()
     plan, machine, mixture, device = plan_run(config, set_by, ranks, make_data=True)
@@ -89,8 +94,13 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
     lock = None
     if ranks.is_main:
         check_startable(config, plan, folder, mixture, same, environment)
+        _check_hellaswag(config, set_by, plan, mixture)
         print_plan(plan, machine, data_line(mixture, plan), folder)
         _check_room(config, plan, folder)
+    if config.run.resume == "auto" and _is_finished(folder, plan):
+        if ranks.is_main:
+            say(f"finished {plan.max_steps:,} of {plan.max_steps:,} steps before: nothing is left")
+        return DONE, folder.root
     group = session = None
     try:
         group = distributed.Group(ranks, device, 60 * config.safety.peer_timeout_minutes)
@@ -149,6 +159,32 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
             group.close()
         if lock is not None:
             lock.release()
+
+
+def _check_hellaswag(config: RunConfig, set_by: SetBy, plan: Plan, mixture: Mixture) -> None:
+    """DataError when questions that were asked for by a flag are not there; else that is noted, for
+    nobody reads of a score that is missing."""
+    e = config.evaluation
+    if plan.hellaswag_limit == 0 or mixture.tokenizer != "gpt2" or Path(e.hellaswag_path).exists():
+        return
+    flags = ("hellaswag_path", "hellaswag_limit", "hellaswag_every_steps", "hellaswag_protocol")
+    if asked := [flag for flag in flags if set_by.get(flag) == "flag"]:
+        raise DataError(
+            "HELLASWAG",
+            f"--{asked[0]} was given, and there is no {e.hellaswag_path}",
+            do="outpace prepare hellaswag",
+        )
+    note(f"HellaSwag is not scored: there is no {e.hellaswag_path} (outpace prepare hellaswag)")
+
+
+def _is_finished(folder: RunFolder, plan: Plan) -> bool:
+    """Whether the run is there already, to its last step, in a good checkpoint."""
+    with contextlib.suppress(UsageError, OSError):
+        state = read_state(folder)
+        if state["state"] == "finished" and state.get("last_step") == plan.max_steps:
+            newest = store.latest(folder.checkpoints, set_aside=False)
+            return newest is not None and newest.step == plan.max_steps
+    return False
 
 
 def _check_room(config: RunConfig, plan: Plan, folder: RunFolder) -> None:

@@ -409,3 +409,26 @@ def test_a_folder_that_is_no_run_kept_no_batch_because_it_is_no_run(refused, fol
 
 def test_a_device_that_is_none_is_refused(refused, folder):
     refused(2, "", "bench", "memory", "--device", "tpu")
+
+
+def test_a_model_that_is_not_there_is_refused_before_anything_is_made(refused, folder):
+    error = refused(2, "NO-MODEL", "train", "--init_from", "gpt2").error
+    assert "name hf:gpt2, or a run" in error
+
+
+def test_a_run_is_no_checkpoint_to_resume(refused, done):
+    error = refused(2, "NOT-A-CHECKPOINT", *TRAIN, "--run_dir", "other", "--resume", "run").error
+    assert "--run_dir run" in error
+
+
+def test_a_text_is_no_dataset_and_the_remedy_prepares_it(refused, folder):
+    (folder / "one.txt").write_text("one")
+    error = refused(3, "NO-DATASET", "train", "--dataset", "one.txt").error
+    assert "outpace prepare files --input one.txt --output data/NAME" in error
+
+
+def test_a_separator_is_written_as_people_write_it(run, folder):
+    (folder / "x.txt").write_text("one\n\ntwo\n\nthree\n\nfour")
+    argv = ["prepare", "files", "--input", "x.txt", "--output", "d", "--separator", "\\n\\n"]
+    done = run(*argv, "--tokenizer", "bytes", "--val_fraction", "0.5", "--json")
+    assert done.code == 0 and json.loads(done.out)["documents"]["source"] == 4

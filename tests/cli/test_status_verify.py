@@ -118,3 +118,10 @@ def test_a_config_of_a_run_is_a_recipe_for_the_same_run(run, done):
     assert result.code == 0
     a, b = (json.loads((Path(p) / "STATUS.json").read_text()) for p in ("run", "again"))
     assert a["weights_sha256"] == b["weights_sha256"]
+
+
+def test_a_failed_run_says_the_last_step_that_was_logged(run, done):
+    status = json.loads((done / "STATUS.json").read_text())
+    del status["last_step"]
+    (done / "STATUS.json").write_text(json.dumps(status | {"state": "failed"}))
+    assert run("status", "run").out.startswith("run: failed, step 3 of 3\n")

@@ -142,6 +142,13 @@ def test_nanogpt_checkpoints_are_read_and_pickles_that_run_code_are_not(tmp_path
     load_weights(GPT2(got), weights)
     assert got == shape and iterations == 9
 
+    bare = {k: v for k, v in theirs.items() if not k.endswith(".bias")}
+    no_bias = {"model": bare, "model_args": arguments | {"bias": False}, "iter_num": 9}
+    torch.save(no_bias, tmp_path / "bare.pt")
+    _, found, _ = read_checkpoint(tmp_path / "bare.pt")
+    assert found.keys() == weights.keys()
+    assert all(not w.any() for k, w in found.items() if k.endswith(".bias"))
+
     class Evil:
         def __reduce__(self):
             return (Path.touch, (tmp_path / "canary",))

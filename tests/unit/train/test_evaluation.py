@@ -101,3 +101,14 @@ def test_the_time_of_an_evaluation_is_that_of_its_step_however_seldom_steps_are_
     run = train(tiny_dataset, tmp_path / "run", 30, *flags)
     at = [r["elapsed_s"] for r in records(run, "validation")]
     assert len(at) == 3 and 0 < at[0] < at[1] < at[2]
+
+
+def test_questions_that_were_asked_for_and_are_not_there_are_refused_before_training(
+    words, tmp_path, capsys
+):
+    argv = ["train", *TINY, "--dataset", str(words), "--run_dir", str(tmp_path / "run")]
+    argv += ["--max_steps", "2", "--hellaswag_path", str(tmp_path / "nowhere.jsonl")]
+    assert main(argv) == 0, "TINY leaves HellaSwag out"
+    assert main([*argv, "--hellaswag_limit", "5", "--run_dir", str(tmp_path / "b")]) == 3
+    assert "error[HELLASWAG]: --hellaswag_path was given" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()

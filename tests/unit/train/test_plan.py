@@ -293,6 +293,14 @@ def test_the_length_comes_from_steps_or_tokens_whichever_ends_first(argv, steps)
     assert plan(argv).max_steps == steps
 
 
+def test_a_length_given_by_a_flag_counts_before_the_recipe_s():
+    recipe = ["--recipe", "gpt2_124M"]
+    assert plan(recipe).max_steps == 19_073
+    assert plan([*recipe, "--max_tokens", 20 * 524_288]).max_steps == 20
+    assert plan([*recipe, "--max_tokens", 30_000 * 524_288]).max_steps == 30_000
+    assert plan([*recipe, "--max_steps", 30_000]).max_steps == 30_000
+
+
 def test_fewer_tokens_than_one_step_has_are_refused():
     text = refusal(["--max_tokens", 1000])
     assert "1,000" in text
