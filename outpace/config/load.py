@@ -1,6 +1,8 @@
 """Defaults, then the recipe, then the flags; and who set each value."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import tomllib
 from importlib import resources
@@ -12,6 +14,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from outpace.config.check import check
+from outpace.config.flag_errors import one_line
 from outpace.config.schema import RunConfig, flat
 from outpace.core.errors import UsageError
 from outpace.core.registry import nearest
@@ -41,17 +44,32 @@ def load(
 
 
 def parse_flags(schema: Any, argv: list[str], *, prog: str, default: Any = None) -> Any:
-    """tyro with the house's settings: flat snake_case flags, kebab-case accepted."""
+    """tyro with the house's settings: flat snake_case flags, kebab-case accepted. UsageError for
+    what cannot be."""
     extra = {} if default is None else {"default": default}
-    return tyro.cli(
-        schema,
-        args=argv,
-        prog=prog,
-        use_underscores=True,
-        registry=_plain_numbers(),
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-        **extra,
-    )
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                schema,
+                args=argv,
+                prog=prog,
+                use_underscores=True,
+                registry=_plain_numbers(),
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+                **extra,
+            )
+    except SystemExit as end:
+        if not end.code:  # a help page
+            raise
+        raise one_line(said.getvalue(), prog, _flag_names(schema)) from None
+
+
+def _flag_names(schema: Any) -> set[str]:
+    names = set()
+    for name, kind in get_type_hints(schema).items():
+        names |= _flag_names(kind) if dataclasses.is_dataclass(kind) else {name}
+    return names
 
 
 def _plain_numbers() -> ConstructorRegistry:

@@ -20,6 +20,8 @@ from outpace.model.gpt2 import GPT2
 PREFIXES = ("_orig_mod.", "transformer.")
 TRUE_VOCAB_SIZE = 50257
 """nanoGPT's default pads GPT-2's vocabulary to 50304 and keeps no record of the true size."""
+OLDEST_TORCH = (2, 10)
+"""Older `weights_only` loading can be made to run code (CVE-2025-32434, CVE-2026-24747)."""
 MOST_PICKLE_BYTES = 64 * 1024 * 1024
 """GPT-2 XL's own, with an optimiser's state, is below 1 MB."""
 CALLED = re.compile(
@@ -33,6 +35,12 @@ CALLS_UNSEEN = ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "PERSID")
 def read_checkpoint(path: Path) -> tuple[GPT2Shape, dict[str, torch.Tensor], int]:
     """Shape, weights under outpace's names, and the number of iterations done. CheckpointError
     for a file that is damaged, is not nanoGPT's, or claims what it does not hold."""
+    if (version := _torch_version()) < OLDEST_TORCH:
+        raise CheckpointError(
+            "OLD-TORCH",
+            f"PyTorch {'.'.join(map(str, version))} does not read foreign .pt files safely",
+            do="pip install 'torch>=2.11', or convert the file to a Hugging Face folder elsewhere",
+        )
     try:
         _check_zip(path)
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -43,7 +51,9 @@ def read_checkpoint(path: Path) -> tuple[GPT2Shape, dict[str, torch.Tensor], int
         )
         weights = _weights(saved["model"])
         if not a["bias"]:
-            weights = _biases(shape) | weights
+            if biases := sorted(name for name in weights if name.endswith(".bias")):
+                raise ValueError(f"it says bias=False, and holds {biases[0][:80]}")
+            weights |= _biases(shape)
         check_tensors(shape, {k: tuple(t.shape) for k, t in weights.items()}, padded=True)
         return shape, weights, int(saved["iter_num"])
     except ValueError as error:
@@ -94,6 +104,10 @@ def _weights(theirs: Any) -> dict[str, torch.Tensor]:
             raise ValueError(f"{name[:80]} claims to be {tuple(tensor.shape)} and holds less")
         weights[name] = tensor
     return weights
+
+
+def _torch_version() -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
 
 
 def _biases(shape: GPT2Shape) -> dict[str, torch.Tensor]:

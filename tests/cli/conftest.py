@@ -46,18 +46,15 @@ def tiny(folder: Path, tiny_dataset: Path) -> Path:
 def refused(run: Run, folder: Path) -> Run:
     """Run what must be refused: one line on standard error, the exit code, the disk as before.
 
-    `refused(code, name, *argv)`; `name` is that of error[NAME], or "" for the parser's own box.
+    `refused(code, name, *argv)`; `name` is that of error[NAME].
     """
 
     def call(code: int, name: str, *argv: str | Path) -> Result:
         before = tree(folder)
         result = run(*argv)
         assert result.code == code, result.err
-        if name:
-            assert result.error.startswith(f"error[{name}]: "), result.err
-            assert result.err.count("error[") == 1
-        else:
-            assert "For full helptext" in result.err
+        assert result.error.startswith(f"error[{name}]: "), result.err
+        assert result.err.count("error[") == 1
         assert tree(folder) == before
         return result
 

@@ -408,7 +408,7 @@ def test_a_folder_that_is_no_run_kept_no_batch_because_it_is_no_run(refused, fol
 
 
 def test_a_device_that_is_none_is_refused(refused, folder):
-    refused(2, "", "bench", "memory", "--device", "tpu")
+    refused(2, "FLAGS", "bench", "memory", "--device", "tpu")
 
 
 def test_a_model_that_is_not_there_is_refused_before_anything_is_made(refused, folder):
@@ -432,3 +432,20 @@ def test_a_separator_is_written_as_people_write_it(run, folder):
     argv = ["prepare", "files", "--input", "x.txt", "--output", "d", "--separator", "\\n\\n"]
     done = run(*argv, "--tokenizer", "bytes", "--val_fraction", "0.5", "--json")
     assert done.code == 0 and json.loads(done.out)["documents"]["source"] == 4
+
+
+@pytest.mark.parametrize(
+    ("argv", "what", "do"),
+    [
+        (["train", "--max_stps", "5"], "Unrecognized options: --max_stps", "mean --max_steps?"),
+        (["train", "--learning_rate", "1"], "--learning_rate", "mean --lr?"),
+        (["evaluate", "r", "--hellaswag_limit", "3"], "--hellaswag_limit", "mean --limit?"),
+        (["train", "--max_steps", "five"], "--max_steps takes INT|{auto}, not 'five'", ""),
+        (["train", "--compile", "yes"], "Expected one of ('auto', 'on', 'off')", ""),
+        (["train", "--max_steps"], "Missing value for argument '--max_steps'", ""),
+        (["evaluate"], "Missing from outpace evaluate: MODEL", ""),
+    ],
+)
+def test_wrong_flags_are_one_line_that_names_them_and_the_right_one(refused, argv, what, do):
+    error = refused(2, "FLAGS", *argv).error
+    assert what in error and do in error and error.endswith(f"outpace {argv[0]} --help")
