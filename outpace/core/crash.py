@@ -27,6 +27,9 @@ OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "cannot allocate memory", "out o
 ERROR = re.compile(r"FAILED|error\[|[\w.]*(Error|Exception|Exit|Interrupt)\b")
 """How a line begins that tells what went wrong."""
 
+CUT_LIBRARY = re.compile(r"(\S+\.so): (?:file too short|invalid ELF header)")
+"""What the system says of compiled code in PyTorch's cache that was not written to its end."""
+
 
 def explain(error: BaseException, folder: Path | None = None) -> OutpaceError:
     """The OutpaceError that says what `error` means to the user.
@@ -45,6 +48,12 @@ def explain(error: BaseException, folder: Path | None = None) -> OutpaceError:
             f"out of memory: {first_line(error)}",
             do="choose a smaller --micro_batch_size with more --gradient_accumulation_steps, a "
             "smaller --context or --model_size, or end other programs",
+        )
+    if cut := CUT_LIBRARY.search(str(error)):
+        return OutpaceError(
+            "COMPILE-CACHE",
+            f"{cut[1]} is cut short: what compiled it was ended by force",
+            do="delete that file, and run the same command again",
         )
     if isinstance(error, (ConnectionError, TimeoutError)):
         return NetworkError("NETWORK", first_line(error), do="check the network, then run again")

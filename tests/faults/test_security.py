@@ -165,7 +165,7 @@ def test_q2_old_torch_is_not_trusted_with_foreign_files(good, monkeypatch, capfd
     monkeypatch.setattr(torch, "__version__", "2.9.1+cu128")
     code, line = refused(capfd, *fuzz_models.sample(good / "nano" / "ckpt.pt"))
     assert code == 4
-    assert "torch>=2.10" in line
+    assert "torch>=2.11" in line
 
 
 @pytest.mark.parametrize("name", [

@@ -4,6 +4,7 @@
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,6 +183,7 @@ def find_files(patterns: list[str]) -> list[Path]:
         raise UsageError("NO-INPUT", "no --input was given", do="add --input 'PATHS_OR_GLOBS'")
     known = [*TEXT, *JSONL, *PARQUET]
     found: dict[str, Path] = {}
+    left: Counter[str] = Counter()
     for pattern in patterns:
         pattern = str(Path(pattern).expanduser())
         # A path that exists is meant as it is, though it may hold glob characters.
@@ -192,7 +194,10 @@ def find_files(patterns: list[str]) -> list[Path]:
             )
         for path in map(Path, names):
             if path.is_dir():
-                files = [p for p in _files_below(path) if kind(p) in known]
+                below, links = _files_below(path)
+                files = [p for p in below if kind(p) in known]
+                left.update(p.suffix or "without a suffix" for p in below if kind(p) not in known)
+                left["links to folders"] += links
                 card = path / "README.md"
                 if card in files and any(kind(p) in (*JSONL, *PARQUET) for p in files):
                     note(f"{card} is left out: it tells of the data beside it")
@@ -204,26 +209,35 @@ def find_files(patterns: list[str]) -> list[Path]:
                     "ARCHIVE", f"{path} is an archive", do="unpack it, and give the text inside"
                 )
             else:
+                lines = "; lines of JSON end in .jsonl" if kind(path) == ".json" else ""
                 raise DataError(
                     "FILE-TYPE",
                     f"{path} is none of {', '.join(known)}",
-                    do=f"convert it; compressed text may end in {', '.join(COMPRESSED)}",
+                    do=f"convert it; compressed text may end in {', '.join(COMPRESSED)}{lines}",
                 )
             for file in sorted(files):
                 found.setdefault(os.path.realpath(file), file)
+    unread = ", ".join(f"{number:,} {what}" for what, number in sorted(left.items()) if number)
     if not found:
-        raise DataError("NO-INPUT", f"no text files in {', '.join(patterns)}", do="check the path")
+        what = f"no text files in {', '.join(patterns)}" + (f" ({unread})" if unread else "")
+        raise DataError("NO-INPUT", what, do="check the path")
+    if unread:
+        note(f"not read: {unread}")
     return sorted(found.values())
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    """Files below a folder; links to folders are not followed."""
+def _files_below(folder: Path) -> tuple[list[Path], int]:
+    """Files below a folder, and how many links to folders there are, which are not followed."""
 
     def refuse(error: OSError) -> NoReturn:
         raise fault(Path(error.filename), f"cannot be read: {reason(error)}") from error
 
-    for parent, _, names in os.walk(folder, onerror=refuse):
-        yield from (Path(parent, name) for name in names)
+    files: list[Path] = []
+    links = 0
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        files += (Path(parent, name) for name in names)
+        links += sum(Path(parent, name).is_symlink() for name in folders)
+    return files, links
 
 
 def kind(path: Path) -> str:

@@ -363,3 +363,15 @@ def test_other_kinds_of_files_and_empty_folders_are_refused(tree):
 def test_a_home_folder_is_expanded(tree, monkeypatch):
     monkeypatch.setenv("HOME", str(tree))
     assert [p.name for p in find_files(["~/*.txt"])] == ["b.txt"]
+
+
+def test_what_is_not_read_of_a_folder_is_told(tmp_path, capsys):
+    for name in ("a.txt", "b.csv", "c.csv", "d.pdf", "e"):
+        (tmp_path / name).write_text("text")
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert [p.name for p in find_files([str(tmp_path)])] == ["a.txt"]
+    told = "not read: 2 .csv, 1 .pdf, 1 links to folders, 1 without a suffix"
+    assert told in capsys.readouterr().err
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(DataError, match=r"2 \.csv, 1 \.pdf"):
+        find_files([str(tmp_path)])
