@@ -64,17 +64,17 @@ def compare_speed(race: Race, output: Path | None) -> Path:
         deadline = begin + 60 * race.minutes * (i + 1) / len(race.threads)
         logs = work / f"logs-{i}"
         logs.mkdir()
+        # Written after each, so that a race that is cut short leaves what it has.
         if job.device == "cpu":
             timed = resident(contestants, logs, race.pace, threads, deadline)
             runs.append(_summary(job, timed, threads))
         else:
-            # After each, so that a race that is cut short leaves what it has.
             timed = fresh(
                 contestants, logs, race.pace, deadline, lambda t: keep([_summary(job, t, None)])
             )
             runs.append(_summary(job, timed, None))
+        path = keep(runs)
         _tell(runs[-1])
-    path = keep(runs)
     failed = [f"{name}: {why}" for run in runs for name, why in run["failed"].items()]
     if failed:
         raise OutpaceError(

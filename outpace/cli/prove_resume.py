@@ -53,5 +53,7 @@ def run(argv: list[str]) -> int:
     raise CheckpointError(
         "NOT-REPRODUCED",
         f"step {proof.end} came out with other bits than the run's own",
-        do="train with --deterministic on, and prove it on the same machine",
+        do="prove it with what changed put back"
+        if proof.environment_changes
+        else "train with --deterministic on, and prove it on the same machine",
     )

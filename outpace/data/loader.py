@@ -109,7 +109,8 @@ class Loader:
                     "TOO-LITTLE-DATA",
                     f"a step needs {needed} sequences of {self.spec.context} tokens, and the "
                     f"{split} split of {dataset.folder} has {blocks} ({len(stream):,} tokens)",
-                    do="prepare more text, or choose a smaller --tokens_per_step or --context",
+                    do="prepare more text, or choose a smaller --tokens_per_step or --context"
+                    + (", or leave --bos_aligned out" if self.spec.bos_aligned else ""),
                 )
 
     def read(self, samples: Samples, out: UInt16) -> None:

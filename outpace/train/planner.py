@@ -351,13 +351,13 @@ class _Planner:
         """Refuse a micro-batch that cannot fit in the machine at all; warn when it is close."""
         need = memory.peak(micro * self.shape.context)
         if need > self.machine.memory_bytes:
+            smaller = "a smaller --micro_batch_size with more --gradient_accumulation_steps, or "
             raise OutOfMemory(
                 "MEMORY",
                 f"micro-batch {micro} x {self.shape.context} tokens of {self._size_name()} needs "
                 f"about {gib(need)}; {self.machine.device_name} has "
                 f"{gib(self.machine.memory_bytes)}",
-                do="choose a smaller --micro_batch_size or --context, a smaller --model_size, or "
-                "more --gradient_accumulation_steps for the same tokens a step",
+                do=f"choose {smaller if micro > 1 else ''}a smaller --context or --model_size",
             )
         if need > self.machine.available_bytes:
             self.warnings.append(

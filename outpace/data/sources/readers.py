@@ -33,6 +33,7 @@ once; more where all the texts of a row group together are short."""
 ROWS_BYTES = 2**28
 """What the rows that are read at once may take."""
 MEND = "mend or leave out the file"
+MEND_OR_SKIP = "mend the file, or leave such lines out with --errors skip"
 OR_REPLACE = "convert it to UTF-8, or choose --errors replace or skip"
 BOMS, CRLFS, REPLACED, SKIPPED = (
     "byte_order_marks_removed",
@@ -198,9 +199,9 @@ def _fields(
         before = data.decode(errors="replace")[: getattr(error, "pos", 0)]
         byte = place.offset + len(before.encode())
         why = getattr(error, "msg", error)
-        raise _bad(f"{place} is not JSON (byte {byte}: {why})") from error
+        raise _bad(f"{place} is not JSON (byte {byte}: {why})", MEND_OR_SKIP) from error
     if not isinstance(record, dict):
-        raise _bad(f"{place} is {type(record).__name__}, not a JSON object")
+        raise _bad(f"{place} is {type(record).__name__}, not a JSON object", MEND_OR_SKIP)
     for name in (how.text_field, *columns):
         if name not in record:
             flag = "--text_field" if name == how.text_field else "--filter"
@@ -208,7 +209,8 @@ def _fields(
             raise missing(f"{place} has no field", name, list(record), do)
     text = record[how.text_field]
     if not isinstance(text, str):
-        raise _bad(f"{place}: {how.text_field!r} is {type(text).__name__}, not text")
+        what = f"{place}: {how.text_field!r} is {type(text).__name__}, not text"
+        raise _bad(what, "name another --text_field, or leave such lines out with --errors skip")
     if b"\\u" in data and (half := SURROGATE.search(text)):
         if how.errors != "replace":
             what = f"{place}: a lone surrogate at character {half.start()}"
