@@ -84,10 +84,9 @@ def run(argv: list[str]) -> int:
     from outpace.runtime.distributed import Group, from_environment
     from outpace.runtime.hardware import detect
     from outpace.train.assemble import choose_device
-    from outpace.train.load_model import check_there, load_model
+    from outpace.train.load_model import load_model
     from outpace.train.questions import check_protocols, questions
 
-    check_there(options.model)
     asked = list(
         questions(
             [task for task in tasks if task not in (LOSS, TEXT)],

@@ -97,11 +97,8 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
         _check_hellaswag(config, set_by, plan, mixture)
         print_plan(plan, machine, data_line(mixture, plan), folder)
         _check_room(config, plan, folder)
-    if config.run.resume == "auto" and _is_finished(folder, plan):
-        if ranks.is_main:
-            say(f"finished {plan.max_steps:,} of {plan.max_steps:,} steps before: nothing is left")
-        return DONE, folder.root
     group = session = None
+    before = False
     try:
         group = distributed.Group(ranks, device, 60 * config.safety.peer_timeout_minutes)
         _check_same_plan(group, plan)
@@ -123,7 +120,9 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
             lock = folder.lock()
             store.sweep(folder.root)
             store.sweep(folder.checkpoints)
-            _write_start(session, set_by, machine, environment, argv)
+            before = _is_finished(folder, plan)
+            if not before:
+                _write_start(session, set_by, machine, environment, argv)
         stop.listen()  # from here on a signal saves; before, there is nothing to save
         watchdog.start()
         progress = resume(session, environment)
@@ -139,7 +138,7 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
         watchdog.beat("ending")
         code = DONE if finished else STOPPED_RESUMABLE
         if ranks.is_main:
-            _write_end(session, progress, finished)
+            _write_end(session, progress, finished, before)
         group.largest(0)  # torchrun ends the others when one leaves with 75
         return code, folder.root
     except Exception as error:
@@ -178,7 +177,8 @@ def _check_hellaswag(config: RunConfig, set_by: SetBy, plan: Plan, mixture: Mixt
 
 
 def _is_finished(folder: RunFolder, plan: Plan) -> bool:
-    """Whether the run is there already, to its last step, in a good checkpoint."""
+    """Whether the run was trained to its last step, and its checkpoint is good: then only an
+    evaluation may be missing."""
     with contextlib.suppress(UsageError, OSError):
         state = read_state(folder)
         if state["state"] == "finished" and state.get("last_step") == plan.max_steps:
@@ -278,15 +278,18 @@ def _changed_settings(folder: RunFolder, config: RunConfig) -> list[str]:
     )
 
 
-def _write_end(s: Session, progress: Progress, finished: bool) -> None:
+def _write_end(s: Session, progress: Progress, finished: bool, before: bool) -> None:
+    """Tell how it ended, and write it down; the record of a run that was finished `before` stays
+    that of the process that trained it."""
     last = _last_checkpoint(s.folder)
     where = f"{progress.step:,} of {s.plan.max_steps:,} steps"
     if finished:
         digest = store.weights_sha256(dict(s.model.named_parameters()))
-        s.folder.event("finished", step=progress.step, weights_sha256=digest)
-        s.folder.write_status(
-            "finished", code=DONE, last_step=progress.step, weights_sha256=digest, **last
-        )
+        if not before:
+            s.folder.event("finished", step=progress.step, weights_sha256=digest)
+            s.folder.write_status(
+                "finished", code=DONE, last_step=progress.step, weights_sha256=digest, **last
+            )
         say(
             f"finished {where} in {duration(progress.elapsed_s)} of training; weights {digest[:16]}"
         )

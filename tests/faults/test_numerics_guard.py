@@ -356,7 +356,7 @@ def test_n9_replicas_that_differ_are_found_before_they_are_saved(tiny_dataset, t
     assert hashes(run) == hashes(reference) and final_hash(run) == final_hash(reference)
 
 
-def test_n9_a_batch_that_cannot_be_kept_does_not_stop_training(tiny_dataset, tmp_path):
+def test_a_batch_that_cannot_be_kept_does_not_stop_training(tiny_dataset, tmp_path):
     """safetensors has an error of its own for what the disk does not take."""
     run = tmp_path / "run"
     kept = RunFolder(run).incidents / store.name_of(7, 0)
@@ -366,7 +366,7 @@ def test_n9_a_batch_that_cannot_be_kept_does_not_stop_training(tiny_dataset, tmp
     assert kinds(run) == [(7, "not finite")]
 
 
-def test_n9_a_batch_is_run_again_with_other_weights_than_the_runs_own(tiny_dataset, tmp_path):
+def test_a_batch_is_run_again_with_other_weights_than_the_runs_own(tiny_dataset, tmp_path):
     run = tmp_path / "run"
     assert call(
         *command(tiny_dataset, run), cwd=tmp_path, setup=poison.loss, args=((7,),)
@@ -383,7 +383,7 @@ def test_n9_a_batch_is_run_again_with_other_weights_than_the_runs_own(tiny_datas
     assert all(math.isfinite(r["loss"]) for r in record["replays"])
 
 
-def test_n9_json_has_no_number_that_is_not_finite(tiny_dataset, tmp_path):
+def test_json_has_no_number_that_is_not_finite(tiny_dataset, tmp_path):
     run = tmp_path / "run"
     assert call(
         *command(tiny_dataset, run), cwd=tmp_path, setup=poison.loss, args=((7,),)
@@ -398,7 +398,7 @@ def test_n9_json_has_no_number_that_is_not_finite(tiny_dataset, tmp_path):
     assert json.loads(done.out, parse_constant=pytest.fail)["replays"][0]["loss"] is None
 
 
-def test_n10_processes_that_chose_different_kernels_are_refused(tiny_dataset, tmp_path):
+def test_processes_that_chose_different_kernels_are_refused(tiny_dataset, tmp_path):
     """Their bits would differ, and with a batch that depends on the kernel even their tokens."""
     arguments = [
         *command(tiny_dataset, tmp_path / "run"), "--gradient_accumulation_steps", "1",
