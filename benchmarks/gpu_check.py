@@ -14,6 +14,7 @@ goes on. Exit code 0 when nothing failed. On a machine without a GPU it does the
 with smaller models.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -29,7 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from outpace.core.children import die_with_parent  # noqa: E402  (needs no package)
+from outpace.core.children import end, send, start  # noqa: E402  (needs no package)
 from outpace.core.crash import last_error  # noqa: E402
 
 NEEDED = {
@@ -129,24 +130,14 @@ class Check:
         tell(f"\n== {stage.name}, at most {stage.limit_s:.0f} s: {' '.join(stage.command)}")
         log = self.scratch / f"{stage.name}.log"
         begin = time.monotonic()
-        with open(log, "wb") as out:
-            process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=os.environ | {"PYTHONPATH": _path()},
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-                preexec_fn=die_with_parent,
-            )
-            try:
-                code = process.wait(stage.limit_s)
-                stage.outcome = "ok" if code == 0 else "failed"
-            except subprocess.TimeoutExpired:
-                stage.outcome, code = "out of time", None
-            finally:
-                _end(process)
+        process = start(command, log, cwd=ROOT, env=os.environ | {"PYTHONPATH": _path()})
+        try:
+            code = process.wait(stage.limit_s)
+            stage.outcome = "ok" if code == 0 else "failed"
+        except subprocess.TimeoutExpired:
+            stage.outcome, code = "out of time", None
+        finally:
+            _end(process)
         stage.seconds = time.monotonic() - begin
         text = log.read_text(errors="replace")
         stage.log = text[-20_000:]
@@ -328,17 +319,11 @@ def _has_gpu() -> bool:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a stage with all that it started. A stopped process cannot hear, so it is let go on."""
-    for number in (signal.SIGTERM, signal.SIGCONT, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            return
-        if number == signal.SIGCONT:
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                continue
-    process.wait()
+    send(process, signal.SIGTERM)
+    send(process, signal.SIGCONT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(5)
+    end(process)
 
 
 if __name__ == "__main__":

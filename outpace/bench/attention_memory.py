@@ -6,7 +6,6 @@ log memory over log length: 1 is linear, 2 is quadratic.
 import contextlib
 import json
 import math
-import signal
 import statistics
 import subprocess
 import sys
@@ -112,7 +111,7 @@ def _in_new_process(backend: str, T: int, heads: int, head_dim: int, device: str
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if done.returncode:
         said = last_error(done.stderr)[:120] or f"it ended with {done.returncode}"
-        killed = done.returncode == -signal.SIGKILL  # as Linux does where memory is short
+        killed = done.returncode == -9  # SIGKILL, as Linux does where memory is short
         if killed or any(text in said.lower() for text in OUT_OF_MEMORY_TEXTS):
             raise OutOfMemory(
                 "MEMORY",

@@ -4,11 +4,8 @@ own, each on half of the cores; the halves are swapped every few seconds, so tha
 machine or a core falls on both. Both final models are scored by the same evaluation.
 """
 
-import contextlib
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -24,7 +21,7 @@ from outpace.bench.rungs import argv
 from outpace.bench.turns import hold_on, no_survivors
 from outpace.checkpoint.state import load_weights
 from outpace.config.presets import GPT2Shape
-from outpace.core.children import die_with_parent
+from outpace.core.children import end, start
 from outpace.core.errors import DataError, OutpaceError, UsageError
 from outpace.core.files import read_json_lines
 from outpace.core.log import say
@@ -68,11 +65,13 @@ def compare_nanogpt(
         raise UsageError("WORK-USED", f"{work} is already there", do="name a new folder")
     work.mkdir(parents=True)
     nanogpt.stage(checkout, _job(settings, dataset), work / "nanogpt")
-    with no_survivors() as runs:
-        runs.append(_Run("outpace", _outpace_command(dataset, settings, work), work))
-        runs.append(_Run("nanogpt", _nanogpt_command(settings), work, cwd=work / "nanogpt"))
-        _side_by_side(runs, settings.swap_s)
-    commands = {run.name: run.command_text for run in runs}
+    with no_survivors() as ending:
+        ours = _Run("outpace", _outpace_command(dataset, settings, work), work)
+        ending.callback(end, ours.process)
+        theirs = _Run("nanogpt", _nanogpt_command(settings), work, cwd=work / "nanogpt")
+        ending.callback(end, theirs.process)
+        _side_by_side((ours, theirs), settings.swap_s)
+    commands = {run.name: run.command_text for run in (ours, theirs)}
     body = collect(checkout, dataset, settings, work) | {"commands": commands}
     return write_result("compare-nanogpt-cpu", "cpu", body, output)
 
@@ -140,25 +139,11 @@ class _Run:
         self.name, self.log = name, work / f"{name}.log"
         self.command_text = " ".join(["python", *command[1:]])
         env = os.environ | {"OMP_NUM_THREADS": str(len(_halves()[0]))}
-        with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(
-                command,
-                cwd=cwd,
-                env=env,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=die_with_parent,
-            )
+        self.process = start(command, self.log, cwd=cwd, env=env)
 
     @property
     def alive(self) -> bool:
         return self.process.poll() is None
-
-    def end(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
 
 
 def _halves() -> tuple[set[int], set[int]]:

@@ -7,14 +7,11 @@ lowest rung at equal tokens a step, and both at their best micro-batch at many t
 """
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,13 +40,13 @@ from outpace.bench.rungs import (
 from outpace.bench.turns import last_line, log_end, no_survivors
 from outpace.config.load import load
 from outpace.config.presets import GPT2Shape
-from outpace.core.children import die_with_parent
+from outpace.core.children import end, start
 from outpace.core.errors import NumericsError, OutOfMemory, OutpaceError, UsageError
 from outpace.core.log import say, warn
 from outpace.core.units import gib
 from outpace.data.shards import Dataset
 from outpace.model.cost import parameters
-from outpace.runtime.hardware import Machine, detect
+from outpace.runtime.hardware import Machine
 from outpace.train.plan import Capabilities, DatasetFacts
 from outpace.train.planner import make_plan
 from outpace.train.run import versions
@@ -140,8 +137,9 @@ def climb(c: Climb, machine: Machine, can: Capabilities, output: Path | None) ->
     without = leave_one_out(carried, ladder) if c.leave_one_out else []
     equal = equal_tokens(carried, ladder)
     points = {s.name: Point(s) for s in (*settings, equal, *lowest, *top, *without)}
+    keys = _keys(c, machine, ladder, points)
     if c.resume:
-        _take_over(c, ladder, points, output or RESULTS / f"{name}.json")
+        _take_over(points, keys, output or RESULTS / f"{name}.json")
     # The two numbers first, then the rungs in their order.
     order = [settings[0], equal, *lowest, *top, *settings[1:], *without]
     work, path = Path(tempfile.mkdtemp(prefix="outpace-ladder-")), None
@@ -152,9 +150,7 @@ def climb(c: Climb, machine: Machine, can: Capabilities, output: Path | None) ->
         _tell(c, points, point)
         # After each, so that a run that is cut short leaves what it has.
         body = _body(c, points, settings, lowest, top, without, skipped)
-        body["points"] = {
-            _key(c, ladder, p): p.result for p in points.values() if "step_ms" in p.result
-        }
+        body["points"] = {keys[n]: p.result for n, p in points.items() if "step_ms" in p.result}
         path = write_result(name, c.device.type, body, output)
     assert path is not None
     _tell_numbers(body["numbers"])
@@ -163,23 +159,25 @@ def climb(c: Climb, machine: Machine, can: Capabilities, output: Path | None) ->
     return path
 
 
-def _key(c: Climb, ladder: Ladder, point: Point) -> str:
-    """What a measurement stands for: commit, PyTorch, machine, data and its own flags."""
-    drift = argv(drift_flags(point.setting, ladder)) if point.setting.drift else []
-    now, device = versions(), detect(c.device.type).device_name
-    flags = argv(c.flags | point.setting.flags)
-    mine = [now.get("git_commit"), now["torch"], device, c.dataset.fingerprint, c.drift_steps]
-    return json.dumps([*mine, flags, drift])
+def _keys(c: Climb, machine: Machine, ladder: Ladder, points: dict[str, Point]) -> dict[str, str]:
+    """What the measurement of each point stands for: commit, PyTorch, machine, data, its flags."""
+    now, data = versions(), c.dataset.fingerprint
+    place = [now.get("git_commit"), now["torch"], machine.device_name, data, c.drift_steps]
+    keys = {}
+    for name, point in points.items():
+        drift = argv(drift_flags(point.setting, ladder)) if point.setting.drift else []
+        keys[name] = json.dumps([*place, argv(c.flags | point.setting.flags), drift])
+    return keys
 
 
-def _take_over(c: Climb, ladder: Ladder, points: dict[str, Point], path: Path) -> None:
+def _take_over(points: dict[str, Point], keys: dict[str, str], path: Path) -> None:
     """Let the points that an earlier call left in its result file stand."""
     try:
         earlier = json.loads(path.read_text())["points"]
     except (OSError, ValueError, LookupError, TypeError):
         earlier = {}
-    for point in points.values():
-        point.result = dict(earlier.get(_key(c, ladder, point), {}))
+    for name, point in points.items():
+        point.result = dict(earlier.get(keys[name], {}))
     found = sum(bool(point.result) for point in points.values())
     say(f"{found} points stand in {path} already")
 
@@ -197,8 +195,6 @@ def _measure(
     same = [p for p in points.values() if p.setting.flags == point.setting.flags]
     if known := next((p.result for p in same if p.result), None):
         point.result = known
-        return
-    if point.result:
         return
     seconds = deadline - time.monotonic()
     if seconds < 1:
@@ -223,31 +219,13 @@ def _measure(
     point.result["seconds"] = time.monotonic() - began
 
 
-class _Child:
-    """A process in a group of its own, which goes with it."""
-
-    def __init__(self, folder: Path) -> None:
-        with open(folder / "log", "wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-u", "-m", "outpace.bench.one_rung", str(folder / "job.json")],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=die_with_parent,
-            )
-
-    def end(self) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
 def _in_a_process(folder: Path, limit_s: float) -> dict[str, Any]:
-    with no_survivors() as children:
-        children.append(child := _Child(folder))
+    command = [sys.executable, "-u", "-m", "outpace.bench.one_rung", str(folder / "job.json")]
+    with no_survivors() as ending:
+        process = start(command, folder / "log")
+        ending.callback(end, process)
         try:
-            code = child.process.wait(limit_s)
+            code = process.wait(limit_s)
         except subprocess.TimeoutExpired:
             return {"no_time": True}
     if code:

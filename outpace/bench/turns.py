@@ -9,19 +9,17 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 
 from outpace.bench.peers import Contestant
-from outpace.core.children import die_with_parent
+from outpace.core.children import end, send, start
 from outpace.core.crash import last_error
 
 POLL_S = 0.1
@@ -64,17 +62,7 @@ class Racer:
         if contestant.scratch:
             shutil.rmtree(contestant.scratch, ignore_errors=True)
         self._gpu_before = _gpu_in_use()
-        with open(log, "wb") as out:
-            self.process = subprocess.Popen(
-                contestant.command,
-                cwd=contestant.cwd,
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-                preexec_fn=die_with_parent,
-            )
+        self.process = start(contestant.command, log, cwd=contestant.cwd, env=env)
 
     def steps(self) -> list[float]:
         """Milliseconds of every step so far. Failed when the process is gone."""
@@ -110,18 +98,10 @@ class Racer:
             self.peak_bytes = max(self.peak_bytes, _peak_resident(self.process.pid))
 
     def pause(self) -> None:
-        self._signal(signal.SIGSTOP)
+        send(self.process, signal.SIGSTOP)
 
     def resume(self) -> None:
-        self._signal(signal.SIGCONT)
-
-    def end(self) -> None:
-        self._signal(signal.SIGKILL)
-        self.process.wait()
-
-    def _signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
+        send(self.process, signal.SIGCONT)
 
 
 @dataclass
@@ -142,11 +122,12 @@ def resident(
     """All on the CPU at once, one running at a time on `threads` cores, each round on the next.
     Windows shrink to keep `deadline` (of time.monotonic)."""
     timed = [Timed(c, logs / f"{c.name}.log") for c in contestants]
-    with no_survivors() as racers:
+    with no_survivors() as ending:
         pairs = []
         for t in timed:
-            racers.append(Racer(t.contestant, t.log, threads))
-            pairs.append((t, racers[-1]))
+            racer = Racer(t.contestant, t.log, threads)
+            ending.callback(end, racer.process)
+            pairs.append((t, racer))
         _warm_up(pairs, pace)
         for r in range(pace.rounds):
             running = [pair for pair in pairs if pair[0].failure is None]
@@ -177,8 +158,9 @@ def fresh(
     for t in timed * pace.rounds:
         if t.failure is not None or time.monotonic() > deadline:
             continue
-        with _failure_of(t), no_survivors() as racers:
-            racers.append(racer := Racer(t.contestant, t.log))
+        with _failure_of(t), no_survivors() as ending:
+            racer = Racer(t.contestant, t.log)
+            ending.callback(end, racer.process)
             until = min(time.monotonic() + pace.start_s, deadline)
             try:
                 racer.wait_for(pace.warmup_steps, until)
@@ -237,16 +219,12 @@ def _failure_of(t: Timed, racer: Racer | None = None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def no_survivors() -> Iterator[list[Any]]:
-    """Call `end()` of everything in the list on the way out, on a SIGTERM too."""
-    racers: list[Any] = []
+def no_survivors() -> Iterator[contextlib.ExitStack]:
+    """Call what is given to its `callback` on the way out, on a SIGTERM too."""
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        yield racers
-    finally:
-        for racer in racers:
-            racer.end()
-        signal.signal(signal.SIGTERM, before)
+    with contextlib.ExitStack() as ending:
+        ending.callback(signal.signal, signal.SIGTERM, before)
+        yield ending
 
 
 def _cores(turn: int, n: int) -> set[int]:

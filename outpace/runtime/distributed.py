@@ -108,6 +108,10 @@ class Group:
         dist.all_reduce(box, dist.ReduceOp.MAX, group=self._control)
         return int(box.item())
 
+    def agrees(self, value: int) -> bool:
+        """Whether all processes have the same host integer."""
+        return self.largest(value) == -self.largest(-value)
+
     def close(self) -> None:
         if self.ranks.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()

@@ -222,7 +222,7 @@ def _check_same_plan(group: distributed.Group, plan: Plan) -> None:
     numbers = (plan.attention_backend, plan.cross_entropy, plan.compile, plan.micro_batch_size,
                plan.gradient_accumulation_steps)  # fmt: skip
     number = int(sha256_json(numbers)[:12], 16)
-    if group.largest(number) != -group.largest(-number):
+    if not group.agrees(number):
         raise UsageError(
             "RANKS-DISAGREE",
             "not every process measured the same kernels to be the fastest",
@@ -233,7 +233,7 @@ def _check_same_plan(group: distributed.Group, plan: Plan) -> None:
 
 def _check_agreement(group: distributed.Group, step: int) -> None:
     """All processes must stand at the same step: they read the run folder each for themselves."""
-    if group.largest(step) != -group.largest(-step):
+    if not group.agrees(step):
         raise CheckpointError(
             "RANKS-DISAGREE",
             "not every process sees the same checkpoints in the run folder",

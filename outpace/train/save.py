@@ -108,7 +108,7 @@ def _check_replicas(s: Session) -> None:
     if s.group.ranks.world_size == 1:
         return
     mine = checksum(s.model)
-    if s.group.largest(mine) != -s.group.largest(-mine):
+    if not s.group.agrees(mine):
         raise PeerLost(
             "DIVERGED-REPLICAS",
             "the processes' weights differ, which they never should",
