@@ -158,8 +158,11 @@ def test_d7_a_disk_that_becomes_read_only(tiny_dataset, tmp_path):
         assert child.err.count("trying once more") == 1
         told = events(run, "checkpoint")[-1]["path"]
         assert store.fault(run / "checkpoints" / told) is None
-    subprocess.run(["fsck.ext4", "-p", image], check=False, capture_output=True)
-    with mounted(disk, "-o", "loop", image):
+    # Of a copy: where another process's mount namespace keeps the failed disk mounted, mounting its
+    # image again gives that disk, still read-only.
+    well = shutil.copy(image, tmp_path / "well.img")
+    subprocess.run(["fsck.ext4", "-p", well], check=False, capture_output=True)
+    with mounted(disk, "-o", "loop", well):
         assert store.fault(run / "checkpoints" / told) is None
         assert_goes_on(run, tiny_dataset, tmp_path)
 
