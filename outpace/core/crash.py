@@ -2,6 +2,7 @@
 Neither holds a secret of the environment.
 """
 
+import contextlib
 import datetime
 import errno
 import os
@@ -50,10 +51,12 @@ def explain(error: BaseException, folder: Path | None = None) -> OutpaceError:
             "smaller --context or --model_size, or end other programs",
         )
     if cut := CUT_LIBRARY.search(str(error)):
+        deleted = _delete_compiled(Path(cut[1]))
         return OutpaceError(
             "COMPILE-CACHE",
-            f"{cut[1]} is cut short: what compiled it was ended by force",
-            do="delete that file, and run the same command again",
+            f"{cut[1]} is cut short{', and deleted now' if deleted else ''}: what compiled it was "
+            "ended by force",
+            do=f"{'' if deleted else 'delete that file, and '}run the same command again",
         )
     if isinstance(error, (ConnectionError, TimeoutError)):
         return NetworkError("NETWORK", first_line(error), do="check the network, then run again")
@@ -95,6 +98,16 @@ def is_out_of_memory(error: BaseException) -> bool:
         return error.errno == errno.ENOMEM
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(t in text for t in OUT_OF_MEMORY_TEXTS)
+
+
+def _delete_compiled(library: Path) -> bool:
+    """Delete a library if it is of the compiler's cache; whether it is gone."""
+    cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if not cache or not library.is_relative_to(cache):
+        return False
+    with contextlib.suppress(OSError):
+        library.unlink()
+    return not library.exists()
 
 
 def _report(error: BaseException, folder: Path | None) -> str:
