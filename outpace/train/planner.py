@@ -33,6 +33,8 @@ CPU_FLOPS_PER_CORE = 100e9
 DEFAULT_TOKENS = 10_000_000_000
 MOST_EPOCHS = 4
 """Up to 4 passes repeated text is nearly as good as new (Muennighoff et al. 2023)."""
+MANY_EPOCHS = 16
+"""From about here on another pass teaches next to nothing (the same)."""
 
 
 def make_plan(
@@ -127,7 +129,7 @@ class _Planner:
             tokens_per_step=tokens_per_step,
             max_steps=max_steps,
             max_tokens=max_steps * tokens_per_step,
-            epochs=max_steps * tokens_per_step / max(1, self.dataset.train_tokens),
+            epochs=self._epochs(max_steps * tokens_per_step),
             lr=lr,
             schedule=c.schedule.schedule,
             warmup_steps=warmup,
@@ -429,6 +431,16 @@ class _Planner:
             else "10 billion tokens"
         )
         return self.choose("max_steps", max(1, tokens // tokens_per_step), reason)
+
+    def _epochs(self, tokens: int) -> float:
+        epochs = tokens / max(1, self.dataset.train_tokens)
+        if epochs > MANY_EPOCHS:
+            self.warnings.append(
+                f"the text will be read {epochs:,.0f} times, and from about {MANY_EPOCHS} times on "
+                "hardly anything more is learned from it: prepare more text, or set a smaller "
+                "--max_steps"
+            )
+        return epochs
 
     def _bos_aligned(self) -> bool:
         if not self.config.data.bos_aligned:

@@ -512,3 +512,11 @@ def test_deterministic_attention_on_a_gpu_is_that_of_flash():
         argv = ["--deterministic", "on", "--attention_backend", backend]
         assert "may differ from run to run" in refusal(argv, can=can)
         assert plan(argv, machine=BF16_CPU).attention_backend == backend
+
+
+@pytest.mark.parametrize(("steps", "warned"), [(8, False), (12, False), (13, True), (500, True)])
+def test_text_that_is_read_too_often_is_warned_of(steps, warned):
+    p = plan(["--max_steps", steps, "--tokens_per_step", 65536], data=TINY)
+    assert p.epochs == steps * 65536 / 50_000
+    times = f"read {p.epochs:,.0f} times"
+    assert any(times in w and "--max_steps" in w for w in p.warnings) == warned
