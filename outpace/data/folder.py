@@ -116,7 +116,7 @@ def stop_on_signals(output: Path) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def open_journal(output: Path, spec: str, stamps: str) -> Journal:
+def open_journal(output: Path, spec: str, settings: dict[str, Any], stamps: str) -> Journal:
     """What was done already; DataError when the folder holds something else, which is then left as
     it is."""
     path = output / JOURNAL
@@ -127,11 +127,11 @@ def open_journal(output: Path, spec: str, stamps: str) -> Journal:
                 f"{output} holds shards of something else ({foreign[0].name})",
                 do="choose another --output",
             )
-        journal = Journal(spec, stamps)
+        journal = Journal(spec, settings, stamps)
     else:
         content = read_json(path)
         if isinstance(content, dict) and content.get("spec") not in (None, spec):
-            raise other_dataset(output, "prepared from other text or settings")
+            raise other_dataset(output, difference(content.get("settings"), settings))
         journal = Journal.read(output)
         if fault := _fault(output, journal):
             warn(f"{fault}; writing everything again")
@@ -150,13 +150,30 @@ def other_dataset(output: Path, which: str) -> DataError:
     )
 
 
+def difference(known: Any, wanted: dict[str, Any]) -> str:
+    """In what a dataset's settings are not those that are wanted; where they are equal, the text
+    is another one."""
+    known = known if isinstance(known, dict) else {}
+    if known.get("kind") != wanted["kind"]:
+        return f"from {known.get('kind', 'another source')}, not {wanted['kind']}"
+    found = []
+    for name in sorted(known.keys() | wanted.keys()):
+        there, here = known.get(name), wanted.get(name)
+        if there == here:
+            continue
+        plain = not isinstance(there, (list, dict)) and not isinstance(here, (list, dict))
+        found.append(f"{name} {there}, not {here}" if plain else f"other {name}")
+    return f"prepared with {'; '.join(found)}" if found else "prepared from other text"
+
+
 def begin_again(output: Path, journal: Journal, decision: dict[str, Any] | None) -> Journal:
     """A journal of nothing done. The shards are taken away: there might be fewer this time."""
-    Journal(journal.spec, journal.stamps, decision=decision).write(output)
+    fresh = Journal(journal.spec, journal.settings, journal.stamps, decision=decision)
+    fresh.write(output)
     for shard in journal.shards:
         for name in (shard.file, shard.lengths):
             (output / name).unlink(missing_ok=True)
-    return Journal(journal.spec, journal.stamps, decision=decision)
+    return fresh
 
 
 def _fault(output: Path, journal: Journal) -> str | None:

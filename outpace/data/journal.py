@@ -28,6 +28,8 @@ class Journal:
     """The state at the last finished shard."""
 
     spec: str
+    settings: dict[str, Any]
+    """What `spec` is a hash of, but for the text, as the manifest will say it."""
     stamps: str = ""
     shards: list[ShardFile] = field(default_factory=list)
     chunk: int = 0
@@ -51,6 +53,7 @@ class Journal:
         try:
             journal = cls(
                 spec=content["spec"],
+                settings=dict(content["settings"]),
                 stamps=content["stamps"],
                 shards=[ShardFile.parse(s) for s in content["shards"]],
                 chunk=int(content["chunk"]),

@@ -1,5 +1,6 @@
 """The manifest of a prepared folder: what is there, from what, and what was left out."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -73,3 +74,11 @@ def _split(ledger: Ledger) -> str:
     if ledger.cut is not None:
         return f"the only document is cut at character {ledger.cut}"
     return f"{DIGEST} of the text below val_fraction"
+
+
+def settings_in(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What a manifest says of the source and the options, by name, as JSON has it."""
+    told = {**manifest.get("source", {}), **manifest.get("options", {})}
+    told.pop("normalisation", None)
+    settings: dict[str, Any] = json.loads(json.dumps(told))
+    return settings

@@ -35,6 +35,7 @@ from outpace.data.filters import parse_filter
 from outpace.data.folder import (
     Stopped,
     begin_again,
+    difference,
     locked,
     open_journal,
     other_dataset,
@@ -43,7 +44,7 @@ from outpace.data.folder import (
 from outpace.data.forecast import Progress, announce
 from outpace.data.journal import GROWING, Journal
 from outpace.data.ledger import RECORD, Ledger, Rules
-from outpace.data.manifest import manifest_of
+from outpace.data.manifest import manifest_of, settings_in
 from outpace.data.shard_file import DELETE, MOST_TOKENS
 from outpace.data.shards import JOURNAL, MANIFEST, Dataset, open_dataset
 from outpace.data.sources import Chunk, Source
@@ -94,14 +95,15 @@ def prepare(
     chunks = source.chunks()
     reference(options.tokenizer)  # there is time: the other one is still being loaded
     tokenizer = tokenizer_of(work)
+    settings = _settings(source, options)
     spec = _spec(source, chunks, tokenizer, options)
     with contextlib.ExitStack() as stack:
         stack.callback(release)
         stack.enter_context(stop_on_signals(output))
         stack.enter_context(locked(output))
         if (output / MANIFEST).exists():
-            return _already_there(output, spec, chunks, work)
-        journal = open_journal(output, spec, stamps_of(chunks))
+            return _already_there(output, spec, settings, chunks, work)
+        journal = open_journal(output, spec, settings, stamps_of(chunks))
         check_unchanged(output, journal, chunks, work)
         announce(output, chunks, options.limit_tokens, tokenizer.version, workers)
         run = _Run(source, output, options, tokenizer, chunks, work, journal)
@@ -158,7 +160,15 @@ def _told(options: PrepareOptions) -> dict[str, Any]:
     return asdict(options) | {"decontaminate": benchmarks}
 
 
-def _already_there(output: Path, spec: str, chunks: Sequence[Chunk], work: Work) -> Dataset:
+def _settings(source: Source, options: PrepareOptions) -> dict[str, Any]:
+    """What a manifest says of a dataset's source and options, to say in what another differs."""
+    return settings_in({"source": {"kind": source.name, **source.describe()},
+                        "options": _told(options)})  # fmt: skip
+
+
+def _already_there(
+    output: Path, spec: str, settings: dict[str, Any], chunks: Sequence[Chunk], work: Work
+) -> Dataset:
     """The finished dataset, if it is of this source."""
     dataset = open_dataset(output)
     stamps = stamps_of(chunks)
@@ -167,7 +177,8 @@ def _already_there(output: Path, spec: str, chunks: Sequence[Chunk], work: Work)
         documents = int(dataset.manifest["documents"]["source"])
         same = content_of(chunks, work, documents) == dataset.manifest.get("content")
     if not same:
-        raise other_dataset(output, "prepared from other text or settings")
+        known = settings_in(dataset.manifest)
+        raise other_dataset(output, difference(known, settings))
     for name in (JOURNAL, *GROWING.values()):
         (output / name).unlink(missing_ok=True)
     return dataset

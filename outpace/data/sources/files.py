@@ -14,10 +14,7 @@ from outpace.core.errors import DataError, UsageError
 from outpace.core.log import note
 from outpace.data.sources import Batch, Chunk
 from outpace.data.sources.readers import (
-    BOMS,
-    CRLFS,
-    REPLACED,
-    SKIPPED,
+    NOTES,
     Reading,
     declared_bytes,
     fault,
@@ -79,7 +76,7 @@ class FilesSource:
             "files": [self.how.label(p) for p in self.paths],
             "text_field": self.how.text_field,
             **named,
-            "normalisation": {w: self._notes.get(w, 0) for w in (BOMS, CRLFS, REPLACED, SKIPPED)},
+            "normalisation": {what: self._notes.get(what, 0) for what in NOTES},
         }
 
 

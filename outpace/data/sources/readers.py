@@ -35,9 +35,10 @@ ROWS_BYTES = 2**28
 MEND = "mend or leave out the file"
 MEND_OR_SKIP = "mend the file, or leave such lines out with --errors skip"
 OR_REPLACE = "convert it to UTF-8, or choose --errors replace or skip"
-BOMS, CRLFS, REPLACED, SKIPPED = (
+BOMS, CRLFS, UNCUT, REPLACED, SKIPPED = NOTES = (
     "byte_order_marks_removed",
     "files_with_crlf_turned_to_lf",
+    "files_without_the_separator",
     "documents_with_bad_characters_replaced",
     "bad_documents_left_out",
 )
@@ -69,23 +70,27 @@ def read_texts(paths: Sequence[Path], how: Reading, columns: Sequence[str]) -> I
         if columns:
             raise no_column(str(path), columns[0], [])
         try:
-            for data in _pieces(path, how.separator.encode()):
+            count = 0
+            for count, data in enumerate(_pieces(path, how.separator.encode()), 1):  # noqa: B007
                 text = _text_of(path, data, how, gather)
                 if text is not None and (batch := gather.add(text, label=how.label(path))):
                     yield batch
+            gather.note(UNCUT, bool(how.separator) and count == 1)
         except UNREADABLE as error:
             raise fault(path, f"cannot be read: {reason(error)}") from error
     yield from gather.rest()
 
 
 def _pieces(path: Path, separator: bytes) -> Iterator[bytes]:
-    """The bytes of each document of a text file."""
+    """The bytes of each document of a text file. A line end in the separator is also one of CRLF,
+    which the text will not have any more."""
+    border = re.compile(re.escape(separator).replace(b"\\\n", b"\r?\n"))
     with open_input(path) as f:
         data = b""
         for piece in iter(functools.partial(f.read, PIECE), b""):
             data += piece
-            if separator and separator in data:
-                *whole, data = data.split(separator)
+            if separator:
+                *whole, data = border.split(data)
                 yield from whole
             if len(data) > MOST_DOCUMENT_BYTES:
                 raise DataError(
@@ -289,12 +294,13 @@ def read_parquet(
     gather = Gather(columns, how.label(path))
     wanted = list(dict.fromkeys([how.text_field, *columns]))
     try:
-        with pq.ParquetFile(path, metadata=metadata) as file:
+        # Threads of Arrow's own, to read ahead or to decode, would take turns with ours, which are
+        # as many as the cores.
+        with pq.ParquetFile(path, metadata=metadata, pre_buffer=False) as file:
             if holds_tokens(metadata, how.text_field):
                 yield from read_tokens(file, path, how.text_field, groups, columns)
                 return
             at_once = _rows(metadata, how.text_field, groups)
-            # Threads of Arrow's own would take turns with ours, which are as many as the cores.
             for rows in file.iter_batches(at_once, groups, wanted, use_threads=False):
                 column = rows.column(how.text_field)
                 texts = column.to_pylist()

@@ -115,6 +115,7 @@ def test_a_real_novel_loses_its_mark_and_carriage_returns_and_nothing_else(share
     assert source.describe()["normalisation"] == {
         "byte_order_marks_removed": 1,
         "files_with_crlf_turned_to_lf": 1,
+        "files_without_the_separator": 0,
         "documents_with_bad_characters_replaced": 0,
         "bad_documents_left_out": 0,
     }
@@ -130,6 +131,7 @@ def test_counts_are_of_the_last_reading_and_lone_carriage_returns_stay(tmp_path)
         assert source.describe()["normalisation"] == {
             "byte_order_marks_removed": 2,
             "files_with_crlf_turned_to_lf": 1,
+            "files_without_the_separator": 0,
             "documents_with_bad_characters_replaced": 0,
             "bad_documents_left_out": 0,
         }

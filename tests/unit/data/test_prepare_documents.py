@@ -266,25 +266,53 @@ def test_a_prepared_folder_is_not_prepared_again(folder, texts):
     assert before == {p: p.stat().st_mtime_ns for p in folder.iterdir() if p.name != ".lock"}
 
 
+class Breaking(Texts):
+    """Fails after its tenth document."""
+
+    def documents(self):
+        yield from itertools.islice(super().documents(), 10)
+        raise DataError("BROKEN", "the disk")
+
+
+SETTINGS = [
+    ({"val_fraction": 0.5}, "prepared with val_fraction 0.01, not 0.5;"),
+    ({"limit_tokens": 5}, "prepared with limit_tokens None, not 5;"),
+    ({"tokenizer": "gpt2", "shard_tokens": 77}, "shard_tokens 9, not 77; tokenizer bytes, not gpt"),
+]
+
+
 @pytest.mark.parametrize(
-    "change",
+    ("change", "words"),
     [
-        {"texts": slice(0, 19)},
-        {"texts": slice(1, 20)},
-        {"val_fraction": 0.5},
-        {"limit_tokens": 5},
-        {"shard_tokens": 77},
-        {"tokenizer": "gpt2"},
+        ({"texts": slice(0, 19)}, "prepared from other text"),
+        ({"texts": slice(1, 20)}, "prepared from other text"),
+        *SETTINGS,
     ],
 )
-def test_other_text_or_settings_in_the_same_folder_are_refused_and_nothing_changes(
-    folder, texts, change
+def test_other_text_or_settings_in_the_same_folder_are_named_and_nothing_changes(
+    folder, texts, change, words
 ):
-    prepared(folder, texts[:20])
+    prepared(folder, texts[:20], shard_tokens=9)
     before = files(folder)
-    other = texts[change.pop("texts", slice(0, 20))]
-    with pytest.raises(DataError, match="other text or settings"):
-        prepared(folder, other, **change)
+    other = texts[change.get("texts", slice(0, 20))]
+    options = {"shard_tokens": 9} | {k: v for k, v in change.items() if k != "texts"}
+    with pytest.raises(DataError, match=words):
+        prepared(folder, other, **options)
+    assert files(folder) == before
+
+
+@pytest.mark.parametrize(("change", "words"), SETTINGS)
+def test_other_settings_than_those_of_an_interrupted_preparation_are_named(
+    folder, texts, change, words, monkeypatch
+):
+    monkeypatch.setattr("outpace.data.sources.BATCH_CHARACTERS", 100)
+    options = {"shard_tokens": 9, "tokenizer": "bytes"}
+    with pytest.raises(DataError, match="BROKEN"):
+        prepare(Breaking(texts), folder, PrepareOptions(**options))
+    before = files(folder)
+    assert len(before) > 4
+    with pytest.raises(DataError, match=words):
+        prepared(folder, texts, **options | change)
     assert files(folder) == before
 
 

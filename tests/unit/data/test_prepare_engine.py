@@ -377,6 +377,27 @@ def test_a_separator_cuts_a_text_file(tmp_path, monkeypatch):
     assert list(source.documents()) == ["one\n", "\ntwo", "three"]
 
 
+@pytest.mark.parametrize("piece", [1, 2, 3, 4, 5, 1000])
+def test_a_line_end_in_a_separator_is_one_of_the_text_as_it_will_be(tmp_path, monkeypatch, piece):
+    monkeypatch.setattr("outpace.data.sources.readers.PIECE", piece)
+    (tmp_path / "x.txt").write_bytes(b"a\r\nb\r\n\r\nc\n\nd\r\n\ne.\r.\n")
+    source = FilesSource([str(tmp_path / "x.txt")], separator="\n\n")
+    assert list(source.documents()) == ["a\nb", "c", "d", "e.\r.\n"]
+
+
+def test_files_that_the_separator_does_not_cut_are_counted(tmp_path):
+    for name, text in {"a.txt": "one--two", "b.txt": "one", "c.txt": "three"}.items():
+        (tmp_path / name).write_text(text)
+    dataset = prepare(
+        FilesSource([str(tmp_path)], separator="--"),
+        tmp_path / "made",
+        PrepareOptions(tokenizer="bytes"),
+    )
+    notes = dataset.manifest["source"]["normalisation"]
+    assert notes["files_without_the_separator"] == 2
+    assert dataset.manifest["documents"]["source"] == 4
+
+
 @pytest.mark.parametrize("name", ["x.txt", "x.jsonl", "x.jsonl.gz"])
 def test_a_document_beyond_the_limit_is_refused_in_bounded_memory(tmp_path, monkeypatch, name):
     for module in ("readers", "files"):
