@@ -5,6 +5,7 @@ however big a shard, and so that an interrupted preparation goes on in the middl
 import contextlib
 import os
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -81,9 +82,13 @@ class ShardPart:
             raise self._failed(error) from error
         return Mark(**vars(self.mark))
 
-    def _sync(self) -> None:
+    def _flush(self) -> None:
         for f in self._files:
             f.flush()
+
+    def _sync(self) -> None:
+        self._flush()
+        for f in self._files:
             os.fsync(f.fileno())
 
     def finish(self, end_document: int) -> ShardFile:
@@ -93,9 +98,12 @@ class ShardPart:
                 self._open()
             self._files[0].seek(0)
             self._files[0].write(header(self.mark.tokens))
-            self._sync()
+            self._flush()
+            with ThreadPoolExecutor(1) as pool:  # the disk takes it while it is hashed
+                synced = pool.submit(self._sync)
+                sha256, lengths_sha256 = map(sha256_file, self._paths)
+                synced.result()
             self.close()
-            sha256, lengths_sha256 = map(sha256_file, self._paths)
             for path in reversed(self._paths):
                 os.replace(path, path.with_suffix(""))
             fsync_folder(self.path.parent)
