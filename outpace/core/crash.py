@@ -2,7 +2,6 @@
 Neither holds a secret of the environment.
 """
 
-import contextlib
 import datetime
 import errno
 import os
@@ -28,9 +27,6 @@ OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "cannot allocate memory", "out o
 ERROR = re.compile(r"FAILED|error\[|[\w.]*(Error|Exception|Exit|Interrupt)\b")
 """How a line begins that tells what went wrong."""
 
-CUT_LIBRARY = re.compile(r"(\S+\.so): (?:file too short|invalid ELF header)")
-"""What the system says of compiled code in PyTorch's cache that was not written to its end."""
-
 
 def explain(error: BaseException, folder: Path | None = None) -> OutpaceError:
     """The OutpaceError that says what `error` means to the user.
@@ -49,14 +45,6 @@ def explain(error: BaseException, folder: Path | None = None) -> OutpaceError:
             f"out of memory: {first_line(error)}",
             do="choose a smaller --micro_batch_size with more --gradient_accumulation_steps, a "
             "smaller --context or --model_size, or end other programs",
-        )
-    if cut := CUT_LIBRARY.search(str(error)):
-        deleted = _delete_compiled(Path(cut[1]))
-        return OutpaceError(
-            "COMPILE-CACHE",
-            f"{cut[1]} is cut short{', and deleted now' if deleted else ''}: what compiled it was "
-            "ended by force",
-            do=f"{'' if deleted else 'delete that file, and '}run the same command again",
         )
     if isinstance(error, (ConnectionError, TimeoutError)):
         return NetworkError("NETWORK", first_line(error), do="check the network, then run again")
@@ -98,16 +86,6 @@ def is_out_of_memory(error: BaseException) -> bool:
         return error.errno == errno.ENOMEM
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(t in text for t in OUT_OF_MEMORY_TEXTS)
-
-
-def _delete_compiled(library: Path) -> bool:
-    """Delete a library if it is of the compiler's cache; whether it is gone."""
-    cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    if not cache or not library.is_relative_to(cache):
-        return False
-    with contextlib.suppress(OSError):
-        library.unlink()
-    return not library.exists()
 
 
 def _report(error: BaseException, folder: Path | None) -> str:

@@ -3,13 +3,17 @@ compiler or Triton costs a line, not a run.
 """
 
 import contextlib
+import functools
 import logging
 import os
 import platform
 import shutil
+import struct
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +23,8 @@ from outpace.core.crash import first_line
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 CACHE_LOGGERS = ("torch._inductor.codecache", "torch._functorch._aot_autograd.autograd_cache")
+LINKED_S = 5.0
+"""A library that nobody has written to for so long, nobody is writing any more."""
 TUNED: dict[str, str | int | bool | Callable[..., Any]] = {
     "max_autotune": True,
     "coordinate_descent_tuning": True,
@@ -57,13 +63,38 @@ def keep_compiled_code() -> None:
     # Importing the compiler sets the variable, if nobody has, to a temporary folder.
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    if os.environ.get(CACHE_VARIABLE, default_cache_dir()) != default_cache_dir():
-        return
-    folder = cache_folder() / "inductor"
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):  # os.access is no answer on a read-only mount
-            os.environ[CACHE_VARIABLE] = str(folder)
+    if os.environ.get(CACHE_VARIABLE, default_cache_dir()) == default_cache_dir():
+        folder = cache_folder() / "inductor"
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):  # os.access is no answer on a read-only mount
+                os.environ[CACHE_VARIABLE] = str(folder)
+    _delete_cut(Path(os.environ.get(CACHE_VARIABLE, default_cache_dir())))
+
+
+@functools.cache
+def _delete_cut(folder: Path) -> None:
+    """Delete libraries that a kill cut short: PyTorch takes every file that is there for whole, and
+    who loads one that is not dies of SIGBUS."""
+    for library in folder.rglob("*.so"):
+        with contextlib.suppress(OSError):
+            while _is_cut(library):
+                if time.time() - library.stat().st_mtime > LINKED_S:
+                    library.unlink()
+                time.sleep(0.05)
+
+
+def _is_cut(library: Path) -> bool:
+    """Whether the file ends before the table that stands last in a library; not for other formats
+    than ELF's 64 bits."""
+    with open(library, "rb") as f:
+        head, size = f.read(64), os.fstat(f.fileno()).st_size
+    if len(head) < 64 or not any(head):
+        return True
+    if not head.startswith(b"\x7fELF\x02"):
+        return False
+    offset, entry, entries = struct.unpack("<40xQ10xHH2x", head)
+    return bool(size < offset + entry * entries)
 
 
 def why_not(device: torch.device) -> str | None:
@@ -86,5 +117,6 @@ def why_not(device: torch.device) -> str | None:
             warnings.simplefilter("ignore")
             torch.compile(probe)(x).backward()
     except Exception as error:  # the compiler's failures have no common type
-        return f"a probe failed with {type(error).__name__}: {first_line(error)[:120]}"
+        cause = getattr(error, "inner_exception", error)
+        return f"a probe failed with {type(cause).__name__}: {first_line(cause)[:120]}"
     return None
