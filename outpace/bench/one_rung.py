@@ -25,7 +25,7 @@ from outpace.data.loader import BatchShape, Loader
 from outpace.ops.fastest import synchronise
 from outpace.optim.schedules import from_config as lr_multiplier
 from outpace.runtime.distributed import Group, Ranks
-from outpace.runtime.driver import gpu_state
+from outpace.runtime.driver import State, state_amid
 from outpace.runtime.hardware import memory_in_use
 from outpace.tokenizer import get_tokenizer
 from outpace.train.assemble import build_trainable
@@ -143,10 +143,12 @@ def _timed(job: RungJob, stepper: Stepper) -> dict[str, Any]:
     while time.perf_counter() < until:
         seconds = stepper.seconds(1)
     steps = math.ceil(job.window_s / seconds)
-    step_ms, states = [], []
+    step_ms: list[float] = []
+    states: list[State] = []
     for _ in range(job.windows if seconds <= job.window_s else min(2, job.windows)):
-        step_ms.append(1e3 * stepper.seconds(steps) / steps)
-        states.append(gpu_state(device))
+        with state_amid(device, job.window_s / 2) as found:
+            step_ms.append(1e3 * stepper.seconds(steps) / steps)
+        states += found
     peak = memory_in_use(device)
     return {
         "step_ms": spread(step_ms),

@@ -121,6 +121,7 @@ def _summary(job: Job, timed: list[Timed], threads: int | None) -> dict[str, Any
             "flops_per_token": c.flops_per_token,
             "mfu": rate * c.flops_per_token / peak if peak else None,
             "peak_memory_bytes": t.peak_bytes,
+            "gpu": t.gpu,
             "windows_ms": t.windows,
         }
     for name, row in rows.items():

@@ -21,6 +21,7 @@ import torch
 from outpace.bench.peers import Contestant
 from outpace.core.children import end, send, start
 from outpace.core.crash import last_error
+from outpace.runtime.driver import State, state_amid
 
 POLL_S = 0.1
 STRADDLING = 2
@@ -56,6 +57,8 @@ class Racer:
         self.contestant, self.log = contestant, log
         self.peak_bytes = 0
         """Largest resident size on a CPU; largest use of the whole GPU beyond that before it."""
+        self.gpu: list[State] = []
+        """The GPU's state amid each window."""
         env = os.environ | contestant.env
         if threads:
             env |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
@@ -84,9 +87,11 @@ class Racer:
         """The steps it finishes in `seconds`, the first `skip` left out, and at least LEAST_STEPS.
         Failed when those take longer than `limit_s`."""
         before, begin = len(self.steps()), time.monotonic()
-        while time.monotonic() < begin + seconds:
-            self.look_at_memory()
-            time.sleep(POLL_S)
+        with state_amid(_device(), seconds / 2) as found:
+            while time.monotonic() < begin + seconds:
+                self.look_at_memory()
+                time.sleep(POLL_S)
+        self.gpu += found
         self.wait_for(before + skip + LEAST_STEPS, begin + seconds + limit_s)
         return self.steps()[before + skip :]
 
@@ -113,6 +118,8 @@ class Timed:
     windows: list[list[float]] = field(default_factory=list)
     """Milliseconds of each step, window by window."""
     peak_bytes: int = 0
+    gpu: list[State] = field(default_factory=list)
+    """The GPU's state amid each window."""
     failure: str | None = None
 
 
@@ -170,6 +177,7 @@ def fresh(
                 raise
             t.windows.append(racer.window(pace.window_s, 0, pace.start_s))
             t.peak_bytes = max(t.peak_bytes, racer.peak_bytes)
+            t.gpu += racer.gpu
         after(timed)
     return timed
 
@@ -230,6 +238,10 @@ def no_survivors() -> Iterator[contextlib.ExitStack]:
 def _cores(turn: int, n: int) -> set[int]:
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
     return {cores[(turn + i) % len(cores)] for i in range(n)}
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _gpu_in_use() -> int:

@@ -1,9 +1,12 @@
 """What a GPU's driver tells of its clocks, power and heat, through nvidia-smi where it is there;
 and which cuDNN there is."""
 
+import contextlib
 import functools
 import shutil
 import subprocess
+import threading
+from collections.abc import Iterator
 
 import torch
 
@@ -30,6 +33,25 @@ def gpu_state(device: torch.device) -> State | None:
     if device.type != "cuda":
         return None
     return ask(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+
+
+@contextlib.contextmanager
+def state_amid(device: torch.device, seconds: float) -> Iterator[list[State]]:
+    """The state of a GPU `seconds` after now, if what is done meanwhile is still going on then: a
+    GPU that has nothing to do tells other clocks. Empty where `gpu_state` is None."""
+    found: list[State] = []
+
+    def look() -> None:
+        if (state := gpu_state(device)) is not None:
+            found.append(state)
+
+    timer = threading.Timer(seconds, look)
+    timer.start()
+    try:
+        yield found
+    finally:
+        timer.cancel()
+        timer.join()
 
 
 def ask(gpu: str) -> State | None:

@@ -1,6 +1,7 @@
 """What nvidia-smi tells, asked of a program of that name that answers as the real one does."""
 
 import stat
+import threading
 
 import pytest
 import torch
@@ -47,6 +48,28 @@ def test_a_machine_without_the_tool_has_no_state(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert driver.ask("GPU-12ab") is None
     assert driver.gpu_state(torch.device("cpu")) is None
+
+
+def test_a_gpu_is_asked_while_it_is_at_work(monkeypatch):
+    asked = threading.Event()
+
+    def state(device: torch.device) -> driver.State:
+        asked.set()
+        return {"sm_clock_mhz": 1755.0}
+
+    monkeypatch.setattr(driver, "gpu_state", state)
+    with driver.state_amid(torch.device("cuda"), 0.01) as found:
+        assert asked.wait(60)
+    assert found == [{"sm_clock_mhz": 1755.0}]
+    with driver.state_amid(torch.device("cuda"), 3600.0) as found:
+        pass  # it is over before
+    assert found == []
+
+
+def test_a_cpu_has_no_state_amid_anything():
+    with driver.state_amid(torch.device("cpu"), 0.0) as found:
+        pass
+    assert found == []
 
 
 def test_the_version_of_the_driver_is_that_of_the_first_gpu(nvidia_smi, tmp_path):
