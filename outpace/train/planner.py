@@ -134,7 +134,7 @@ class _Planner:
             schedule=c.schedule.schedule,
             warmup_steps=warmup,
             mixed_precision=precision,
-            tf32=c.compute.tf32 == "on" or (c.compute.tf32 == "auto" and precision != "no"),
+            tf32=self._tf32(precision),
             attention_backend=backend,
             attention_kernel=kernel,
             cross_entropy=loss_row,
@@ -280,6 +280,12 @@ class _Planner:
                 do="leave it at auto",
             )
         return row
+
+    def _tf32(self, precision: str) -> bool:
+        asked = self.config.compute.tf32
+        if asked == "on" and self.machine.device == "cpu":
+            raise UsageError("NO-TF32", "a CPU has no TF32 units", do="leave --tf32 on out")
+        return asked == "on" or (asked == "auto" and precision != "no")
 
     def _fp8_head(self, precision: str) -> bool:
         if not self.config.compute.fp8_head:

@@ -520,3 +520,9 @@ def test_text_that_is_read_too_often_is_warned_of(steps, warned):
     assert p.epochs == steps * 65536 / 50_000
     times = f"read {p.epochs:,.0f} times"
     assert any(times in w and "--max_steps" in w for w in p.warnings) == warned
+
+
+def test_tf32_is_refused_on_a_cpu_and_taken_on_a_gpu():
+    assert "no TF32 units" in refusal(["--tf32", "on"], machine=CPU)
+    assert plan(["--tf32", "on", "--mixed_precision", "no"]).tf32
+    assert not plan(["--tf32", "off"], machine=CPU).tf32
