@@ -18,9 +18,9 @@ plt.rcParams |= {"svg.hashsalt": "outpace", "axes.spines.top": False, "axes.spin
 
 
 def read(name: str) -> Result | None:
-    """A result file by its name, or None where it was never made."""
+    """A result file by its name, which becomes a part of it, or None where it was never made."""
     path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return {"name": name, **json.loads(path.read_text())} if path.exists() else None
 
 
 def where(result: Result) -> str:

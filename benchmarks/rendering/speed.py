@@ -9,10 +9,9 @@ from rendering import GREY, OURS, THEIRS, Result, machine_of, save, table, where
 
 def ladder(r: Result) -> str:
     """The rungs as a waterfall, both published numbers, and what each rung is worth at the top."""
-    device = machine_of(r)
     rows = [row for row in r["rungs"] if "tokens_per_second" in row]
     first = rows[0]["tokens_per_second"]
-    name = f"ladder-{device}.svg"
+    name = f"{r['name']}.svg"
     _waterfall(rows, first, name)
     numbers = []
     for key, words in (
@@ -246,7 +245,9 @@ def profile(r: Result) -> str:
 
 
 def _a_device(r: Result) -> str:
-    return "a CPU" if machine_of(r) == "cpu" else f"one {r['machine']['device_name']}"
+    if machine_of(r) == "cuda":
+        return f"one {r['machine']['device_name']}"
+    return "a CPU with AMX" if r["name"].endswith("-amx") else "a CPU"
 
 
 def _model(r: Result) -> str:
