@@ -53,7 +53,7 @@ class Journal:
         try:
             journal = cls(
                 spec=content["spec"],
-                settings=dict(content["settings"]),
+                settings=dict(content.get("settings", {})),
                 stamps=content["stamps"],
                 shards=[ShardFile.parse(s) for s in content["shards"]],
                 chunk=int(content["chunk"]),

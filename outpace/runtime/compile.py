@@ -76,12 +76,13 @@ def keep_compiled_code() -> None:
 def _delete_cut(folder: Path) -> None:
     """Delete libraries that a kill cut short: PyTorch takes every file that is there for whole, and
     who loads one that is not dies of SIGBUS."""
-    for library in folder.rglob("*.so"):
-        with contextlib.suppress(OSError):
-            while _is_cut(library):
-                if time.time() - library.stat().st_mtime > LINKED_S:
-                    library.unlink()
-                time.sleep(0.05)
+    for place, _, names in os.walk(folder):  # what vanishes meanwhile is passed over
+        for library in (Path(place, name) for name in names if name.endswith(".so")):
+            with contextlib.suppress(OSError):
+                while _is_cut(library):
+                    if abs(time.time() - library.stat().st_mtime) > LINKED_S:
+                        library.unlink()
+                    time.sleep(0.05)
 
 
 def _is_cut(library: Path) -> bool:

@@ -90,7 +90,7 @@ def _pieces(path: Path, separator: bytes) -> Iterator[bytes]:
         for piece in iter(functools.partial(f.read, PIECE), b""):
             data += piece
             if separator:
-                *whole, data = border.split(data)
+                *whole, data = border.split(data) if b"\r" in data else data.split(separator)
                 yield from whole
             if len(data) > MOST_DOCUMENT_BYTES:
                 raise DataError(
