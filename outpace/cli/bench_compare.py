@@ -80,7 +80,8 @@ class Options:
     gradient_accumulation_steps: int | Auto = "auto"
     """Passes in a step. auto: what makes 524,288 tokens on a GPU, 1 on a CPU."""
     flags: str = ""
-    """Further flags of `outpace train` for outpace's side, in one word: "--compile_mode tuned"."""
+    """Further flags of `outpace train` for outpace's side, quoted, after an equals sign:
+    ="--compile_mode tuned"."""
     window_s: float = 15.0
     """Seconds that each runs in its turn."""
     rounds: int = 4
