@@ -111,7 +111,7 @@ def _trainable(s: StepSettings, device: torch.device) -> Trainable:
         precision=s.precision,
         grad_clip=1.0,
         seed=0,
-        guard=s.optimizer == "adamw",  # the other asks the host, and fake tensors have no values
+        guard=s.optimizer != "adamw_foreach",  # which asks the host; fake tensors have no values
     )
 
 

@@ -10,6 +10,7 @@ BENCHES = Registry(
         "profile": "outpace.cli.bench_profile",
         "memory": "outpace.cli.bench_memory",
         "loader": "outpace.cli.bench_loader",
+        "optimizers": "outpace.cli.bench_optimizers",
         "compare": "outpace.cli.bench_compare",
         "generate": "outpace.cli.bench_generate",
         "prepare": "outpace.cli.bench_prepare",
@@ -23,7 +24,7 @@ HELP = """usage: outpace bench WHAT [FLAGS]      (outpace bench WHAT --help for 
 
 def run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
-        print(HELP + BENCHES.help_lines(11), end="")
+        print(HELP + BENCHES.help_lines(12), end="")
         return 0
     code: int = BENCHES.load(argv[0]).run(argv[1:])
     return code

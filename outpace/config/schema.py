@@ -105,11 +105,12 @@ class OptimizerConfig:
     """The update."""
 
     optimizer: str = "adamw"
-    """A row of the optimiser table: adamw, one fused kernel; adamw_foreach, PyTorch's default."""
+    """A row of the optimiser table: adamw, one fused kernel; adamw_foreach, PyTorch's default; muon
+    for the matrices of the blocks, at adamw's learning rate, and adamw for the rest."""
     weight_decay: float = 0.1
     """Decay of all matrices, embeddings included; never of biases and LayerNorm gains."""
     beta1: float = 0.9
-    """Decay rate of the first moment."""
+    """Decay rate of the first moment; muon's own is 0.95."""
     beta2: float = 0.95
     """Decay rate of the second moment."""
     eps: float = 1e-8

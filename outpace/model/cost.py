@@ -28,6 +28,11 @@ def linear_maps(shape: GPT2Shape) -> dict[str, int]:
     return maps | {"head": shape.padded_vocab_size * C}
 
 
+def matrices(shape: GPT2Shape) -> int:
+    """Weights of the linear maps in the blocks: what Muon updates."""
+    return 12 * shape.n_layer * shape.n_embd**2
+
+
 def attention_flops_per_token(shape: GPT2Shape) -> float:
     """FLOPs of causal attention for one training token, over all layers."""
     return 6.0 * shape.n_layer * shape.context * shape.n_embd

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from outpace.config.presets import GPT2Shape
-from outpace.model.cost import Precision, parameters
+from outpace.model.cost import Precision, matrices, parameters
 
 CHUNK_TOKENS = {"cuda": 8192, "cpu": 1024}
 """Tokens whose logits exist at a time in the chunked losses (`ops/cross_entropy/chunked.py`)."""
@@ -101,11 +101,11 @@ def _moments(s: StepSettings) -> list[Moment]:
     shape, e = s.shape, _compute_bytes(s)
     C, V, N = shape.n_embd, shape.padded_vocab_size, parameters(shape, padded=True)
     head = V * C  # numbers in the head's weight, and in its gradient
-    # Weights and two moments in fp32; gradients of earlier micro-steps; DDP's buckets, in which
-    # gradients live from the last backward on.
+    # Weights and two moments in fp32, of Muon's one; gradients of earlier micro-steps; DDP's
+    # buckets, in which gradients live from the last backward on.
     buckets = 4 * N if s.ddp else 0
-    always = 12 * N + (4 * N if s.accumulates else 0) + buckets + WORKSPACE
-    update = 16 * N + (0 if s.optimizer == "adamw" else 4 * N) + WORKSPACE
+    weights = 12 * N - (4 * matrices(shape) if s.optimizer == "muon" else 0)
+    always = weights + (4 * N if s.accumulates else 0) + buckets + WORKSPACE
     kept = _kept(s)
     blocks = 1 if s.checkpointing == "block" else shape.n_layer  # whose insides are kept at a time
     masks = float(blocks * shape.context**2) if s.attention != "fused" else 0.0
@@ -119,9 +119,24 @@ def _moments(s: StepSettings) -> list[Moment]:
             always + masks + blocks * _cast_block(s) + waiting,
             _kept_by_blocks(s) + _block_backward(s),
         ),
-        Moment("the end of the backward", 16 * N + buckets + WORKSPACE + sums * waiting, 2 * e * C),
-        Moment("the update", update, 0.0),
+        Moment(
+            "the end of the backward",
+            weights + 4 * N + buckets + WORKSPACE + sums * waiting,
+            2 * e * C,
+        ),
+        Moment("the update", weights + 4 * N + WORKSPACE + _update(s), 0.0),
     ]
+
+
+def _update(s: StepSettings) -> float:
+    """What the optimiser makes beside weights, moments and gradients."""
+    match s.optimizer:
+        case "adamw_foreach":  # the root of the second moment
+            return 4 * parameters(s.shape, padded=True)
+        case "muon":  # of the MLP's matrices, which are of one shape: the iteration's, in bf16
+            return 9 * 4 * s.shape.n_layer * s.shape.n_embd**2
+        case _:
+            return 0.0
 
 
 def _loss_moments(s: StepSettings, always: float, kept: float) -> list[Moment]:

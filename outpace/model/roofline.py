@@ -18,7 +18,7 @@ What is counted:
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from outpace.model.cost import attention_flops_per_token, linear_maps, parameters
+from outpace.model.cost import attention_flops_per_token, linear_maps, matrices, parameters
 from outpace.model.memory import StepSettings
 
 BANDWIDTH_SHARE = 0.85
@@ -34,6 +34,11 @@ SQUARE_PASSES = 19
 """Passes over the materialised T x T matrix, fp32, forward and backward."""
 ADAMW_BYTES = {"adamw": 28, "adamw_foreach": 70}
 """Fused, the least: weight, gradient and two moments read, all but the gradient written, fp32."""
+MUON_BYTES = 80
+"""A weight of the blocks: `optim/muon.py` operation by operation, fp32 and bf16."""
+MUON_FLOPS = 300
+"""Of its five rounds, a layer, in units of C^3: 60 a round, 6 for each of q, k, v and the
+projection and 18 for each matrix of the MLP."""
 LINK_SHARE = 0.8
 """Of a link's bandwidth that an all-reduce of hundreds of megabytes gets (NCCL tests)."""
 OVERLAP = 0.6
@@ -97,7 +102,17 @@ def step_time(s: StepSettings, tokens: int, world_size: int, r: Rates) -> StepTi
     if world_size > 1 and r.link:
         all_reduce = 2 * (world_size - 1) / world_size * 4 * N / r.link  # a ring's traffic, fp32
         reduce = max(0.0, all_reduce - OVERLAP * sum(micro.values()))
-    return StepTime(micro, ADAMW_BYTES.get(s.optimizer, 28) * N / r.bandwidth, reduce)
+    return StepTime(micro, _update(s, r), reduce)
+
+
+def _update(s: StepSettings, r: Rates) -> float:
+    """Seconds of the optimiser, once a step."""
+    N, C = parameters(s.shape, padded=True), s.shape.n_embd
+    if s.optimizer != "muon":
+        return ADAMW_BYTES[s.optimizer] * N / r.bandwidth
+    muons = matrices(s.shape)
+    moved = MUON_BYTES * muons + ADAMW_BYTES["adamw"] * (N - muons)
+    return moved / r.bandwidth + MUON_FLOPS * s.shape.n_layer * C**3 / r.products["fc"]
 
 
 def _attention(s: StepSettings, r: Rates) -> float:

@@ -4,7 +4,11 @@ from outpace.core.registry import Registry
 
 OPTIMIZERS = Registry(
     "optimizer",
-    {"adamw": "outpace.optim.adamw:build", "adamw_foreach": "outpace.optim.adamw:build_foreach"},
+    {
+        "adamw": "outpace.optim.adamw:build",
+        "adamw_foreach": "outpace.optim.adamw:build_foreach",
+        "muon": "outpace.optim.muon:build",
+    },
 )
 """Entry: build(groups, lr, **options) -> torch.optim.Optimizer. Its `step` must leave everything as
 it is where the attribute `found_inf`, a device scalar, is 1; PyTorch's fused optimisers do."""

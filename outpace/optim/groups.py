@@ -1,4 +1,4 @@
-"""Which parameters decay.
+"""Which parameters decay, and which are the matrices of the blocks.
 
 Every matrix decays: the linear maps, `wte`, which is also the output head, and `wpe`. Biases and
 LayerNorm gains do not. This is GPT-1's rule, "L2 regularization on all non bias or gain weights"
@@ -7,13 +7,33 @@ LayerNorm gains do not. This is GPT-1's rule, "L2 regularization on all non bias
 
 from typing import Any
 
+import torch
 from torch import nn
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for an optimiser: decayed matrices, and the rest, each in the model's order."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
+    """GPT-2's groups for an optimiser, each in the model's order.
+
+    `matrices` tells how many linear maps from one hidden state to another a weight holds: three
+    where q, k and v stand over one another, one in the other weights of the blocks, none in the
+    embeddings (the head is one of them), biases and gains.
+    """
+    groups = {
+        "qkv": {"weight_decay": weight_decay, "matrices": 3},
+        "blocks": {"weight_decay": weight_decay, "matrices": 1},
+        "embeddings": {"weight_decay": weight_decay, "matrices": 0},
+        "vectors": {"weight_decay": 0.0, "matrices": 0},
+    }
+    members: dict[str, list[nn.Parameter]] = {name: [] for name in groups}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            members[_group(name, p)].append(p)
+    return [{"params": members[name], **group} for name, group in groups.items()]
+
+
+def _group(name: str, p: torch.Tensor) -> str:
+    if p.dim() < 2:
+        return "vectors"
+    if name.endswith(".c_attn.weight"):
+        return "qkv"
+    return "blocks" if name.startswith("h.") else "embeddings"

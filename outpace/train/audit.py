@@ -21,6 +21,7 @@ from outpace.interop.declared import check_shape
 from outpace.model.gpt2 import GPT2
 
 TRIES = 5
+MUON_KEYS = {"momentum_buffer"}
 CPU = torch.device("cpu")
 
 
@@ -117,8 +118,8 @@ def _close(loss: float, recorded: Any) -> bool:
 def _optimizer_fault(
     tensors: Mapping[str, torch.Tensor], parameters: Mapping[str, torch.Tensor]
 ) -> str | None:
-    """`PARAMETER::KEY` -> tensor: every parameter has the same keys, each a number or a tensor of
-    the parameter's own shape."""
+    """`PARAMETER::KEY` -> tensor: every parameter has the same keys, but for those that only have
+    Muon's, each a number or a tensor of the parameter's own shape."""
     keys: dict[str, set[str]] = {name: set() for name in parameters}
     for full_name, tensor in tensors.items():
         name, _, key = full_name.partition("::")
@@ -127,8 +128,9 @@ def _optimizer_fault(
         if tensor.dim() and tensor.shape != parameters[name].shape:
             return f"{full_name} is {tuple(tensor.shape)}, not {tuple(parameters[name].shape)}"
         keys[name].add(key)
-    every = {key for own in keys.values() for key in own}
-    for name, own in keys.items():
+    adamws = {name: own for name, own in keys.items() if own != MUON_KEYS}
+    every = {key for own in adamws.values() for key in own} - MUON_KEYS
+    for name, own in adamws.items():
         if own != every:
             return f"{name} has no {', '.join(sorted(every - own))}"
     if bad := _not_finite(tensors):

@@ -65,7 +65,7 @@ def test_accumulation_equals_the_large_batch_by_tokens(sizes):
         assert (gradient - other).norm() <= 2e-6 * a.grad_norm, name
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS.names())
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_foreach"])
 def test_a_step_is_adamw_of_the_clipped_mean_gradient(optimizer):
     """Against torch.optim.AdamW for-loop and autograd by hand, over several steps."""
     t = trainable(grad_clip=0.5, eps=1e-4, optimizer=optimizer)
@@ -96,14 +96,12 @@ def test_a_step_is_adamw_of_the_clipped_mean_gradient(optimizer):
 
 def test_biases_and_layernorm_do_not_decay_and_matrices_do():
     t = trainable()
-    decayed, plain = t.optimizer.param_groups
     name = {p: n for n, p in t.model.named_parameters()}
-    assert decayed["weight_decay"] == 0.1 and plain["weight_decay"] == 0.0
-    assert {name[p] for p in decayed["params"]} >= {"wte.weight", "wpe.weight"}
-    assert all(
-        n.endswith("bias") or ".ln_" in n or "ln_f" in n for n in map(name.get, plain["params"])
-    )
-    assert len(decayed["params"]) + len(plain["params"]) == len(name)
+    decays = {name[p]: g["weight_decay"] for g in t.optimizer.param_groups for p in g["params"]}
+    assert decays.keys() == set(name.values())
+    for n, decay in decays.items():
+        vector = n.endswith("bias") or ".ln_" in n or "ln_f" in n
+        assert decay == (0.0 if vector else 0.1), n
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 2e-2), ("fp16", 5e-3)])
@@ -139,7 +137,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad, optimizer):
     train_step(t, batches(4), step=0, lr=1e-2)
     before = weights(t)
     moments = {n: copy.deepcopy(t.optimizer.state[p]) for n, p in t.model.named_parameters()}
-    handle = t.model.ln_f.weight.register_hook(lambda g: torch.full_like(g, bad))
+    handle = t.model.h[0].mlp.c_fc.weight.register_hook(lambda g: torch.full_like(g, bad))
     result = train_step(t, batches(4), step=1, lr=1e-2)
     handle.remove()
     assert result.skipped.item() == 1

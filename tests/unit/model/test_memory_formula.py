@@ -16,6 +16,7 @@ from outpace.model.gpt2 import GPT2, Compute
 from outpace.model.memory import StepSettings, training_memory
 from outpace.ops.attention import sdpa
 from outpace.ops.cross_entropy import LOSSES, chunked, compiled
+from outpace.optim import OPTIMIZERS
 from outpace.runtime.precision import autocast
 
 WIDE = GPT2Shape(2, 12, 768, 1024, 50257)
@@ -24,6 +25,8 @@ DEEP = GPT2Shape(2, 4, 256, 512, 300)
 """A small vocabulary: a block decides."""
 SMALL = GPT2Shape(2, 4, 256, 32, 5000)
 """Few tokens: the update, or the gradient of the embedding, decides."""
+LAYERS = GPT2Shape(12, 12, 768, 16, 300)
+"""Hardly anything but blocks: what the optimiser makes decides."""
 HAVE_LINEAR = hasattr(torch.nn, "LinearCrossEntropyOptions")
 
 LONG_RUN_ONLY = pytest.mark.exhaustive
@@ -77,8 +80,9 @@ CASES = [
     # Optimiser and accumulation.
     *(
         pytest.param(SMALL, 1, {"optimizer": optimizer, "accumulates": accumulates})
-        for optimizer, accumulates in itertools.product(("adamw", "adamw_foreach"), (True, False))
+        for optimizer, accumulates in itertools.product(OPTIMIZERS.names(), (True, False))
     ),
+    pytest.param(LAYERS, 1, {"optimizer": "muon"}),
     pytest.param(WIDE, 8, {"accumulates": False, "cross_entropy": "triton"}),
 ]
 
@@ -195,7 +199,7 @@ settings_of_a_step = st.builds(
     cross_entropy=st.sampled_from(LOSSES.names()),
     bf16_residual=st.booleans(),
     checkpointing=st.sampled_from(["none", "gelu", "block"]),
-    optimizer=st.sampled_from(["adamw", "adamw_foreach"]),
+    optimizer=st.sampled_from(OPTIMIZERS.names()),
     compiled=st.booleans(),
     accumulates=st.booleans(),
     ddp=st.booleans(),

@@ -1,0 +1,53 @@
+"""`outpace bench optimizers`: what each optimiser reaches with the same tokens, and how soon."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from outpace.config.check import RANGES, check_ranges
+from outpace.config.load import load
+from outpace.config.schema import RunConfig
+from outpace.core.errors import UsageError
+from outpace.core.log import say
+
+OPTIMIZERS_RANGES = {"learning_rates": RANGES["lr"]}
+FACTORS = (1.0, 2.0, 4.0)
+INSTEAD = {"optimizer": "--optimizers", "run_dir": "--work"}
+
+
+@dataclass
+class Options(RunConfig):
+    """Optimisers by what they reach: a training with each, at several learning rates, from the same
+    weights over the same batches. Takes train's flags, and goes on where it was stopped."""
+
+    optimizers: tuple[str, ...] = ("adamw", "muon")
+    """Rows of the optimiser table; the others are held against the first."""
+    learning_rates: tuple[float, ...] = ()
+    """Peak learning rates for each. Default: 1, 2 and 4 times --lr."""
+    work: Path = Path("runs/optimizers")
+    """Where the runs are kept."""
+    output: Path | None = None
+    """Result file. Default: benchmarks/results/optimizers-DEVICE.json."""
+
+
+def run(argv: list[str]) -> int:
+    prog = "outpace bench optimizers"
+    options, set_by = load(argv, prog=prog, schema=Options)
+    assert isinstance(options, Options)
+    check_ranges(options, OPTIMIZERS_RANGES, prog)
+    for flag, instead in INSTEAD.items():
+        if set_by[flag] == "flag":
+            raise UsageError("ONE-OF-MANY", f"--{flag} has no say in {prog}", do=f"give {instead}")
+
+    from outpace.bench.optimizers import Race, race
+    from outpace.optim import OPTIMIZERS
+    from outpace.runtime.distributed import Ranks
+    from outpace.train.run import data_line, plan_run, print_plan
+
+    for name in options.optimizers:
+        OPTIMIZERS.check(name)
+    plan, machine, mixture, _ = plan_run(options, set_by, Ranks(), make_data=True)
+    print_plan(plan, machine, data_line(mixture, plan), None)
+    rates = options.learning_rates or tuple(factor * plan.lr for factor in FACTORS)
+    runs = Race(options, set_by, plan, options.optimizers, rates, options.work)
+    say(str(race(runs, options.output)))
+    return 0
