@@ -10,7 +10,7 @@ from rendering import DOCS, ROOT, read
 from rendering.around import evaluate, generation, loader, predictions, prepare, step_memory
 from rendering.reliability import fault_table, reliability_figures
 from rendering.speed import kernels, ladder, profile, race
-from rendering.training import attention_memory, compare
+from rendering.training import attention_memory, compare, optimizers
 
 SECTIONS = (
     ("ladder-cuda", ladder),
@@ -24,6 +24,8 @@ SECTIONS = (
     ("kernels-cpu", kernels),
     ("profile-cpu", profile),
     ("compare-nanogpt-cpu", compare),
+    ("optimizers-cuda", optimizers),
+    ("optimizers-cpu", optimizers),
     ("prepare-cpu", prepare),
     ("loader", loader),
     ("evaluate-cpu", evaluate),

@@ -1,8 +1,9 @@
-"""Sections on training beside nanoGPT and on the memory of attention."""
+"""Sections on training beside nanoGPT, on optimisers and on the memory of attention."""
 
 import matplotlib.pyplot as plt
 
-from rendering import OURS, THEIRS, Result, machine_of, save, table, where
+from outpace.bench.optimizers import best_of, in_words
+from rendering import GREY, OURS, THEIRS, Result, machine_of, save, table, where
 
 
 def compare(r: Result) -> str:
@@ -55,6 +56,51 @@ def compare(r: Result) -> str:
             f"{where(r)}, {r['threads']} thread(s) each. `outpace bench compare --nanogpt CHECKOUT "
             "--dataset novels "
             f"--max_steps {s['max_steps']}`\n",
+        ]
+    )
+
+
+def optimizers(r: Result) -> str:
+    """What each optimiser reaches, at its best learning rate and at the others."""
+    plan, plot = r["settings"], f"optimizers-{machine_of(r)}.svg"
+    first = r["rows"][0]["optimizer"]
+    figure, axis = plt.subplots(figsize=(7, 3.6))
+    for name, color in zip(r["best"], (THEIRS, OURS, GREY), strict=False):
+        best = best_of(r["rows"], name)
+        assert best is not None
+        tokens, losses = zip(*best["curve"], strict=True)
+        label = f"{name} at {best['lr']:g}"
+        axis.plot([t / 1e6 for t in tokens], losses, marker=".", color=color, label=label)
+        if name == first:
+            axis.axhline(losses[-1], color=color, linestyle=":", linewidth=1)
+    axis.set(xlabel="million tokens of training", ylabel="validation loss, nats a token")
+    axis.legend(frameon=False)
+    save(figure, plot)
+    rows = [
+        (
+            f"`{row['optimizer']}`",
+            f"{row['lr']:g}",
+            f"{row['loss']:.4f}" if "loss" in row else f"ended with {row['exit_code']}",
+            f"{row['tokens_per_second']['median']:,.0f}" if "loss" in row else "",
+            "best" if r["best"].get(row["optimizer"]) == row["lr"] else "",
+        )
+        for row in sorted(r["rows"], key=lambda row: (row["optimizer"] != first, row["lr"]))
+    ]
+    said = "; ".join(f"{name}: {in_words(less, first)}" for name, less in r["sooner"].items())
+    return "\n".join(
+        [
+            "## What an optimiser reaches, on a CPU\n"
+            if machine_of(r) == "cpu"
+            else "## What an optimiser reaches\n",
+            f"**{said}.**\n",
+            f"GPT-2 of {plan['parameters'] / 1e6:.1f}M parameters ({plan['n_layer']} layers, "
+            f"{plan['n_embd']} channels, context {plan['context']}), {plan['max_steps']:,} steps of "
+            f"{plan['tokens_per_step']:,} tokens, {plan['schedule']}; each run from the same weights "
+            "over the same batches. Where the losses cross, the learning rate is still high: a run "
+            "as short as that would be lower there.\n",
+            table(("optimiser", "learning rate", "validation loss", "tokens/s", ""), rows),
+            f"\n![validation loss over tokens](img/{plot})\n",
+            f"{where(r)}. `outpace bench optimizers`\n",
         ]
     )
 

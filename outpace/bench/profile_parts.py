@@ -100,6 +100,8 @@ def part_of(name: str, shapes: Shapes, plan: Plan) -> str:
 def _product_part(kind: str, shapes: Shapes, plan: Plan) -> str:
     """By the dimensions of the weight: two of a product's three, the third one being tokens."""
     if "bmm" in kind:
+        if {side for shape in shapes for side in shape[1:]} <= {plan.n_embd, 4 * plan.n_embd}:
+            return "optimiser and clipping"  # Muon's, over stacked weights
         return "attention"  # scores and their products with the values, materialised
     a, b = shapes[1:3] if "addmm" in kind else shapes[:2]
     if len(a) < 1 or len(b) < 2:

@@ -86,7 +86,8 @@ class ScheduleConfig:
     auto: no limit."""
     lr: float | Auto = "auto"
     """Peak learning rate.
-    auto: GPT-3's for the size (6e-4 for 124M), less for smaller batches, by their square root."""
+    auto: GPT-3's for the size (6e-4 for 124M), times the size's channels over the model's; less for
+    smaller batches, by their square root."""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     """Learning rate after warm-up; constant, or:
     cosine: down to min_lr_ratio over the run.

@@ -484,14 +484,15 @@ class _Planner:
     def _learning_rate(self, tokens_per_step: int) -> float:
         if self.config.schedule.lr != "auto":
             return self.config.schedule.lr
-        peak = size(self.config.model.model_size).lr
-        ratio = tokens_per_step / REFERENCE_TOKENS_PER_STEP
-        if ratio >= 1:
-            return self.choose("lr", peak, "GPT-3's for this size (table 2.1)")
-        lr = float(f"{peak * math.sqrt(ratio):.2g}")
-        return self.choose(
-            "lr", lr, f"GPT-3's {peak:g} x sqrt({tokens_per_step:,} / 524,288 tokens a step)"
-        )
+        published, channels = size(self.config.model.model_size), self.shape.n_embd
+        lr, reason = published.lr, f"GPT-3's {published.lr:g}"
+        if channels != published.n_embd:  # as muP has it (Yang et al. 2022, table 3)
+            lr *= published.n_embd / channels
+            reason += f" x {published.n_embd} / {channels} channels"
+        if tokens_per_step < REFERENCE_TOKENS_PER_STEP:
+            lr *= math.sqrt(tokens_per_step / REFERENCE_TOKENS_PER_STEP)
+            reason += f" x sqrt({tokens_per_step:,} / 524,288 tokens a step)"
+        return self.choose("lr", float(f"{lr:.2g}"), reason)
 
     def _warmup(self, max_steps: int) -> int:
         asked = self.config.schedule.warmup_steps

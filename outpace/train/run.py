@@ -167,7 +167,7 @@ def _check_hellaswag(config: RunConfig, set_by: SetBy, plan: Plan, mixture: Mixt
     if plan.hellaswag_limit == 0 or mixture.tokenizer != "gpt2" or Path(e.hellaswag_path).exists():
         return
     flags = ("hellaswag_path", "hellaswag_limit", "hellaswag_every_steps", "hellaswag_protocol")
-    if asked := [flag for flag in flags if set_by.get(flag) == "flag"]:
+    if asked := [f for f in flags if set_by.get(f) == "flag" and getattr(e, f) != 0]:
         raise DataError(
             "HELLASWAG",
             f"--{asked[0]} was given, and there is no {e.hellaswag_path}",

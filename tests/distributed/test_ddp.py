@@ -63,9 +63,13 @@ def test_processes_equal_accumulation(single, tiny_dataset, tmp_path, processes,
     assert done.stdout.count("finished 6 of 6") == 1, "only the first process speaks"
 
 
-def test_two_processes_equal_one_to_the_bit_where_the_sums_are_the_same(tiny_dataset, tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_two_processes_equal_one_to_the_bit_where_the_sums_are_the_same(
+    tiny_dataset, tmp_path, optimizer
+):
     """One micro-batch each: a + b is one sum, wherever it is made. With dropout, too."""
     extra = ["--dropout", "0.1", "--no_use_flash_attention", "--micro_batch_size", "4"]
+    extra += ["--optimizer", optimizer]
     outpace(*flags(tiny_dataset, tmp_path / "one", 2, *extra), cwd=tmp_path)
     done = torchrun(2, flags(tiny_dataset, tmp_path / "two", 1, *extra), tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]

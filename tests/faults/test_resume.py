@@ -42,6 +42,7 @@ from outpace.data.order import Order, OrderSpec, Source
 from outpace.data.prepare import PrepareOptions, prepare
 from outpace.data.shards import open_dataset
 from outpace.data.sources.files import FilesSource
+from outpace.optim import OPTIMIZERS
 
 FP16 = ("--mixed_precision", "fp16")
 
@@ -77,6 +78,14 @@ def test_r1_every_later_checkpoint_is_the_same_bits(straight, tiny_dataset, tmp_
     assert resumed_at(tiny_dataset, straight, step, tmp_path) == []
     run = tmp_path / f"from-{step}"
     assert final_hash(run) == final_hash(straight)
+
+
+@pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS.names() if name != "adamw"])
+def test_r1_of_every_optimizer(tiny_dataset, tmp_path, optimizer):
+    extra = ("--optimizer", optimizer)
+    reference = train(tiny_dataset, tmp_path / "straight", *extra)
+    assert resumed_at(tiny_dataset, reference, 14, tmp_path, *extra) == []
+    assert main(["verify", str(reference), "--deep"]) == 0
 
 
 @pytest.mark.exhaustive

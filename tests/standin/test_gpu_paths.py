@@ -92,6 +92,7 @@ def test_cross_entropy(place, loss, precision):
         ["--document_mask", "--compile", "off"],
         ["--deterministic", "on"],
         ["--optimizer", "adamw_foreach", "--mixed_precision", "fp16"],
+        ["--optimizer", "muon"],
         ["--tf32", "on", "--mixed_precision", "no"],
     ],
     ids=" ".join,

@@ -53,6 +53,7 @@ def test_the_products_that_a_linear_layer_makes_go_to_its_part(plan, part, insid
         ("aten::mm", [[M, C], [C, V], [M, V]], "head products"),  # the compiler's, with its output
         ("aten::addmm", [[4 * C], [M, C], [C, 4 * C]], "MLP products"),
         ("aten::bmm", [[4, 64, 32], [4, 32, 64]], "attention"),
+        ("aten::baddbmm", [[12, C, 4 * C], [12, C, C], [12, C, 4 * C]], "optimiser and clipping"),
         ("aten::_log_softmax", [[M, V], [], []], "cross-entropy"),
         ("aten::copy_", [[M, V], [M, V], []], "cross-entropy"),
         ("aten::copy_", [[M, C], [M, C], []], "copies and casts"),

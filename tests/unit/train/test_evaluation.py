@@ -112,3 +112,15 @@ def test_questions_that_were_asked_for_and_are_not_there_are_refused_before_trai
     assert main([*argv, "--hellaswag_limit", "5", "--run_dir", str(tmp_path / "b")]) == 3
     assert "error[HELLASWAG]: --hellaswag_path was given" in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
+
+
+def test_to_leave_scores_on_the_way_out_does_not_ask_for_questions(
+    words, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)  # where none are prepared
+    flags = [flag for flag in TINY if flag != "--hellaswag_limit"]
+    del flags[flags.index("--sample_tokens") - 1]  # its value
+    argv = ["train", *flags, "--dataset", str(words), "--max_steps", "2"]
+    assert main([*argv, "--hellaswag_every_steps", "1"]) == 3
+    assert main([*argv, "--hellaswag_every_steps", "0"]) == 0
+    assert "HellaSwag is not scored" in capsys.readouterr().err

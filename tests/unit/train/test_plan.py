@@ -323,10 +323,13 @@ def test_by_default_a_small_dataset_is_read_four_times_and_a_large_one_for_10_bi
         (["--tokens_per_step", 1_048_576], 6e-4),
         (["--model_size", "355M"], 3e-4),
         (["--model_size", "350M"], 3e-4),
+        (["--n_embd", 192], 2.4e-3),
+        (["--n_embd", 1536], 3e-4),
+        (["--n_embd", 192, "--tokens_per_step", 32_768], 6e-4),
         (["--tokens_per_step", 131_072, "--lr", 0.01], 0.01),
     ],
 )
-def test_the_learning_rate_follows_the_size_and_the_root_of_a_smaller_batch(argv, lr):
+def test_the_learning_rate_follows_size_and_width_and_the_root_of_a_smaller_batch(argv, lr):
     assert plan(argv).lr == lr
 
 
