@@ -94,10 +94,10 @@ def optimizers(r: Result) -> str:
             else "## What an optimiser reaches\n",
             f"**{said}.**\n",
             f"GPT-2 of {plan['parameters'] / 1e6:.1f}M parameters ({plan['n_layer']} layers, "
-            f"{plan['n_embd']} channels, context {plan['context']}), {plan['max_steps']:,} steps of "
-            f"{plan['tokens_per_step']:,} tokens, {plan['schedule']}; each run from the same weights "
-            "over the same batches. Where the losses cross, the learning rate is still high: a run "
-            "as short as that would be lower there.\n",
+            f"{plan['n_embd']} channels, context {plan['context']}), {plan['max_steps']:,} steps "
+            f"of {plan['tokens_per_step']:,} tokens, {plan['schedule']}; each run from the same "
+            "weights over the same batches. Where the losses cross, the learning rate is still "
+            "high: a run as short as that would be lower there.\n",
             table(("optimiser", "learning rate", "validation loss", "tokens/s", ""), rows),
             f"\n![validation loss over tokens](img/{plot})\n",
             f"{where(r)}. `outpace bench optimizers`\n",

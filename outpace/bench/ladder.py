@@ -127,10 +127,10 @@ def climb(c: Climb, machine: Machine, can: Capabilities, output: Path | None) ->
     ladder, name = BY_DEVICE[c.device.type], f"ladder-{c.device.type}"
     chosen = pick(ladder, c.rungs, c.without)
     check_writable(name, output)
-    deadline = time.monotonic() + 60 * c.minutes
     refusal = why_not(c, machine, can)
     ladder = fitting(ladder, refusal)
     settings, carried, skipped = cumulative(chosen, ladder, refusal)
+    deadline = time.monotonic() + 60 * c.minutes  # what the planner measures once is done by now
     for rung, reason in skipped.items():
         say(f"{rung} is left out: {reason}")
     lowest, top = best_micro_batch(carried, ladder) if c.best_micro_batch else ([], [])

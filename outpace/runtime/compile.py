@@ -61,8 +61,12 @@ def keep_compiled_code() -> None:
     for name in CACHE_LOGGERS:
         logging.getLogger(name).addFilter(_one_line)  # the same filter is added once
     # Importing the compiler sets the variable, if nobody has, to a temporary folder.
+    import torch._functorch.config as functorch
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
+    # What is traced of an autograd.Function is part of the cache's key, and the losses are some:
+    # passed over, they would be compiled again at every start, and the model with them.
+    functorch.autograd_cache_allow_custom_autograd_functions = True
     if os.environ.get(CACHE_VARIABLE, default_cache_dir()) == default_cache_dir():
         folder = cache_folder() / "inductor"
         with contextlib.suppress(OSError):

@@ -93,8 +93,8 @@ def capabilities(device: torch.device) -> Capabilities:
         return why_not, module.kernel(device, dtype, head_dim, dropout, masked)
 
     def fastest_attention(precision: str, shape: GPT2Shape) -> tuple[str, str]:
-        B, H, T, D = attention.MEASURED_BATCH, shape.n_head, shape.context, shape.head_dim
-        return attention.choose(device, DTYPES[precision], B, H, T, D)
+        H, T, D = shape.n_head, shape.context, shape.head_dim
+        return attention.choose(device, DTYPES[precision], H, T, D)
 
     def fastest_cross_entropy(
         precision: str, shape: GPT2Shape, compiled: bool, eight_bits: bool

@@ -5,7 +5,7 @@ import torch
 
 from outpace.config import check
 from outpace.ops import attention
-from outpace.ops.attention import BACKENDS, document_mask_why_not, reference
+from outpace.ops.attention import BACKENDS, document_mask_why_not, flex, reference
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 OTHERS = [name for name in BACKENDS.names() if name != "reference"]
@@ -165,6 +165,13 @@ def test_pytorchs_operators_give_and_take_the_layout_of_the_model(name):
     assert y.transpose(1, 2).is_contiguous()
     y.transpose(1, 2).reshape(2, 128, 96).sum().backward()
     assert qkv.grad.shape == qkv.shape
+
+
+def test_flex_trains_with_a_mask_that_an_evaluation_made():
+    flex._cached_mask.cache_clear()
+    with torch.inference_mode():
+        mask = flex._cached_mask(256, torch.device("cpu"))
+    assert not mask.kv_num_blocks.is_inference()
 
 
 def test_flex_compiled_in_a_model_sees_no_future():

@@ -117,7 +117,7 @@ def test_the_folder(monkeypatch, tmp_path):
 
 
 def test_the_choices_on_a_cpu_are_not_measured(cache):
-    assert attention.choose(CPU, torch.float32, 8, 12, 1024, 64)[0] == "sdpa"
+    assert attention.choose(CPU, torch.float32, 12, 1024, 64)[0] == "sdpa"
     assert cross_entropy.choose(CPU, torch.bfloat16, 768, 50304, True)[0] == "chunked"
     assert cross_entropy.choose(CPU, torch.float32, 768, 50304, True)[0] == "chunked"
     assert cross_entropy.choose(CPU, torch.float32, 768, 50304, False)[0] == "chunked"
@@ -144,7 +144,7 @@ def test_the_choices_on_a_gpu_are_measured(cache):
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
     cuda = torch.device("cuda")
-    name, reason = attention.choose(cuda, torch.bfloat16, 4, 4, 256, 64)
+    name, reason = attention.choose(cuda, torch.bfloat16, 4, 256, 64)
     assert name in attention.BACKENDS.names()
     assert "measured here" in reason
     name, reason = cross_entropy.choose(cuda, torch.bfloat16, 64, 1024, False)

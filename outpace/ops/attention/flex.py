@@ -86,4 +86,7 @@ def _causal_mask(T: int, device: torch.device) -> BlockMask:
     return create_block_mask(_visible, None, None, T, T, device=device)
 
 
-_cached_mask = functools.cache(_causal_mask)
+@functools.cache
+def _cached_mask(T: int, device: torch.device) -> BlockMask:
+    with torch.inference_mode(False):  # made for an evaluation, it serves a training step, too
+        return _causal_mask(T, device)

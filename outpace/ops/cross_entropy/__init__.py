@@ -63,8 +63,9 @@ def compute_dtype(hidden: torch.Tensor) -> torch.dtype:
     return hidden.dtype
 
 
-MEASURED_TOKENS = 4096
-"""Tokens to measure with: 0.4 GB of bf16 logits, which no cache holds, and eager's copies fit."""
+MEASURED_TOKENS = (16_384, 4096)
+"""Tokens to measure with: two chunks of the chunked loss, and 10 GB for eager's copies; where they
+do not fit, fewer, whose 0.4 GB of bf16 logits no cache holds either."""
 
 FP8_TOLERANCE = 0.2
 """Gradients have 2 bits of mantissa there: an error of some 7%."""
@@ -85,13 +86,13 @@ def choose(
         for name in LOSSES.names()
         if name != useless and LOSSES.load(name).why_not(device, dtype, compiled, fp8) is None
     ]
-    shape = {"N": MEASURED_TOKENS, "C": C, "V": V}
-    prepare = partial(_candidates, device, dtype, shape, names, fp8)
     kind, tolerance = ("cross-entropy, fp8 head", FP8_TOLERANCE) if fp8 else ("cross-entropy", None)
-    found = fastest.fastest(kind, device, dtype, shape, names, prepare, tolerance)
-    if found is None:
-        return "chunked", "the comparison of losses did not fit in memory, and chunked needs least"
-    return found.choice, found.reason()
+    for N in MEASURED_TOKENS:
+        shape = {"N": N, "C": C, "V": V}
+        prepare = partial(_candidates, device, dtype, shape, names, fp8)
+        if found := fastest.fastest(kind, device, dtype, shape, names, prepare, tolerance):
+            return found.choice, found.reason()
+    return "chunked", "the comparison of losses did not fit in memory, and chunked needs least"
 
 
 def _candidates(

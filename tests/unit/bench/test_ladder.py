@@ -57,6 +57,9 @@ def planned(c: Climb, flags: rungs.Flags, machine: Machine) -> Plan:
     return make_plan(config, set_by, machine, facts, 1, able())
 
 
+ASIDES = {"fp16", "fp8_head", "chunked_loss", "recomputed_gelu", "recomputed_blocks"}
+
+
 def changes(c: Climb, settings: list[rungs.Setting], machine: Machine) -> dict[str, dict]:
     """What each rung changes in the plan of those before it."""
     before = vars(planned(c, settings[0].flags, machine))
@@ -65,7 +68,7 @@ def changes(c: Climb, settings: list[rungs.Setting], machine: Machine) -> dict[s
     for s in settings[1:]:
         now = vars(planned(c, s.flags, machine))
         found[s.name] = {k: v for k, v in now.items() if v != before[k] and k not in same}
-        if s.name not in ("fp16", "fp8_head", "chunked_loss"):
+        if s.name not in ASIDES:
             before = now
     return found
 
@@ -100,7 +103,7 @@ def test_every_rung_of_the_gpu_ladder_is_one_change_to_the_plan_on_an_h100(tiny_
     assert found["tuned"] == {"compile_mode": "tuned"}
     assert found["fp8_head"] == {"fp8_head": True}
     assert found["chunked_loss"] == {"cross_entropy": "chunked"}
-    assert [r.name for r in carried][-1] == "tuned", "asides are not carried"
+    assert [r.name for r in carried][-2:] == ["tuned", "micro_batch"], "asides are not carried"
     equal = planned(c, rungs.equal_tokens(carried, GPU).flags, H100)
     assert (equal.tokens_per_step, equal.compile_mode, equal.fp8_head) == (16_384, "tuned", False)
     low, top = rungs.best_micro_batch(carried, GPU)
@@ -108,7 +111,7 @@ def test_every_rung_of_the_gpu_ladder_is_one_change_to_the_plan_on_an_h100(tiny_
         plan = planned(c, setting.flags, H100)
         assert plan.tokens_per_step == 524_288
         assert plan.compile == (setting in top)
-    assert top[1].flags == settings[-6].flags | {"compile_mode": "tuned"}
+    assert top[1].flags == settings[-1].flags, "measured once"
 
 
 def test_optimisers_of_both_ends():
@@ -219,7 +222,7 @@ def test_the_ladder_is_climbed_and_both_numbers_follow_from_its_rows(
     rows = {r["name"]: r for r in body["rungs"]}
     assert list(rows) == ["fp32_eager", "fused_attention", "micro_batch", "chunked_loss"]
     for r in rows.values():
-        assert len(r["windows_ms"]) == 3 and r["peak_memory_bytes"] > 2**20
+        assert len(r["windows_ms"]) in (2, 3) and r["peak_memory_bytes"] > 2**20
         assert r["step_ms"]["p20"] <= r["step_ms"]["median"] <= r["step_ms"]["p80"]
         rate = 1e3 * r["tokens_per_step"] / r["step_ms"]["median"]
         assert r["tokens_per_second"] == pytest.approx(rate)
@@ -303,7 +306,7 @@ def test_one_process_measures_until_its_time_is_up(tiny_dataset, tmp_path):
     job = one_rung.RungJob(flags, flags, 2, 0.0, 0.01, 3, str(tmp_path / "result.json"))
     (tmp_path / "job.json").write_text(json.dumps(vars(job)))
     result = ladder._in_a_process(tmp_path, 60)
-    assert len(result["losses"]) == 2 and result["step_ms"]["n"] == 3
+    assert len(result["losses"]) == 2 and result["step_ms"]["n"] in (2, 3)
     assert ladder._in_a_process(tmp_path, 0.01) == {"no_time": True}
 
 
