@@ -235,3 +235,14 @@ def test_the_compiled_softmax_of_bf16_equals_the_eager_one_on_a_cpu():
         assert torch.allclose(found, losses, rtol=1e-5, atol=1e-5)
         assert torch.allclose(z[:, :300].float(), gradient, rtol=2**-8, atol=1e-6)
         assert not z[:, 300:].any() and not z[5].any()
+
+
+def test_an_evaluation_compiles_no_loss(monkeypatch):
+    row = LOSSES.load("compiled")
+    monkeypatch.setattr(row, "_compiled", lambda: pytest.fail("it compiles"))
+    hidden, weight = torch.randn(5, 8), torch.randn(128, 8)
+    targets = torch.tensor([0, 1, IGNORE, 99, 3])
+    with torch.inference_mode():
+        loss = row.loss_sum(hidden, weight, targets, 100)
+    want = F.cross_entropy((hidden @ weight.t())[:, :100], targets, reduction="sum")
+    assert torch.allclose(loss, want)

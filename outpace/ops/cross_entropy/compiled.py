@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from outpace.ops import head
-from outpace.ops.cross_entropy import compute_dtype, cross_entropy_sum
+from outpace.ops.cross_entropy import chunked, compute_dtype, cross_entropy_sum
 
 
 def loss_sum(
@@ -20,7 +20,11 @@ def loss_sum(
     fp8: bool = False,
 ) -> torch.Tensor:
     """See the table."""
-    function = _loss_sum if torch.compiler.is_compiling() else _compiled()
+    compiling = torch.compiler.is_compiling()
+    if not (compiling or torch.is_grad_enabled()):
+        # An evaluation, whose model is not compiled: each of its shapes would be a compilation.
+        return chunked.loss_sum(hidden, weight, targets, vocab_size, fp8=fp8)
+    function = _loss_sum if compiling else _compiled()
     return function(hidden, weight, targets, vocab_size, compute_dtype(hidden), fp8)
 
 
