@@ -47,12 +47,12 @@ def race(r: Race, output: Path | None) -> Path:
         for lr in r.learning_rates:
             rows.append(_train(r, recipe, optimizer, lr))
             best = {o: b for o in r.optimizers if (b := best_of(rows, o))}
-            first = best.get(r.optimizers[0])
+            first = r.optimizers[0]
             body = {
                 "settings": r.plan.record()["plan"],
                 "rows": rows,
                 "best": {o: b["lr"] for o, b in best.items()},
-                "sooner": {o: sooner(b, first) for o, b in best.items() if first and b != first},
+                "sooner": {o: sooner(rows, o, first) for o in best if first in best and o != first},
             }
             path = write_result(name, r.plan.device, body, output)
     if without := [o for o in r.optimizers if o not in best]:
@@ -62,6 +62,14 @@ def race(r: Race, output: Path | None) -> Path:
             kept=f"the runs, in {r.work}",
             do="read their logs; where the loss grew, give lower --learning_rates",
         )
+    for optimizer, row in best.items():
+        if len(r.learning_rates) > 1 and row["lr"] in (
+            min(r.learning_rates),
+            max(r.learning_rates),
+        ):
+            warn(
+                f"{optimizer} is best at {row['lr']:g}, an end of the rates tried: try some beyond"
+            )
     for optimizer, less in body["sooner"].items():
         say(f"{optimizer}: {in_words(less, r.optimizers[0])}")
     return path
@@ -100,19 +108,28 @@ def best_of(rows: Sequence[dict[str, Any]], optimizer: str) -> dict[str, Any] | 
     return min(ended, key=lambda r: r["loss"], default=None)
 
 
-def sooner(run: dict[str, Any], other: dict[str, Any]) -> dict[str, float] | None:
-    """How many times fewer tokens, and how many times less training time, `run` took to the loss
-    that `other` has at its end; None where it never got there. Between evaluations a straight line.
-    On its way its learning rate was still high, so a shorter run would get there sooner yet."""
+def sooner(rows: Sequence[dict[str, Any]], optimizer: str, other: str) -> dict[str, float] | None:
+    """How many times fewer tokens, and how many times less training time, the best run of
+    `optimizer` took to the last loss of the best of `other`; None where it never got there.
+
+    Between evaluations the loss is a straight line. On the way there the learning rate was still
+    high, so that a run as short would be lower. The time is by the fastest run of each: a learning
+    rate changes no speed, and what else the machine does only takes away from it."""
+    run, goal = best_of(rows, optimizer), best_of(rows, other)
+    assert run is not None and goal is not None
     tokens, losses = zip(*run["curve"], strict=True)
-    below = next((i for i, loss in enumerate(losses) if loss <= other["loss"]), None)
+    below = next((i for i, loss in enumerate(losses) if loss <= goal["loss"]), None)
     if below is None:
         return None
     ends = slice(max(0, below - 1), below + 1)
-    there = float(np.interp(-other["loss"], -np.array(losses[ends]), tokens[ends]))
-    fewer = other["tokens"] / there
-    rate = run["tokens_per_second"]["median"] / other["tokens_per_second"]["median"]
-    return {"tokens": fewer, "time": fewer * rate}
+    there = float(np.interp(-goal["loss"], -np.array(losses[ends]), tokens[ends]))
+    fewer = goal["tokens"] / there
+    return {"tokens": fewer, "time": fewer * _speed(rows, optimizer) / _speed(rows, other)}
+
+
+def _speed(rows: Sequence[dict[str, Any]], optimizer: str) -> float:
+    ended = [r for r in rows if r["optimizer"] == optimizer and "loss" in r]
+    return max(float(r["tokens_per_second"]["median"]) for r in ended)
 
 
 def in_words(less: dict[str, float] | None, other: str) -> str:

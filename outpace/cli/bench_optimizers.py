@@ -10,7 +10,7 @@ from outpace.core.errors import UsageError
 from outpace.core.log import say
 
 OPTIMIZERS_RANGES = {"learning_rates": RANGES["lr"]}
-FACTORS = (1.0, 2.0, 4.0)
+FACTORS = (1.0, 3.0, 9.0)
 INSTEAD = {"optimizer": "--optimizers", "run_dir": "--work"}
 
 
@@ -22,7 +22,7 @@ class Options(RunConfig):
     optimizers: tuple[str, ...] = ("adamw", "muon")
     """Rows of the optimiser table; the others are held against the first."""
     learning_rates: tuple[float, ...] = ()
-    """Peak learning rates for each. Default: 1, 2 and 4 times --lr."""
+    """Peak learning rates for each. Default: 1, 3 and 9 times --lr."""
     work: Path = Path("runs/optimizers")
     """Where the runs are kept."""
     output: Path | None = None

@@ -24,11 +24,14 @@ def run(optimizer, lr, curve, rate=100.0):
 def test_sooner_is_where_the_curve_crosses_the_others_last_loss():
     slow = run("adamw", 1e-3, [(100, 8.0), (200, 6.0), (300, 5.0)])
     fast = run("muon", 1e-3, [(100, 6.0), (200, 4.0), (300, 3.0)], rate=80.0)
-    assert sooner(fast, slow) == pytest.approx({"tokens": 2.0, "time": 1.6})
-    assert sooner(slow, fast) is None
-    assert sooner(slow, slow) == pytest.approx({"tokens": 1.0, "time": 1.0})
-    at_once = run("muon", 1e-3, [(100, 4.0), (200, 4.5)])
-    assert sooner(at_once, slow) == pytest.approx({"tokens": 3.0, "time": 3.0})
+    rows = [slow, fast]
+    assert sooner(rows, "muon", "adamw") == pytest.approx({"tokens": 2.0, "time": 1.6})
+    assert sooner(rows, "adamw", "muon") is None
+    # A worse learning rate counts for the speed alone.
+    rows.append(run("muon", 1.0, [(100, 9.0), (300, 8.0)], rate=90.0))
+    assert sooner(rows, "muon", "adamw") == pytest.approx({"tokens": 2.0, "time": 1.8})
+    at_once = [slow, run("muon", 1e-3, [(100, 4.0), (200, 4.5)])]
+    assert sooner(at_once, "muon", "adamw") == pytest.approx({"tokens": 3.0, "time": 3.0})
     assert in_words(None, "adamw") == "never the last loss of adamw"
 
 
@@ -61,7 +64,9 @@ def test_the_command_trains_each_and_goes_on_where_it_was(
         assert json.loads((folder / "plan.json").read_text())["plan"]["lr"] == row["lr"]
     losses = {(r["optimizer"], r["lr"]): r["loss"] for r in result["rows"]}
     assert len(set(losses.values())) == 4
-    assert "muon: " in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "muon: " in said.out
+    assert "adamw is best at 0.003, an end of the rates tried" in said.err
 
     written = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("metrics.jsonl")}
     assert len(written) == 4
