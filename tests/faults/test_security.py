@@ -605,7 +605,7 @@ def _watch(child: Child, happened: Callable[[], bool]) -> list[Any]:
 
 def test_q9_training_has_no_open_port_to_flood(tmp_path, tiny_dataset):
     run = tmp_path / "run"
-    child = start(*flags(tiny_dataset, run, 400), cwd=tmp_path)
+    child = start(*flags(tiny_dataset, run, 20_000), cwd=tmp_path)
     try:
         seen = _watch(child, lambda: (run / "metrics.jsonl").exists()
                       and len((run / "metrics.jsonl").read_bytes().splitlines()) > 20)  # fmt: skip
