@@ -38,6 +38,9 @@ def run(argv: list[str]) -> int:
         if set_by[flag] == "flag":
             raise UsageError("ONE-OF-MANY", f"--{flag} has no say in {prog}", do=f"give {instead}")
 
+    if not options.optimizers:
+        raise UsageError("BAD-VALUE", "--optimizers is empty", do="name at least one")
+
     from outpace.bench.optimizers import Race, race
     from outpace.optim import OPTIMIZERS
     from outpace.runtime.distributed import Ranks
@@ -48,6 +51,7 @@ def run(argv: list[str]) -> int:
     plan, machine, mixture, _ = plan_run(options, set_by, Ranks(), make_data=True)
     print_plan(plan, machine, data_line(mixture, plan), None)
     rates = options.learning_rates or tuple(factor * plan.lr for factor in FACTORS)
-    runs = Race(options, set_by, plan, options.optimizers, rates, options.work)
+    each = list(dict.fromkeys(options.optimizers)), list(dict.fromkeys(rates))
+    runs = Race(options, set_by, plan, *each, options.work)
     say(str(race(runs, options.output)))
     return 0

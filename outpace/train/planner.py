@@ -484,11 +484,12 @@ class _Planner:
     def _learning_rate(self, tokens_per_step: int) -> float:
         if self.config.schedule.lr != "auto":
             return self.config.schedule.lr
-        published, channels = size(self.config.model.model_size), self.shape.n_embd
-        lr, reason = published.lr, f"GPT-3's {published.lr:g}"
+        name, channels = self.config.model.model_size, self.shape.n_embd
+        published = size(name)
+        lr, reason = published.lr, f"GPT-3's {published.lr:g} for {name} (table 2.1)"
         if channels != published.n_embd:  # as muP has it (Yang et al. 2022, table 3)
             lr *= published.n_embd / channels
-            reason += f" x {published.n_embd} / {channels} channels"
+            reason += f" x {published.n_embd:,} / {channels:,} channels"
         if tokens_per_step < REFERENCE_TOKENS_PER_STEP:
             lr *= math.sqrt(tokens_per_step / REFERENCE_TOKENS_PER_STEP)
             reason += f" x sqrt({tokens_per_step:,} / 524,288 tokens a step)"

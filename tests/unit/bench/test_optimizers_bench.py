@@ -88,6 +88,7 @@ def test_runs_that_do_not_end_are_told(tiny_dataset, tmp_path, monkeypatch, caps
     ("flags", "what"),
     [
         (["--optimizer", "muon"], "--optimizer has no say"),
+        (["--optimizers"], "--optimizers is empty"),
         (["--run_dir", "x"], "--run_dir has no say"),
         (["--optimizers", "adanw"], "no optimizer 'adanw' (did you mean adamw?)"),
         (["--learning_rates", "1e-3", "0"], "--learning_rates 0.0 is not above 0"),
