@@ -16,7 +16,7 @@ from outpace.bench.turns import last_line, no_survivors
 from outpace.config.load import SetBy, to_toml
 from outpace.config.schema import RunConfig
 from outpace.core.children import end, start
-from outpace.core.errors import OutpaceError
+from outpace.core.errors import BUG, STOPPED_RESUMABLE, OutpaceError, Stopped
 from outpace.core.files import read_json_lines, replace_file
 from outpace.core.log import say, warn
 from outpace.core.runfolder import RunFolder
@@ -55,13 +55,23 @@ def race(r: Race, output: Path | None) -> Path:
                 "sooner": {o: sooner(rows, o, first) for o in best if first in best and o != first},
             }
             path = write_result(name, r.plan.device, body, output)
+            if rows[-1]["exit_code"] == STOPPED_RESUMABLE:
+                raise Stopped(
+                    "STOPPED",
+                    f"{optimizer} at {lr:g} stopped before its end",
+                    kept=f"the runs, in {r.work}",
+                    do="run the same command again to go on",
+                )
     if without := [o for o in r.optimizers if o not in best]:
-        raise OutpaceError(
+        fault = OutpaceError(
             "NO-RUN-ENDED",
             f"no run with --optimizer {without[0]} came to its end",
             kept=f"the runs, in {r.work}",
             do="read their logs; where the loss grew, give lower --learning_rates",
         )
+        codes = [row["exit_code"] for row in rows if row["optimizer"] == without[0]]
+        fault.exit_code = max(BUG, *codes)
+        raise fault
     for optimizer, row in best.items():
         if len(r.learning_rates) > 1 and row["lr"] in (
             min(r.learning_rates),
@@ -88,6 +98,8 @@ def _train(r: Race, recipe: Path, optimizer: str, lr: float) -> dict[str, Any]:
     row: dict[str, Any] = {"optimizer": optimizer, "lr": lr, "exit_code": code}
     evals = read_json_lines(folder.evals)
     curve = [(e["tokens"], e["loss"]) for e in evals if e["task"] == "validation"]
+    if code == STOPPED_RESUMABLE:
+        return row
     if code or not curve:
         warn(f"{optimizer} at {lr:g} is left out: {last_line(log)}")
         return row

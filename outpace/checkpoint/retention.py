@@ -1,9 +1,11 @@
 """Which checkpoints stay: the newest few, milestones, and the best by validation loss.
 
 Only those count that verify and that lie on the way to where the run stands: not those of another
-run in the same folder, nor those that a rollback left behind.
+run in the same folder, nor those that a rollback left behind. One that a stop or a signal asked for
+takes no place of one that was due: a rollback would find others than without the stop.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +23,8 @@ class Retention:
 
     last: int = LEAST
     """How many of the newest."""
+    every_steps: int = 0
+    """When they are due; 0: whenever they are made."""
     milestone_every_steps: int = 0
     """Keep every checkpoint whose step is a multiple; 0: none."""
     best: bool = False
@@ -43,16 +47,20 @@ class Retention:
         way = [p for p in candidates if on_the_way(p, left_at)]
         if not way or not self._good(way[-1]):
             return []
-        newest: list[Path] = []
-        for path in reversed(way):
-            if len(newest) < max(self.last, LEAST) and self._good(path):
-                newest.append(path)
-        if len(newest) < max(self.last, LEAST):
+        due = [p for p in way if is_due(p, self.every_steps)]
+        stay = {way[-1]} | self._newest(due)
+        if len(stay) < max(self.last, LEAST):
+            stay |= self._newest(way)
+        if len(stay) < max(self.last, LEAST):
             return []
-        stay = set(newest) | {p for p in way if self._is_milestone(p)}
-        if self.best and (scored := [p for p in way if store.step_of(p) in (losses or {})]):
+        stay |= {p for p in way if self._is_milestone(p)}
+        if self.best and (scored := [p for p in due if store.step_of(p) in (losses or {})]):
             stay.add(min(scored, key=lambda p: (losses or {})[store.step_of(p)]))
         return [p for p in candidates if p not in stay and self._let_go(p)]
+
+    def _newest(self, paths: Sequence[Path]) -> set[Path]:
+        good = (path for path in reversed(paths) if self._good(path))
+        return set(itertools.islice(good, max(self.last, LEAST)))
 
     def _let_go(self, path: Path) -> bool:
         """Delete a checkpoint. One that cannot be deleted is warned of: it is no reason to stop."""
@@ -86,3 +94,8 @@ def on_the_way(path: Path, left_at: Sequence[int]) -> bool:
     """Whether a run that left lineage i at step `left_at[i]` has passed through a checkpoint."""
     lineage, step = store.place(path) or (0, 0)
     return lineage <= len(left_at) and all(step <= left for left in left_at[lineage:])
+
+
+def is_due(path: Path, every_steps: int) -> bool:
+    """Whether a checkpoint is one that the run makes every so many steps."""
+    return every_steps == 0 or store.step_of(path) % every_steps == 0

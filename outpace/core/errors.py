@@ -87,3 +87,9 @@ class NotMet(OutpaceError):
     """What a command was told to require is not so."""
 
     exit_code = 11
+
+
+class Stopped(OutpaceError):
+    """Work that a signal or its time ended, and that the same command goes on with."""
+
+    exit_code = STOPPED_RESUMABLE

@@ -14,13 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from outpace.core.errors import (
-    STOPPED_RESUMABLE,
-    DataError,
-    OutpaceError,
-    RunInUse,
-    StorageError,
-)
+from outpace.core.errors import DataError, OutpaceError, RunInUse, Stopped, StorageError
 from outpace.core.log import warn
 from outpace.data.journal import GROWING, Growing, Journal
 from outpace.data.shard_file import DELETE, SPLITS, read_json
@@ -28,12 +22,6 @@ from outpace.data.shard_part import restore
 from outpace.data.shards import JOURNAL, MANIFEST
 
 LOCK, REMOVED = ".lock", "removed.jsonl"
-
-
-class Stopped(OutpaceError):
-    """A signal ended the preparation; it can go on."""
-
-    exit_code = STOPPED_RESUMABLE
 
 
 class Signalled(BaseException):
@@ -116,9 +104,11 @@ def stop_on_signals(output: Path) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def open_journal(output: Path, spec: str, settings: dict[str, Any], stamps: str) -> Journal:
-    """What was done already; DataError when the folder holds something else, which is then left as
-    it is."""
+def open_journal(
+    output: Path, spec: str, settings: dict[str, Any], stamps: str, earlier: str | None = None
+) -> Journal:
+    """What was done already, under this `spec` or an `earlier` one that may go on as it; DataError
+    when the folder holds something else, which is then left as it is."""
     path = output / JOURNAL
     if not path.exists():
         if foreign := sorted(output.glob("*.bin")):
@@ -130,9 +120,10 @@ def open_journal(output: Path, spec: str, settings: dict[str, Any], stamps: str)
         journal = Journal(spec, settings, stamps)
     else:
         content = read_json(path)
-        if isinstance(content, dict) and content.get("spec") not in (None, spec):
+        if isinstance(content, dict) and content.get("spec") not in (None, spec, earlier):
             raise other_dataset(output, difference(content.get("settings"), settings))
         journal = Journal.read(output)
+        journal.spec, journal.settings = spec, settings
         if fault := _fault(output, journal):
             warn(f"{fault}; writing everything again")
             journal = begin_again(output, journal, journal.decision)
@@ -162,7 +153,9 @@ def difference(known: Any, wanted: dict[str, Any]) -> str:
         if there == here:
             continue
         plain = not isinstance(there, (list, dict)) and not isinstance(here, (list, dict))
-        found.append(f"{name} {there}, not {here}" if plain else f"other {name}")
+        found.append(
+            f"{name} {there}, not {here}" if plain else f"other {name}"
+        )
     return f"prepared with {'; '.join(found)}" if found else "prepared from other text"
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from outpace.core.errors import DataError, UsageError
+from outpace.core.errors import DataError, Stopped, UsageError
 from outpace.core.files import fsync_folder, replace_json, sha256_json
 from outpace.core.log import note
 from outpace.data import nanogpt_split
@@ -33,7 +33,6 @@ from outpace.data.encode import (
 )
 from outpace.data.filters import parse_filter
 from outpace.data.folder import (
-    Stopped,
     begin_again,
     difference,
     locked,
@@ -96,14 +95,14 @@ def prepare(
     reference(options.tokenizer)  # there is time: the other one is still being loaded
     tokenizer = tokenizer_of(work)
     settings = _settings(source, options)
-    spec = _spec(source, chunks, tokenizer, options)
+    spec, strict = (_spec(source, chunks, tokenizer, options, out) for out in ((), ("errors",)))
     with contextlib.ExitStack() as stack:
         stack.callback(release)
         stack.enter_context(stop_on_signals(output))
         stack.enter_context(locked(output))
         if (output / MANIFEST).exists():
-            return _already_there(output, spec, settings, chunks, work)
-        journal = open_journal(output, spec, settings, stamps_of(chunks))
+            return _already_there(output, {spec, strict}, settings, chunks, work)
+        journal = open_journal(output, spec, settings, stamps_of(chunks), strict)
         check_unchanged(output, journal, chunks, work)
         announce(output, chunks, options.limit_tokens, tokenizer.version, workers)
         run = _Run(source, output, options, tokenizer, chunks, work, journal)
@@ -144,10 +143,16 @@ def _check(options: PrepareOptions) -> None:
 
 
 def _spec(
-    source: Source, chunks: Sequence[Chunk], tokenizer: Tokenizer, options: PrepareOptions
+    source: Source,
+    chunks: Sequence[Chunk],
+    tokenizer: Tokenizer,
+    options: PrepareOptions,
+    without: Sequence[str],
 ) -> str:
-    """Hash of what decides the bytes of the shards, but for the text itself."""
-    described = {k: v for k, v in source.describe().items() if k != "normalisation"}
+    """Hash of what decides the bytes of the shards, but for the text itself. Without `errors` it is
+    that of a preparation that met none, or would have ended."""
+    left_out = {"normalisation", *without}
+    described = {k: v for k, v in source.describe().items() if k not in left_out}
     sizes = [[c.size_bytes, c.documents] for c in chunks]
     return sha256_json(
         [source.name, DIGEST, described, sizes, tokenizer.vocab_sha256, _told(options)]
@@ -167,12 +172,12 @@ def _settings(source: Source, options: PrepareOptions) -> dict[str, Any]:
 
 
 def _already_there(
-    output: Path, spec: str, settings: dict[str, Any], chunks: Sequence[Chunk], work: Work
+    output: Path, specs: set[str], settings: dict[str, Any], chunks: Sequence[Chunk], work: Work
 ) -> Dataset:
     """The finished dataset, if it is of this source."""
     dataset = open_dataset(output)
     stamps = stamps_of(chunks)
-    same = dataset.manifest.get("spec") == spec
+    same = dataset.manifest.get("spec") in specs
     if same and not (is_content(chunks) and dataset.manifest.get("stamps") == stamps):
         documents = int(dataset.manifest["documents"]["source"])
         same = content_of(chunks, work, documents) == dataset.manifest.get("content")

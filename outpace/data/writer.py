@@ -80,10 +80,11 @@ class ShardWriter:
         return 1 + (cuts[:, 1] if split == "train" else lengths - cuts[:, 1])
 
     def _write(self, judged: Judged, start: int, stop: int, ends: Int64) -> None:
+        if start == stop:
+            return
         piece, keep = judged.piece, judged.why[start:stop] == KEPT
         lengths = piece.lengths[start:stop]
-        first = int(ends[start] - piece.lengths[start]) if stop > start else 0
-        ids = piece.ids[first : int(ends[stop - 1]) if stop > start else 0]
+        ids = piece.ids[int(ends[start] - piece.lengths[start]) : int(ends[stop - 1])]
         if piece.cuts is not None:
             for n in (np.flatnonzero(keep) + start).tolist():
                 mine = piece.ids[ends[n] - piece.lengths[n] : ends[n]]

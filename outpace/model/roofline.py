@@ -109,7 +109,7 @@ def _update(s: StepSettings, r: Rates) -> float:
     """Seconds of the optimiser, once a step."""
     N, C = parameters(s.shape, padded=True), s.shape.n_embd
     if s.optimizer != "muon":
-        return ADAMW_BYTES[s.optimizer] * N / r.bandwidth
+        return ADAMW_BYTES.get(s.optimizer, ADAMW_BYTES["adamw"]) * N / r.bandwidth
     muons = matrices(s.shape)
     moved = MUON_BYTES * muons + ADAMW_BYTES["adamw"] * (N - muons)
     return moved / r.bandwidth + MUON_FLOPS * s.shape.n_layer * C**3 / r.products["fc"]

@@ -91,12 +91,12 @@ def _delete_cut(folder: Path) -> None:
 
 def _is_cut(library: Path) -> bool:
     """Whether the file ends before the table that stands last in a library; not for other formats
-    than ELF's 64 bits."""
+    than ELF's of 64 bits, little-endian."""
     with open(library, "rb") as f:
         head, size = f.read(64), os.fstat(f.fileno()).st_size
     if len(head) < 64 or not any(head):
         return True
-    if not head.startswith(b"\x7fELF\x02"):
+    if not head.startswith(b"\x7fELF\x02\x01"):
         return False
     offset, entry, entries = struct.unpack("<40xQ10xHH2x", head)
     return bool(size < offset + entry * entries)

@@ -8,7 +8,7 @@ from typing import Any
 
 from outpace.config.schema import RunConfig
 from outpace.core.units import count, duration
-from outpace.model.cost import Precision
+from outpace.model.cost import Precision, matrices
 from outpace.model.memory import StepSettings
 from outpace.model.roofline import BANDWIDTH_SHARE, LINK_SHARE, Rates, StepTime, step_time
 from outpace.runtime.calibration import MAPS, Calibration
@@ -158,9 +158,15 @@ def forecast(
         energy_kwh=seconds * watts * W / 3.6e6 if seconds and watts else None,
         price=seconds / 3600 * price_per_hour if seconds and price_per_hour else None,
         data_bytes=TOKEN_BYTES * (facts.train_tokens + facts.val_tokens),
-        checkpoint_bytes=STATE_BYTES * plan.parameters,
+        checkpoint_bytes=checkpoint_bytes(config, plan),
         checkpoints=checkpoints_kept(config, plan),
     )
+
+
+def checkpoint_bytes(config: RunConfig, plan: Plan) -> int:
+    """Size of one: weights and moments, of Muon's matrices only one."""
+    muons = matrices(plan.shape) if config.optimizer.optimizer == "muon" else 0
+    return STATE_BYTES * plan.parameters - 4 * muons
 
 
 def checkpoints_kept(config: RunConfig, plan: Plan) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from outpace.checkpoint import store
-from outpace.checkpoint.retention import on_the_way
+from outpace.checkpoint.retention import is_due, on_the_way
 from outpace.checkpoint.state import differences, load_optimizer, load_weights
 from outpace.config.schema import RunConfig
 from outpace.core.errors import CheckpointError, DataError, NumericsError, UsageError
@@ -142,7 +142,7 @@ def roll_back(s: Session, progress: Progress, diverged: Diverged) -> Progress:
             + (", or --mixed_precision bf16" if s.plan.mixed_precision == "fp16" else "")
             + "; `outpace replay RUN` looks into the batch",
         )
-    checkpoint = _before(s.folder, progress, diverged.first - 1)
+    checkpoint = _before(s.folder, progress, diverged.first - 1, s.plan.save_every_steps)
     if checkpoint is not None:
         found = load_checkpoint(s, checkpoint)
     else:
@@ -175,12 +175,17 @@ def roll_back(s: Session, progress: Progress, diverged: Diverged) -> Progress:
     return back
 
 
-def _before(folder: RunFolder, progress: Progress, step: int) -> store.Checkpoint | None:
-    """A checkpoint to roll back to: the newest of `CLEAN_STEPS` before `step`, or the oldest."""
+def _before(
+    folder: RunFolder, progress: Progress, step: int, every_steps: int
+) -> store.Checkpoint | None:
+    """A checkpoint to roll back to: the newest of `CLEAN_STEPS` before `step`, or the oldest. Only
+    one that was due: a run that was stopped on its way goes back to where another would."""
     good = [
         path
         for path in store.paths(folder.checkpoints)
-        if on_the_way(path, progress.left_at) and store.fault(path) is None
+        if is_due(path, every_steps)
+        and on_the_way(path, progress.left_at)
+        and store.fault(path) is None
     ]
     early = [path for path in good if store.step_of(path) <= step - CLEAN_STEPS]
     return store.open_verified((early or good[:1])[-1]) if good else None

@@ -41,7 +41,7 @@ from outpace.runtime.driver import cudnn_version
 from outpace.runtime.hardware import Machine, detect
 from outpace.train.assemble import Session, assemble, capabilities, choose_device
 from outpace.train.corpus import facts_of, open_mixture
-from outpace.train.forecast import STATE_BYTES, checkpoints_kept
+from outpace.train.forecast import checkpoint_bytes, checkpoints_kept
 from outpace.train.guard import Diverged
 from outpace.train.load_model import check_there
 from outpace.train.loop import agree, train
@@ -194,7 +194,7 @@ def _check_room(config: RunConfig, plan: Plan, folder: RunFolder) -> None:
     below = folder.root.absolute()
     while not below.exists():
         below = below.parent
-    size = STATE_BYTES * plan.parameters
+    size = checkpoint_bytes(config, plan)
     there = sum(f.stat().st_size for p in store.paths(folder.checkpoints) for f in p.iterdir())
     number = checkpoints_kept(config, plan)
     free = shutil.disk_usage(below).free

@@ -256,6 +256,18 @@ def ignore(number: int) -> None:
     signal.signal(number, signal.SIG_IGN)
 
 
+def signalled(at: int, number: int) -> None:
+    """The process gets a signal in optimiser step `at`."""
+
+    @contextlib.contextmanager
+    def change(_t: Trainable, step: int, _batches: list[MicroBatch]) -> Iterator[None]:
+        if step == at:
+            os.kill(os.getpid(), number)
+        yield
+
+    around_steps(change)
+
+
 def slow_steps(seconds: float) -> None:
     """Each optimiser step takes so much longer."""
 

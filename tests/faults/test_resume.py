@@ -456,6 +456,30 @@ def test_r12_a_resume_decides_as_the_run_would_have(tiny_dataset, tmp_path, bad)
         assert json.loads((incident / "incident.json").read_text())["data_step"] == 44
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_r12_a_rollback_after_a_stop_goes_where_it_would_have_gone(tiny_dataset, tmp_path, number):
+    """The checkpoint that a stop or a request made is none to roll back to, and pushes none out."""
+    bad, asked = (poison.loss_of_data, (34, 35)), (poison.signalled, 23, number)
+    extra = ("--save_every_steps", "7", "--keep_checkpoints", "2", "--max_skipped_steps", "2")
+
+    def run(name: str, *faults: tuple[object, ...]) -> int:
+        arguments = command(tiny_dataset, tmp_path / name, *extra, steps=50)
+        return call(*arguments, cwd=tmp_path, setup=poison.all_of, args=faults).code
+
+    def rolled_back(name: str) -> list[object]:
+        events = read_json_lines(tmp_path / name / "events.jsonl")
+        return [(e["step"], e["path"]) for e in events if e["event"] == "rollback"]
+
+    assert run("straight", bad) == 0
+    if number == signal.SIGTERM:
+        assert run("stopped", bad, asked) == 75
+        assert run("stopped", bad) == 0
+    else:
+        assert run("stopped", bad, asked) == 0
+    assert rolled_back("straight") == [(36, "step-00000021")] == rolled_back("stopped")
+    assert final_hash(tmp_path / "straight") == final_hash(tmp_path / "stopped")
+
+
 def test_r12_the_best_checkpoint_and_the_time_spent_outlive_a_resume(tiny_dataset, tmp_path):
     """Elapsed time goes on from where it was; the best by validation loss is still kept."""
     run = tmp_path / "run"

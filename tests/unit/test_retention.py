@@ -35,6 +35,22 @@ def test_fewer_than_two_are_never_asked_for(tmp_path):
     assert len(names(tmp_path)) == LEAST == 2
 
 
+def test_what_a_stop_saved_takes_no_place_of_what_was_due(tmp_path):
+    keep = Retention(last=2, every_steps=10, best=True)
+    save(tmp_path, 10, 20, 23, 25, 30, 31)
+    keep.prune(tmp_path, run="us", losses={10: 3.0, 25: 1.0})
+    assert names(tmp_path) == ["10", "20", "30", "31"], "the newest is where the run goes on"
+    save(tmp_path, 40)
+    keep.prune(tmp_path, run="us")
+    assert names(tmp_path) == ["30", "40"]
+
+
+def test_where_few_were_due_the_newest_of_all_stay(tmp_path):
+    save(tmp_path, 3, 5, 7)
+    Retention(last=2, every_steps=10).prune(tmp_path, run="us")
+    assert names(tmp_path) == ["5", "7"]
+
+
 def test_milestones_and_the_best_stay(tmp_path):
     save(tmp_path, *range(1, 13))
     losses = {3: 2.0, 7: 1.0, 11: 3.0, 99: 0.1}

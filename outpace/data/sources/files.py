@@ -76,6 +76,7 @@ class FilesSource:
             "files": [self.how.label(p) for p in self.paths],
             "text_field": self.how.text_field,
             **named,
+            **self.how.lenience(),
             "normalisation": {what: self._notes.get(what, 0) for what in NOTES},
         }
 

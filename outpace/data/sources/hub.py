@@ -65,6 +65,7 @@ class HubSource:
             "commit": self.store.commit,
             "files": [r.path for r in self.remotes],
             "text_field": self.how.text_field,
+            **self.how.lenience(),
         }
 
     def finished(self) -> None:

@@ -58,6 +58,10 @@ class Reading:
         absolute = path.absolute().as_posix()
         return absolute.removeprefix(self.root.rstrip("/") + "/") if self.root else absolute
 
+    def lenience(self) -> dict[str, str]:
+        """For what describes a dataset: what bad documents became, where they did not end it."""
+        return {} if self.errors == "strict" else {"errors": self.errors}
+
 
 class BadDocument(DataError):
     """A document that `--errors skip` leaves out."""

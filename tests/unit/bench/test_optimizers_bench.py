@@ -7,7 +7,7 @@ from conftest import TINY
 
 from outpace.bench.optimizers import best_of, in_words, sooner
 from outpace.cli import bench_optimizers
-from outpace.core.errors import OutpaceError, UsageError
+from outpace.core.errors import OutpaceError, Stopped, UsageError
 
 
 def run(optimizer, lr, curve, rate=100.0):
@@ -79,9 +79,20 @@ def test_runs_that_do_not_end_are_told(tiny_dataset, tmp_path, monkeypatch, caps
     flags = ["--dataset", str(tiny_dataset), *TINY, "--max_steps", "2", "--learning_rates", "1e-3"]
     assert bench_optimizers.run([*flags, "--optimizers", "adamw"]) == 0
     # Another model in the same folder: train refuses to go on with it.
-    with pytest.raises(OutpaceError, match="no run with --optimizer adamw came to its end"):
+    with pytest.raises(OutpaceError, match="no run with --optimizer adamw came to its end") as none:
         bench_optimizers.run([*flags, "--optimizers", "adamw", "--n_layer", "1"])
+    assert none.value.exit_code == 4, "as that of the run"
     assert "adamw at 0.001 is left out: error[" in capsys.readouterr().err
+
+
+def test_a_run_that_stops_before_its_end_ends_the_command_resumably(
+    tiny_dataset, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--dataset", str(tiny_dataset), *TINY, "--max_steps", "100000", "--max_hours", "1e-6"]
+    with pytest.raises(Stopped, match="stopped before its end") as stopped:
+        bench_optimizers.run([*flags, "--learning_rates", "1e-3"])
+    assert stopped.value.exit_code == 75
 
 
 @pytest.mark.parametrize(

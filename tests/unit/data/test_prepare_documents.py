@@ -432,3 +432,38 @@ def test_the_name_of_the_dataset_is_the_folder_even_when_it_is_the_current_one(
     folder.mkdir()
     monkeypatch.chdir(folder)
     assert prepared(Path(), texts[:3]).name == folder.name
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(("first", "then"), [("replace", "skip"), ("skip", "replace")])
+def test_what_bad_documents_became_is_part_of_what_a_dataset_is(
+    tmp_path, monkeypatch, first, then, finished
+):
+    """Finished or interrupted, another --errors does not go on with it; with one that met none, as
+    strict has, it does."""
+    options = PrepareOptions(tokenizer="bytes", val_fraction=0.1, shard_tokens=100)
+    source = tmp_path / "text"
+    source.mkdir()
+    for i in range(20):
+        (source / f"{i:02}.txt").write_bytes(b"document %d" % i + b" \xff" * (i == 3))
+
+    def go(errors: str, folder: Path) -> dict[str, int]:
+        made = prepare(FilesSource([str(source)], errors=errors), folder, options, workers=1)
+        return made.manifest["documents"]
+
+    def begin(errors: str, folder: Path) -> None:
+        if finished:
+            go(errors, folder)
+            return
+        with monkeypatch.context() as patch, pytest.raises(KeyError):
+            patch.setattr("outpace.data.prepare.manifest_of", lambda *_: {}["stop"])
+            go(errors, folder)
+
+    begin(first, tmp_path / "a")
+    with pytest.raises(DataError, match=f"prepared with errors {first}, not {then}"):
+        go(then, tmp_path / "a")
+    assert go(first, tmp_path / "a")["source"] == 20 - (first == "skip")
+
+    (source / "03.txt").write_bytes(b"document 3")
+    begin("strict", tmp_path / "b")
+    assert go(then, tmp_path / "b")["source"] == 20
