@@ -6,7 +6,6 @@ machine or a core falls on both. Both final models are scored by the same evalua
 
 import json
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,9 +14,8 @@ from typing import Any
 
 import torch
 
-from outpace.bench.peers import Job, check_checkout, nanogpt
+from outpace.bench.peers import Job, check_checkout, nanogpt, ours
 from outpace.bench.result import check_writable, spread, write_result
-from outpace.bench.rungs import argv
 from outpace.bench.turns import hold_on, no_survivors
 from outpace.checkpoint.state import load_weights
 from outpace.config.presets import GPT2Shape
@@ -64,14 +62,15 @@ def compare_nanogpt(
     if work.exists():
         raise UsageError("WORK-USED", f"{work} is already there", do="name a new folder")
     work.mkdir(parents=True)
-    nanogpt.stage(checkout, _job(settings, dataset), work / "nanogpt")
+    job = _job(settings, dataset)
+    nanogpt.stage(checkout, job, work / "nanogpt")
     with no_survivors() as ending:
-        ours = _Run("outpace", _outpace_command(dataset, settings, work), work)
-        ending.callback(end, ours.process)
-        theirs = _Run("nanogpt", _nanogpt_command(settings), work, cwd=work / "nanogpt")
+        mine = _Run("outpace", _outpace_command(job, settings, work), work)
+        ending.callback(end, mine.process)
+        theirs = _Run("nanogpt", _nanogpt_command(job, settings), work, cwd=work / "nanogpt")
         ending.callback(end, theirs.process)
-        _side_by_side((ours, theirs), settings.swap_s)
-    commands = {run.name: run.command_text for run in (ours, theirs)}
+        _side_by_side((mine, theirs), settings.swap_s)
+    commands = {run.name: run.command_text for run in (mine, theirs)}
     body = collect(checkout, dataset, settings, work) | {"commands": commands}
     return write_result("compare-nanogpt-cpu", "cpu", body, output)
 
@@ -80,14 +79,14 @@ def collect(checkout: Path, dataset: Dataset, settings: Settings, work: Path) ->
     """Read what two finished trainings below `work` logged, score both models, tell, and return
     the body of the result. Step times are medians."""
     tokens_per_step = settings.micro_batch_size * settings.context
-    ours = [r for r in read_json_lines(RunFolder(work / "run").metrics) if r["tokens_per_second"]]
+    mine = [r for r in read_json_lines(RunFolder(work / "run").metrics) if r["tokens_per_second"]]
     theirs = nanogpt.log_lines((work / "nanogpt.log").read_text())[1:]
     steps_ms = {
-        "outpace": [1e3 * tokens_per_step / r["tokens_per_second"] for r in ours],
+        "outpace": [1e3 * tokens_per_step / r["tokens_per_second"] for r in mine],
         "nanogpt": [ms for _, _, ms in theirs],
     }
     curves = {
-        "outpace": [(r["step"], r["loss"]) for r in ours],
+        "outpace": [(r["step"], r["loss"]) for r in mine],
         "nanogpt": [(i + 1, loss) for i, loss, _ in theirs],
     }
     models = {
@@ -168,56 +167,28 @@ def _side_by_side(runs: Sequence[_Run], swap_s: float) -> None:
                 )
 
 
-def _outpace_command(dataset: Dataset, s: Settings, work: Path) -> list[str]:
-    flags = {
-        "dataset": dataset.folder,
-        "run_dir": work / "run",
-        "n_layer": s.n_layer,
-        "n_head": s.n_head,
-        "n_embd": s.n_embd,
-        "context": s.context,
-        "micro_batch_size": s.micro_batch_size,
-        "gradient_accumulation_steps": 1,
-        "max_steps": s.max_steps,
-        "lr": s.lr,
-        "min_lr_ratio": s.min_lr_ratio,
-        "warmup_steps": s.warmup_steps,
-        "weight_decay": s.weight_decay,
-        "seed": s.seed,
-        "device": "cpu",
-        "compile": "on",
-        "eval_every_steps": 0,
-        "save_every_steps": 0,
-        "hellaswag_limit": 0,
-        "sample_tokens": 0,
-    }
-    return [sys.executable, "-m", "outpace", "train", *argv(flags)]
+def _outpace_command(job: Job, s: Settings, work: Path) -> list[str]:
+    return ours.command(
+        job,
+        work / "run",
+        max_steps=s.max_steps,
+        lr=s.lr,
+        min_lr_ratio=s.min_lr_ratio,
+        warmup_steps=s.warmup_steps,
+        weight_decay=s.weight_decay,
+        seed=s.seed,
+    )
 
 
-def _nanogpt_command(s: Settings) -> list[str]:
-    """nanoGPT's best on a CPU: compiled; its autocast is for GPUs only, so fp32."""
-    flags = {
-        "dataset": "bench",
-        "device": "cpu",
-        "compile": True,
-        "dtype": "float32",
-        "bias": True,
-        "n_layer": s.n_layer,
-        "n_head": s.n_head,
-        "n_embd": s.n_embd,
-        "block_size": s.context,
-        "batch_size": s.micro_batch_size,
-        "gradient_accumulation_steps": 1,
-        "max_iters": s.max_steps,
-        "lr_decay_iters": s.max_steps,
-        "learning_rate": s.lr,
-        "min_lr": s.lr * s.min_lr_ratio,
-        "warmup_iters": s.warmup_steps,
-        "weight_decay": s.weight_decay,
-        "eval_interval": s.max_steps,
-        "eval_iters": 1,
-    }
-    return nanogpt.command(flags)
+def _nanogpt_command(job: Job, s: Settings) -> list[str]:
+    return nanogpt.command(
+        job,
+        s.max_steps,
+        learning_rate=s.lr,
+        min_lr=s.lr * s.min_lr_ratio,
+        warmup_iters=s.warmup_steps,
+        weight_decay=s.weight_decay,
+    )
 
 
 def _job(s: Settings, dataset: Dataset) -> Job:

@@ -23,7 +23,7 @@ from outpace.core.errors import DataError, OutOfMemory, UsageError
 from outpace.core.files import replace_json
 from outpace.data.loader import BatchShape, Loader
 from outpace.ops.fastest import synchronise
-from outpace.optim.schedules import from_config as lr_multiplier
+from outpace.optim.schedules import multiplier as lr_multiplier
 from outpace.runtime.distributed import Group, Ranks
 from outpace.runtime.driver import State, state_amid
 from outpace.runtime.hardware import memory_in_use

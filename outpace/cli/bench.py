@@ -17,14 +17,8 @@ BENCHES = Registry(
         "evaluate": "outpace.cli.bench_evaluate",
     },
 )
-HELP = """usage: outpace bench WHAT [FLAGS]      (outpace bench WHAT --help for its flags)
-
-"""
+USAGE = "outpace bench WHAT [FLAGS]      (outpace bench WHAT --help for its flags)"
 
 
 def run(argv: list[str]) -> int:
-    if not argv or argv[0] in ("-h", "--help"):
-        print(HELP + BENCHES.help_lines(12), end="")
-        return 0
-    code: int = BENCHES.load(argv[0]).run(argv[1:])
-    return code
+    return BENCHES.dispatch(argv, USAGE, 12)

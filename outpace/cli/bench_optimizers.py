@@ -1,4 +1,4 @@
-"""`outpace bench optimizers`: what each optimiser reaches with the same tokens, and how soon."""
+"""`outpace bench optimizers`: optimisers by their last loss, and the tokens to reach it."""
 
 from dataclasses import dataclass
 from pathlib import Path

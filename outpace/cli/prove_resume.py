@@ -1,4 +1,4 @@
-"""`outpace prove-resume RUN`: train again between two checkpoints; are the bits the same?"""
+"""`outpace prove-resume RUN`: check that resuming is exact to the last bit"""
 
 import tempfile
 from dataclasses import asdict, dataclass

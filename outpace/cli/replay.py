@@ -1,4 +1,4 @@
-"""`outpace replay RUN`: run a batch again whose loss or gradient was bad, and see why."""
+"""`outpace replay RUN`: run a saved bad batch again to find the cause."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`outpace verdict RUN`: does it beat GPT-2, or another model, or can nobody tell?"""
+"""`outpace verdict RUN`: is it better than GPT-2 or another model, beyond chance?"""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -188,7 +188,7 @@ class EvalConfig:
     sample_every_steps: int = 0
     """Steps between generated samples; 0: at the end only."""
     sample_prompt: str = "The"
-    """Text that samples go on from."""
+    """Prompt of the samples."""
     sample_tokens: int = 64
     """Tokens in a sample; 0: no samples."""
 

@@ -1,1 +1,2 @@
-"""Level 0: what every other package may use. Standard library and rich only, never torch."""
+"""Level 0: what every other package may use. Of others' packages rich, filelock and the
+hub's client; never torch."""

@@ -86,12 +86,17 @@ def read_json_lines(path: Path) -> Iterator[JsonObject]:
         return
     with open(path, encoding="utf-8", errors="replace") as f:
         for line in f:
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(record, dict):
+            if (record := parse_object(line)) is not None:
                 yield record
+
+
+def parse_object(text: str | bytes) -> JsonObject | None:
+    """The JSON object that a text is, or None."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def check_writable(path: Path) -> None:

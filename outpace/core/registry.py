@@ -59,6 +59,14 @@ class Registry:
         about = {name: self.first_line(name).partition(": ")[2] for name in self._table}
         return "".join(f"  {name:<{width}}{text.rstrip('.')}\n" for name, text in about.items())
 
+    def dispatch(self, argv: list[str], usage: str, width: int) -> int:
+        """Run the subcommand that `argv` begins with, or show them all."""
+        if not argv or argv[0] in ("-h", "--help"):
+            print(f"usage: {usage}\n\n{self.help_lines(width)}", end="")
+            return 0
+        code: int = self.load(argv[0]).run(argv[1:])
+        return code
+
     def load(self, name: str) -> Any:
         """Import and return the entry `name`."""
         self.check(name)

@@ -2,17 +2,15 @@
 Reads only, and may read while the run writes.
 """
 
-import json
 import os
 import socket
 import time
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from outpace.core.errors import UsageError
-from outpace.core.files import JsonObject
+from outpace.core.files import JsonObject, parse_object
 from outpace.core.runfolder import RunFolder, boot_id
 
 try:
@@ -98,11 +96,7 @@ def last_record(path: Path) -> tuple[JsonObject, float] | None:
     except OSError:
         return None
     for line in reversed(lines):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict):
+        if (record := parse_object(line)) is not None:
             return record, age_s
     return None
 
@@ -120,12 +114,11 @@ def _status(folder: RunFolder) -> JsonObject | None:
     return status if status.get("state") in STATES else None
 
 
-def _object(path: Path) -> dict[str, Any]:
+def _object(path: Path) -> JsonObject:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return parse_object(path.read_bytes()) or {}
+    except OSError:
         return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _why_gone(status: JsonObject) -> str:

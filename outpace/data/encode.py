@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from outpace.core.errors import DataError, OutpaceError
+from outpace.core.errors import DataError
 from outpace.data.decontaminate import Benchmark, overlaps
 from outpace.data.filters import LENGTHS, Filter, columns_of
 from outpace.data.shard_file import DELETE
 from outpace.data.sketch import BEGINNING, sketch
 from outpace.data.sources import Batch, Buffer, Chunk
 from outpace.tokenizer import Tokenizer, get_tokenizer
+from outpace.tokenizer.gpt2 import without_lone_surrogates
 from outpace.tokenizer.ids import Ids
 from outpace.tokenizer.shared import shared
 
@@ -76,12 +77,6 @@ class Piece:
 
     def __len__(self) -> int:
         return len(self.lengths)
-
-
-class TokenizerDisagrees(OutpaceError):
-    """Two tokenisers that must be equal are not."""
-
-    exit_code = DataError.exit_code
 
 
 def encode_chunk(chunk: Chunk, work: Work, skip: int = 0) -> Iterator[Piece]:
@@ -192,7 +187,7 @@ def _encodable(batch: Batch) -> tuple[list[str], Sequence[Buffer]]:
     try:
         return texts, [text.encode() for text in texts]
     except UnicodeEncodeError:
-        texts = [t.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for t in texts]
+        texts = [without_lone_surrogates(text) for text in texts]
         return texts, [text.encode() for text in texts]
 
 
@@ -259,7 +254,7 @@ def _cross_check(chunk: Chunk, piece: Piece, texts: list[str], tokenizer: Tokeni
         checker = reference(tokenizer.name)
         found = piece.ids[ends[n] - piece.lengths[n] : ends[n]]
         if not np.array_equal(found, checker.encode_array(texts[n])):
-            raise TokenizerDisagrees(
+            raise DataError(
                 "TOKENIZER",
                 f"{tokenizer.version} and {checker.version} give different ids for document "
                 f"{piece.first + n + 1} of {chunk.name}",

@@ -153,9 +153,7 @@ def difference(known: Any, wanted: dict[str, Any]) -> str:
         if there == here:
             continue
         plain = not isinstance(there, (list, dict)) and not isinstance(here, (list, dict))
-        found.append(
-            f"{name} {there}, not {here}" if plain else f"other {name}"
-        )
+        found.append(f"{name} {there}, not {here}" if plain else f"other {name}")
     return f"prepared with {'; '.join(found)}" if found else "prepared from other text"
 
 

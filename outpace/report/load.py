@@ -1,6 +1,5 @@
 """Read a run folder. Whatever is missing, cut or damaged is left out and said, never fatal."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from outpace.core.errors import UsageError
-from outpace.core.files import JsonObject
+from outpace.core.files import JsonObject, parse_object
 from outpace.core.runfolder import RunFolder
 
 MOST_RECORDS = 100_000
@@ -163,7 +162,7 @@ def _object(path: Path, problems: list[str]) -> JsonObject:
     text = _text(path, problems)
     if not text:
         return {}
-    if (value := _record(text)) is not None:
+    if (value := parse_object(text)) is not None:
         return value
     problems.append(f"{path.name} is cut or damaged; what it says is left out.")
     return {}
@@ -178,7 +177,7 @@ def _lines(path: Path, problems: list[str]) -> list[JsonObject]:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             while line := file.readline(LONGEST_LINE):  # a file of one endless line stays bounded
-                record = _record(line)
+                record = parse_object(line)
                 if record is None:
                     dropped += bool(line.strip())
                     continue
@@ -199,11 +198,3 @@ def _lines(path: Path, problems: list[str]) -> list[JsonObject]:
         lines = "a line that is" if dropped == 1 else f"{dropped:,} lines that are"
         problems.append(f"{path.name} has {lines} cut or damaged, and left out here.")
     return kept
-
-
-def _record(line: str) -> JsonObject | None:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None

@@ -2,8 +2,6 @@
 that machine nor a dataset need be here; what is assumed instead is said.
 """
 
-from dataclasses import dataclass
-
 import torch
 
 from outpace.config.load import SetBy
@@ -26,20 +24,11 @@ OPENWEBTEXT = DatasetFacts("openwebtext", 50257, 9_035_582_198, 4_434_897)
 MEASURED_THERE = "assumed; it is measured where it runs"
 
 
-@dataclass(frozen=True)
-class Elsewhere:
-    """A plan for a machine that is not this one."""
-
-    plan: Plan
-    machine: Machine
-    gpu: Gpu
-    facts: DatasetFacts
-    data: str
-    """The dataset in words, and whether it is assumed."""
-
-
-def plan_elsewhere(config: RunConfig, set_by: SetBy, name: str) -> Elsewhere:
-    """Plan for the GPUs of `--machine`. UsageError when there is no such machine."""
+def plan_elsewhere(
+    config: RunConfig, set_by: SetBy, name: str
+) -> tuple[Plan, Machine, Gpu, DatasetFacts, str]:
+    """Plan for the GPUs of `--machine`; the dataset in words comes last. UsageError when there is
+    no such machine."""
     gpu, number = named(name)
     if config.compute.device == "cpu":
         raise UsageError(
@@ -57,7 +46,7 @@ def plan_elsewhere(config: RunConfig, set_by: SetBy, name: str) -> Elsewhere:
     )
     facts, data = _dataset(config)
     plan = make_plan(config, set_by, machine, facts, number, _assumed(gpu))
-    return Elsewhere(plan, machine, gpu, facts, data)
+    return plan, machine, gpu, facts, data
 
 
 def _dataset(config: RunConfig) -> tuple[DatasetFacts, str]:

@@ -64,14 +64,14 @@ def expect_elsewhere(
     config: RunConfig, set_by: SetBy, machine: str, price_per_hour: float
 ) -> Expected:
     """Of the GPUs that `--machine` names, predicted from their data sheet."""
-    there = plan_elsewhere(config, set_by, machine)
+    plan, there, gpu, facts, data = plan_elsewhere(config, set_by, machine)
     predicted = forecast(
         config,
-        there.plan,
-        there.facts,
-        sheet_rates(there.gpu, there.plan),
-        peak_flops=there.machine.peak(there.plan.mixed_precision),
-        watts=there.gpu.watts,
+        plan,
+        facts,
+        sheet_rates(gpu, plan),
+        peak_flops=there.peak(plan.mixed_precision),
+        watts=gpu.watts,
         price_per_hour=price_per_hour,
     )
-    return Expected(there.plan, there.machine, there.facts, there.data, predicted)
+    return Expected(plan, there, facts, data, predicted)

@@ -13,7 +13,7 @@ from outpace.core.crash import explain
 from outpace.core.errors import OutOfMemory, OutpaceError
 from outpace.core.log import warn
 from outpace.data.loader import MicroBatch
-from outpace.optim.schedules import from_config as lr_multiplier
+from outpace.optim.schedules import multiplier as lr_multiplier
 from outpace.runtime.hardware import Machine, memory_in_use
 from outpace.train import incident
 from outpace.train.assemble import Session

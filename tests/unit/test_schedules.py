@@ -5,16 +5,15 @@ from itertools import pairwise
 
 import pytest
 
+from outpace.config.schema import ScheduleConfig
 from outpace.optim.schedules import multiplier
-
-COMMON = {"warmup": 10, "min_ratio": 0.1, "decay_fraction": 0.2}
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])
 @pytest.mark.parametrize(("total", "warmup"), [(1, 0), (2, 1), (100, 10), (1000, 0), (50, 60)])
 def test_bounds_and_continuity(schedule, total, warmup):
-    options = COMMON | {"warmup": warmup}
-    values = [multiplier(s, total, schedule=schedule, **options) for s in range(total)]
+    config = ScheduleConfig(schedule=schedule)
+    values = [multiplier(config, s, total, warmup) for s in range(total)]
     assert all(0 < v <= 1 for v in values)
     largest = max(1 / (warmup + 1), math.pi / 2 / max(1, total - warmup), 1 / max(1, total * 0.2))
     assert all(abs(a - b) <= largest + 1e-9 for a, b in pairwise(values))
@@ -30,12 +29,12 @@ def test_cosine_is_nanogpts():
         return least + 0.5 * (1.0 + math.cos(math.pi * ratio)) * (1 - least)
 
     for it in range(300):
-        got = multiplier(it, 300, schedule="cosine", warmup=20, min_ratio=0.1, decay_fraction=0)
+        got = multiplier(ScheduleConfig(), it, 300, 20)
         assert got == pytest.approx(nanogpt(it, 20, 300, 0.1))
 
 
 def test_golden_points():
-    at = lambda step, schedule: multiplier(step, 110, schedule=schedule, **COMMON)  # noqa: E731
+    at = lambda step, schedule: multiplier(ScheduleConfig(schedule=schedule), step, 110, 10)  # noqa: E731
     assert at(0, "wsd") == pytest.approx(1 / 11)
     assert at(10, "cosine") == 1.0 and at(60, "cosine") == pytest.approx(0.55)
     assert at(87, "wsd") == 1.0 and at(88, "wsd") == 1.0 and at(99, "wsd") == pytest.approx(0.55)

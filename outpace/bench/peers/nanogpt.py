@@ -5,7 +5,6 @@ its autocast is for GPUs only (train.py: `ctx = nullcontext() if device_type == 
 import pickle
 import re
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from outpace.bench.peers import STEPS, Contestant, Job, link, write_raw
@@ -22,32 +21,14 @@ def why_not(job: Job) -> str | None:
 
 def contestants(checkout: Path, job: Job, folder: Path) -> list[Contestant]:
     stage(checkout, job, folder)
-    shape, on_gpu = job.shape, job.device == "cuda"
-    flags = {
-        "dataset": "bench",
-        "device": job.device,
-        "dtype": "bfloat16" if on_gpu else "float32",
-        "compile": True,
-        "bias": True,
-        "n_layer": shape.n_layer,
-        "n_head": shape.n_head,
-        "n_embd": shape.n_embd,
-        "block_size": shape.context,
-        "batch_size": job.micro_batch_size,
-        "gradient_accumulation_steps": job.gradient_accumulation_steps,
-        "max_iters": STEPS,
-        "lr_decay_iters": STEPS,
-        "eval_interval": STEPS,
-        "eval_iters": 1,
-    }
     return [
         Contestant(
             name="nanogpt",
-            setting=f"{'bf16' if on_gpu else 'fp32'}, compiled",
-            command=command(flags),
+            setting=f"{'bf16' if job.device == 'cuda' else 'fp32'}, compiled",
+            command=command(job, STEPS),
             step_ms=lambda text: [ms for _, _, ms in log_lines(text)],
             tokens_per_step=job.tokens_per_step,
-            flops_per_token=flops_per_token(shape),
+            flops_per_token=flops_per_token(job.shape),
             cwd=folder,
         )
     ]
@@ -65,8 +46,27 @@ def stage(checkout: Path, job: Job, folder: Path) -> None:
         (data / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": job.shape.padded_vocab_size}))
 
 
-def command(flags: Mapping[str, object]) -> list[str]:
-    """Its train.py with `--key=value` flags, as its configurator.py reads them."""
+def command(job: Job, steps: int, **more: object) -> list[str]:
+    """Its train.py on the job, compiled, in bf16 on a GPU; `more` flags. They are `--key=value`, as
+    its configurator.py reads them."""
+    flags = {
+        "dataset": "bench",
+        "device": job.device,
+        "dtype": "bfloat16" if job.device == "cuda" else "float32",
+        "compile": True,
+        "bias": True,
+        "n_layer": job.shape.n_layer,
+        "n_head": job.shape.n_head,
+        "n_embd": job.shape.n_embd,
+        "block_size": job.shape.context,
+        "batch_size": job.micro_batch_size,
+        "gradient_accumulation_steps": job.gradient_accumulation_steps,
+        "max_iters": steps,
+        "lr_decay_iters": steps,
+        "eval_interval": steps,
+        "eval_iters": 1,
+        **more,
+    }
     return [sys.executable, "-u", "train.py", *(f"--{k}={v}" for k, v in flags.items())]
 
 

@@ -18,43 +18,44 @@ def why_not(job: Job) -> str | None:
     return None
 
 
-def contestants(checkout: Path, job: Job, folder: Path) -> list[Contestant]:
-    shape, run = job.shape, folder / "run"
+def command(job: Job, run: Path, **more: object) -> list[str]:
+    """`outpace train` on the job, compiled, with nothing but training; `more` flags."""
     flags = {
         "dataset": job.dataset.folder,
         "run_dir": run,
-        "n_layer": shape.n_layer,
-        "n_head": shape.n_head,
-        "n_embd": shape.n_embd,
-        "context": shape.context,
+        "n_layer": job.shape.n_layer,
+        "n_head": job.shape.n_head,
+        "n_embd": job.shape.n_embd,
+        "context": job.shape.context,
         "micro_batch_size": job.micro_batch_size,
         "gradient_accumulation_steps": job.gradient_accumulation_steps,
-        "max_steps": STEPS,
         "device": job.device,
         "compile": "on",
-        "deterministic": "off",  # as the peers
-        "log_every_steps": 1,
         "eval_every_steps": 0,
         "save_every_steps": 0,
         "hellaswag_limit": 0,
         "sample_tokens": 0,
     }
+    return [sys.executable, "-m", "outpace", "train", *argv(flags | more)]
+
+
+def contestants(checkout: Path, job: Job, folder: Path) -> list[Contestant]:
+    run = folder / "run"
+    # Not deterministic, as the peers.
+    more = {"max_steps": STEPS, "deterministic": "off", "log_every_steps": 1, "space_check": False}
     precision = "bf16" if detect(job.device).bf16 else "fp32"  # as the plan chooses
     return [
         Contestant(
             name="outpace",
             setting=f"{precision}, compiled{''.join(f' {flag}' for flag in job.flags)}",
-            command=[
-                sys.executable, "-m", "outpace", "train", *argv(flags), "--no_space_check",
-                *job.flags,
-            ],
+            command=[*command(job, run, **more), *job.flags],
             step_ms=lambda text: step_ms(text, job.tokens_per_step),
             tokens_per_step=job.tokens_per_step,
-            flops_per_token=flops_per_token(shape),
+            flops_per_token=flops_per_token(job.shape),
             progress=RunFolder(run).metrics,
             scratch=run,
         )
-    ]  # fmt: skip
+    ]
 
 
 def step_ms(text: str, tokens_per_step: int) -> list[float]:

@@ -15,7 +15,7 @@ from outpace.data.downloads import Remote, Store, announce, drop, fetched
 from outpace.data.shards import MANIFEST
 from outpace.data.sources import Batch, Chunk, no_column
 from outpace.data.sources.files import JSONL, PARQUET, SHRINKS, TEXT, file_chunks, find_files, kind
-from outpace.data.sources.readers import Reading
+from outpace.data.sources.readers import Reading, declared_bytes
 from outpace.data.sources.tars import is_tar, tar_chunks
 from outpace.data.sources.unpack import COMPRESSED
 from outpace.data.stores import is_url, store_of
@@ -176,15 +176,8 @@ def _growth(remote: Remote, store: Store, folder: Path, field: str) -> float | N
     names = metadata.schema.to_arrow_schema().names
     if field not in names:
         raise no_column(remote.path, field, names, "--text_field")
-    columns = [
-        rows.column(n)
-        for rows in map(metadata.row_group, range(metadata.num_row_groups))
-        for n in range(rows.num_columns)
-    ]
-    text = sum(
-        c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == field
-    )
-    return float(text) / remote.size
+    groups = range(metadata.num_row_groups)
+    return sum(declared_bytes(metadata, field, n)[1] for n in groups) / remote.size
 
 
 class _Tail(io.RawIOBase):

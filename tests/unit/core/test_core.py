@@ -30,7 +30,7 @@ def test_every_kind_of_error_has_the_documented_exit_code():
     assert codes == {
         "UsageError": 2, "DataError": 3, "CheckpointError": 4, "StorageError": 5,
         "NumericsError": 6, "OutOfMemory": 7, "RunInUse": 8, "PeerLost": 9, "NetworkError": 10,
-        "NotMet": 11,
+        "NotMet": 11, "Stopped": 75,
     }  # fmt: skip
     assert (errors.DONE, errors.BUG, errors.STOPPED_RESUMABLE) == (0, 1, 75)
 
