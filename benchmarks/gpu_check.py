@@ -4,7 +4,7 @@
 
     PEERS=DIR    checkouts to compare with, in DIR/nanoGPT, DIR/llm.c, DIR/modded-nanogpt
     TEXT=DIR     text files to train on, when no dataset is prepared below data/
-    OUT=DIR      where the JSON results go; else OUTPACE_RESULTS, else benchmarks/results/
+    OUT=DIR      where the JSON results go; else OUTPACE_RESULTS, else results/
     MINUTES=8.6  wall time for all stages together
     STAGES=...   only these, such as "ladder compare"
 
@@ -92,9 +92,7 @@ class Check:
         alone = len(self.wanted - {"prepare"}) == 1
         self.limits = {n: self.limit_s if alone else s for n, s in LIMITS.items()}
         self.out = Path(
-            os.environ.get("OUT")
-            or os.environ.get("OUTPACE_RESULTS")
-            or ROOT / "benchmarks" / "results"
+            os.environ.get("OUT") or os.environ.get("OUTPACE_RESULTS") or ROOT / "results"
         ).absolute()
         self.scratch = Path(tempfile.mkdtemp(prefix="outpace-gpu-check-"))
         self.missing = [p for p in NEEDED if importlib.util.find_spec(p) is None]

@@ -40,7 +40,8 @@ SECTIONS = (
 HEAD = """# Benchmarks
 
 Made by `python benchmarks/render.py` from the JSON files in `benchmarks/results/`; each holds
-machine, versions and settings. What is called a prediction was not measured.
+machine, versions and settings. `outpace bench` leaves yours in `results/`. What is called a
+prediction was not measured.
 """
 
 

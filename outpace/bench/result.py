@@ -12,7 +12,7 @@ from outpace.core.files import replace_json, storage_error
 from outpace.runtime.hardware import detect
 from outpace.train.run import versions
 
-RESULTS = Path("benchmarks/results")
+RESULTS = Path("results")
 
 
 def check_writable(name: str, output: Path | None) -> None:
@@ -21,7 +21,7 @@ def check_writable(name: str, output: Path | None) -> None:
 
 
 def write_result(name: str, device: str, body: dict[str, Any], output: Path | None = None) -> Path:
-    """Write `body` with machine and versions to `output`, else benchmarks/results/NAME.json."""
+    """Write `body` with machine and versions to `output`, else results/NAME.json."""
     path = _path(name, output)
     machine = vars(detect(device)) | {"available_bytes": None}
     date = datetime.datetime.now(datetime.UTC).date().isoformat()

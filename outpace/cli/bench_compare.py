@@ -93,7 +93,7 @@ class Options:
     minutes: float = 9.0
     """For everything; windows shrink to keep it."""
     output: Path | None = None
-    """Result file. Default: benchmarks/results/compare-DEVICE.json, or compare-nanogpt-cpu.json."""
+    """Result file. Default: results/compare-DEVICE.json, or compare-nanogpt-cpu.json."""
     train: bool = False
     """Train to the end beside nanoGPT (CPU), instead of short windows."""
     max_steps: int = 1200

@@ -36,7 +36,7 @@ class Options:
     threads: int = 2
     """CPU threads of each."""
     output: Path | None = None
-    """Result file. Default: benchmarks/results/evaluate-cpu.json."""
+    """Result file. Default: results/evaluate-cpu.json."""
 
 
 def run(argv: list[str]) -> int:

@@ -38,7 +38,7 @@ class Options:
     """Also outpace with bfloat16 and int8 matrices, which are approximations, and transformers in
     bfloat16."""
     output: Path | None = None
-    """Result file. Default: benchmarks/results/generation-cpu.json."""
+    """Result file. Default: results/generation-cpu.json."""
 
 
 def run(argv: list[str]) -> int:

@@ -45,7 +45,7 @@ class Options:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to measure. auto: the GPU if there is one."""
     output: Path | None = None
-    """Result file. Default: benchmarks/results/kernels-DEVICE.json."""
+    """Result file. Default: results/kernels-DEVICE.json."""
 
 
 def run(argv: list[str]) -> int:

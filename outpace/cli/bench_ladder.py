@@ -63,7 +63,7 @@ class Options:
     """For everything; windows shrink to keep it, and what does not fit is left out. auto: 25 on a
     GPU, 14 on a CPU."""
     output: Path | None = None
-    """Result file. Default: benchmarks/results/ladder-DEVICE.json."""
+    """Result file. Default: results/ladder-DEVICE.json."""
 
 
 def run(argv: list[str]) -> int:

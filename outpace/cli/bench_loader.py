@@ -36,7 +36,7 @@ class Options:
     seconds: float = 1.0
     """Length of a turn."""
     output: Path | None = None
-    """Result file. Default: benchmarks/results/loader.json."""
+    """Result file. Default: results/loader.json."""
 
 
 def run(argv: list[str]) -> int:

@@ -49,7 +49,7 @@ class Options:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to measure. auto: the GPU if there is one."""
     output: Path | None = None
-    """Result file. Default: benchmarks/results/attention-memory-DEVICE.json with attention, else
+    """Result file. Default: results/attention-memory-DEVICE.json with attention, else
     step-memory-DEVICE.json."""
 
 

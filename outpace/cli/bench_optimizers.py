@@ -26,7 +26,7 @@ class Options(RunConfig):
     work: Path = Path("runs/optimizers")
     """Where the runs are kept."""
     output: Path | None = None
-    """Result file. Default: benchmarks/results/optimizers-DEVICE.json."""
+    """Result file. Default: results/optimizers-DEVICE.json."""
 
 
 def run(argv: list[str]) -> int:

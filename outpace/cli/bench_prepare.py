@@ -43,7 +43,7 @@ class Options:
     """Folder in which `prepare/` is made for the corpus and what is made of it. Default: a
     temporary one."""
     output: Path | None = None
-    """Result file. Default: benchmarks/results/prepare-cpu.json."""
+    """Result file. Default: results/prepare-cpu.json."""
 
 
 def run(argv: list[str]) -> int:

@@ -26,7 +26,7 @@ class Options(RunConfig):
     plot: Path = Path("runs/profile.html")
     """The table as a plot."""
     output: Path | None = None
-    """Result file. Default: benchmarks/results/profile-DEVICE.json."""
+    """Result file. Default: results/profile-DEVICE.json."""
 
 
 def run(argv: list[str]) -> int:

@@ -9,10 +9,11 @@ import tyro
 
 from outpace.config.check import Range, check_ranges
 from outpace.config.load import parse_flags
-from outpace.core.errors import DataError, StorageError, UsageError
+from outpace.core.errors import StorageError, UsageError
 from outpace.core.files import check_writable, replace_file, replace_json
 from outpace.core.log import note, show, show_json
 from outpace.core.registry import nearest
+from outpace.core.runfolder import RunFolder
 
 if TYPE_CHECKING:
     from outpace.evals.contamination import Contamination
@@ -260,12 +261,9 @@ def _tasks(options: Options) -> list[str]:
 
 def _dataset_of(options: Options) -> str:
     """The dataset asked for, else the one that the run was trained on."""
-    plan = Path(options.model) / "plan.json"
-    if options.dataset != "auto" or not plan.exists():
+    from outpace.train.corpus import trained_on
+
+    folder = RunFolder(Path(options.model))
+    if options.dataset != "auto" or not folder.plan.exists():
         return options.dataset
-    try:
-        return str(json.loads(plan.read_text(encoding="utf-8"))["dataset"]["path"])
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise DataError(
-            "PLAN", f"{plan} does not say what the run was trained on", do="name a --dataset"
-        ) from error
+    return trained_on(folder)[0]

@@ -14,7 +14,8 @@ class Options:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
     """Run folders, such as runs/NAME. A run that is still training can be read too."""
     output: Path | None = None
-    """The HTML file to write. Default: report.html in the first run folder."""
+    """The HTML file to write. Default: report.html in the run folder; of several runs,
+    comparison.html in the first one's."""
 
 
 def run(argv: list[str]) -> int:
@@ -30,6 +31,7 @@ def run(argv: list[str]) -> int:
 
     from outpace.report.page import write_report
 
-    output = options.output or RunFolder(options.runs[0]).report
+    first = RunFolder(options.runs[0])
+    output = options.output or (first.report if len(options.runs) == 1 else first.comparison)
     say(str(write_report(list(options.runs), output)))
     return 0

@@ -37,6 +37,13 @@ def explain(error: BaseException, folder: Path | None = None) -> OutpaceError:
     """
     if isinstance(error, OutpaceError):
         return error
+    package = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+    if package and not package.startswith("outpace"):
+        return UsageError(
+            "NO-PACKAGE",
+            f"{sys.executable} has no package {package}",
+            do="run `make install` once, then `source .venv/bin/activate`",
+        )
     if isinstance(error, ValueError) and "embedded null" in str(error):
         return UsageError("BAD-PATH", "a path holds a NUL byte", do="name one without")
     if is_out_of_memory(error):

@@ -50,17 +50,19 @@ def warn(message: str) -> None:
 
 
 def fail(message: str) -> None:
-    """Print an error as exactly one line; plain when not on a terminal, for scripts to match."""
-    from outpace.core.console import err
-
+    """Print an error as exactly one line; plain when not on a terminal, for scripts to match, and
+    where the console is what is missing."""
     line = _printable(redact(message), keep="\t")
-    if err.is_terminal:
-        err.print(line, style="bold red", markup=False)
-    else:
-        try:
-            print(line, file=sys.stderr, flush=True)
-        except OSError:
-            discard(sys.stderr)
+    if sys.stderr.isatty():
+        with contextlib.suppress(ModuleNotFoundError):
+            from outpace.core.console import err
+
+            err.print(line, style="bold red", markup=False)
+            return
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        discard(sys.stderr)
 
 
 def discard(stream: IO[str]) -> None:

@@ -11,6 +11,7 @@ incidents/       batches of steps whose numbers were bad
 checkpoints/     step-00001000/...
 verdict.json     whether it beats another model, as last asked
 report.html
+comparison.html  this run beside others
 """
 
 import contextlib
@@ -97,6 +98,10 @@ class RunFolder:
     @property
     def report(self) -> Path:
         return self.root / "report.html"
+
+    @property
+    def comparison(self) -> Path:
+        return self.root / "comparison.html"
 
     def create(self) -> None:
         """Make the folder, or say in one line why it cannot be made."""

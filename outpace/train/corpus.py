@@ -1,5 +1,6 @@
 """Which dataset a run reads: the one named, or a default that is said aloud."""
 
+import json
 import time
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from outpace.config.schema import RunConfig
 from outpace.core.errors import DataError, UsageError
 from outpace.core.log import note, warn
 from outpace.core.registry import nearest
+from outpace.core.runfolder import RunFolder
 from outpace.data.documents import unread
 from outpace.data.mixture import Mixture
 from outpace.data.prepare import PrepareOptions, prepare
@@ -72,6 +74,20 @@ def open_mixture(text: str, *, make: bool = False, is_main: bool = True) -> Mixt
                 do="name it once, with a larger weight",
             )
     return Mixture.of(found, weights)
+
+
+def trained_on(folder: RunFolder) -> tuple[str, str]:
+    """The dataset of a run, as `--dataset` would name it, and its fingerprint. DataError when the
+    run's plan does not say."""
+    try:
+        dataset = json.loads(folder.plan.read_text(encoding="utf-8"))["dataset"]
+        return str(dataset["path"]), str(dataset["fingerprint"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise DataError(
+            "PLAN",
+            f"{folder.plan} does not say what the run was trained on",
+            do="name a --dataset, or check the run folder",
+        ) from error
 
 
 def facts_of(mixture: Mixture, config: RunConfig) -> DatasetFacts:

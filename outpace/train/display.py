@@ -4,13 +4,20 @@ import time
 from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 
 from outpace.core.console import err
 from outpace.core.log import say
 from outpace.core.units import duration
 
 LINE_EVERY_S = 10.0
-"""Seconds between plain lines when nobody watches a terminal."""
+"""Seconds between plain lines when nobody watches a terminal, and of a step before it tells how far
+it is."""
+BAR = 24
+WHOLE_LINE = 132
+"""Columns of a terminal from which on there is room for the bar."""
+LESS_WANTED = ("GiB", "grad norm", "lr", "MFU")
+"""What leaves a line that is too long, the least wanted first."""
 
 
 class Display:
@@ -18,14 +25,15 @@ class Display:
 
     def __init__(self, first: int, total: int, enabled: bool) -> None:
         self.total, self.enabled = total, enabled
-        self._last_line = 0.0
+        self._last_line = self._step_began = self._second_began = 0.0
         self._progress: Progress | None = None
         if enabled and err.is_terminal:
-            columns = (
-                TextColumn("[bold]step {task.completed}/{task.total}"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.fields[text]}"),
-            )
+            whole = Column(no_wrap=True)
+            columns = [
+                TextColumn("[bold]step {task.completed}/{task.total}", table_column=whole),
+                *([BarColumn(bar_width=BAR)] if err.width >= WHOLE_LINE else []),
+                TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)),
+            ]
             self._progress = Progress(*columns, console=err, transient=True)
             self._task = self._progress.add_task("", total=total, completed=first, text="")
 
@@ -40,22 +48,54 @@ class Display:
 
     def show(self, record: dict[str, Any], *, eta_s: float | None) -> None:
         """Show one record of metrics.jsonl."""
-        text = metrics_text(record, eta_s)
+        parts = metrics_parts(record, eta_s)
+        text = "  ".join(parts)
         if self._progress:
-            self._progress.update(self._task, completed=record["step"], text=text)
+            self._progress.update(self._task, completed=record["step"], text=self._fitted(parts))
         elif self.enabled:
             now = time.monotonic()
             if now - self._last_line >= LINE_EVERY_S or record["step"] in (1, self.total):
                 self._last_line = now
                 say(f"step {record['step']}/{self.total}  {text}")
 
+    def micro_step(self, step: int, of: int, done: int) -> None:
+        """`done` of `of` micro-steps of a step are queued: shown in steps that take long, as those
+        of a large model on a CPU do."""
+        now = time.monotonic()
+        if done == 0:
+            self._step_began = now
+        if done == 1:
+            self._second_began = now  # the first may have compiled
+        last = max(self._step_began, self._last_line)
+        if not self.enabled or now - last < LINE_EVERY_S:
+            return
+        self._last_line = now
+        text = f"micro-step {done}/{of}, {duration(now - self._step_began)} so far"
+        if done > 1:
+            each_s = (now - self._second_began) / (done - 1)
+            text += f"  ETA {duration(each_s * (of - done + of * (self.total - step)))}"
+        if self._progress:
+            self._progress.update(self._task, text=text)
+        else:
+            say(f"step {step}/{self.total}  {text}")
+
     def line(self, text: str) -> None:
         """A line that stays."""
         if self.enabled:
             (self._progress.console.print(text, markup=False) if self._progress else say(text))
 
+    def _fitted(self, parts: list[str]) -> str:
+        """As many parts as the terminal has room for."""
+        step = f"step {self.total}/{self.total} "
+        room = err.width - len(step) - (BAR + 1 if err.width >= WHOLE_LINE else 0)
+        for word in LESS_WANTED:
+            if len("  ".join(parts)) <= room:
+                break
+            parts = [part for part in parts if word not in part]
+        return "  ".join(parts)
 
-def metrics_text(record: dict[str, Any], eta_s: float | None) -> str:
+
+def metrics_parts(record: dict[str, Any], eta_s: float | None) -> list[str]:
     """Loss, rate, gradient norm, speed, utilisation, memory and time left, with their units."""
     rate, mfu = record["tokens_per_second"], record["mfu"]
     parts = [
@@ -68,4 +108,4 @@ def metrics_text(record: dict[str, Any], eta_s: float | None) -> str:
     ]
     if eta_s is not None:
         parts.append(f"ETA {duration(eta_s)}")
-    return "  ".join(parts)
+    return parts

@@ -5,6 +5,7 @@ import gc
 import math
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ def train(
                 lr = plan.lr * lr_multiplier(
                     s.config.schedule, progress.step, plan.max_steps, plan.warmup_steps
                 )
-                result = _fitting_step(s, progress, batches, lr)
+                result = _fitting_step(s, progress, batches, lr, display)
                 if result is None:
                     break
                 progress.step += 1
@@ -138,17 +139,21 @@ def _failure(s: Session) -> OutpaceError | None:
     return None
 
 
-def _fitting_step(s: Session, progress: Progress, batches: Batches, lr: float) -> StepResult | None:
+def _fitting_step(
+    s: Session, progress: Progress, batches: Batches, lr: float, display: Display
+) -> StepResult | None:
     """`train_step`, its micro-batches halved for as long as they do not fit in memory."""
     loss_limit, norm_limit = s.guard.skip_limits()
     while True:
+        pieces = _cut(batches, progress.pieces)
         try:
             return train_step(
                 s.trainable,
-                _cut(batches, progress.pieces),
+                pieces,
                 step=progress.step,
                 lr=lr,
                 agree=lambda code: agree(s, code),
+                begins=partial(display.micro_step, progress.step + 1, len(pieces)),
                 loss_limit=loss_limit,
                 norm_limit=norm_limit,
             )

@@ -9,11 +9,12 @@ from typing import Any
 from outpace.checkpoint import store
 from outpace.checkpoint.retention import on_the_way
 from outpace.config.load import load as load_config
-from outpace.core.errors import CheckpointError, UsageError
+from outpace.core.errors import CheckpointError, DataError, UsageError
 from outpace.core.runfolder import RunFolder
 from outpace.core.runstate import no_run
 from outpace.runtime import distributed
 from outpace.train.assemble import assemble
+from outpace.train.corpus import trained_on
 from outpace.train.loop import train
 from outpace.train.plan import identity
 from outpace.train.progress import Progress
@@ -46,11 +47,22 @@ class Proof:
 
 def prove_resume(folder: RunFolder, scratch: Path, at: int | None = None) -> Proof:
     """Train from the checkpoint of step `at` (0: the initial weights; None: the last but one) to
-    the next one of the run, which is only read. CheckpointError when it has no checkpoint."""
-    config, set_by = load_config(_flags(folder, scratch), "outpace prove-resume")
+    the next one of the run, which is only read. CheckpointError when it has no checkpoint,
+    DataError when its dataset is no longer what it was."""
+    if not folder.config.is_file():
+        raise no_run(folder, folder.config)
     begin, target = _pair(folder, at)
+    dataset, fingerprint = trained_on(folder)
+    flags = _flags(folder, scratch, dataset, target.state["max_steps"])
+    config, set_by = load_config(flags, "outpace prove-resume")
     ranks = distributed.from_environment()
     plan, machine, mixture, device = plan_run(config, set_by, ranks)
+    if mixture.fingerprint != fingerprint:
+        raise DataError(
+            "DATA-CHANGED",
+            f"{dataset} holds other tokens than {folder.root} was trained on",
+            do="put back the dataset it was trained on",
+        )
     environment = describe_environment(plan, machine)
     group = distributed.Group(ranks, device)
     try:
@@ -80,10 +92,10 @@ def prove_resume(folder: RunFolder, scratch: Path, at: int | None = None) -> Pro
     )  # fmt: skip
 
 
-def _flags(folder: RunFolder, scratch: Path) -> list[str]:
-    if not folder.config.is_file():
-        raise no_run(folder, folder.config)
+def _flags(folder: RunFolder, scratch: Path, dataset: str, max_steps: int) -> list[str]:
+    """The run's own settings on the run's own data, as long as it was at that time."""
     flags = ["--recipe", str(folder.config), "--run_dir", str(scratch), "--resume", "auto"]
+    flags += ["--dataset", dataset, "--max_tokens", "auto", "--max_steps", str(max_steps)]
     for name in (*NO_EVALUATION, "save_every_steps"):
         flags += [f"--{name}", "0"]
     return flags

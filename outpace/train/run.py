@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import platform
 import shutil
@@ -40,7 +41,7 @@ from outpace.runtime import distributed
 from outpace.runtime.driver import cudnn_version
 from outpace.runtime.hardware import Machine, detect
 from outpace.train.assemble import Session, assemble, capabilities, choose_device
-from outpace.train.corpus import facts_of, open_mixture
+from outpace.train.corpus import facts_of, open_mixture, trained_on
 from outpace.train.forecast import checkpoint_bytes, checkpoints_kept
 from outpace.train.guard import Diverged
 from outpace.train.load_model import check_there
@@ -90,6 +91,8 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
     if root == "auto":
         root = str(Path("runs") / run_name(plan, mixture.name, same))
     folder = RunFolder(Path(root))
+    if config.data.dataset == "auto" and ranks.is_main:
+        _tell_of_others(folder, argv)
     environment = describe_environment(plan, machine)
     lock = None
     if ranks.is_main:
@@ -158,6 +161,20 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
             group.close()
         if lock is not None:
             lock.release()
+
+
+def _tell_of_others(folder: RunFolder, argv: list[str]) -> None:
+    """`--dataset auto` may find another dataset than it did: then this very command does not go on
+    with the run that it began."""
+    for plan in sorted(folder.root.parent.glob("*/plan.json")):
+        other = RunFolder(plan.parent)
+        with contextlib.suppress(OutpaceError, OSError, ValueError, LookupError, TypeError):
+            began = json.loads(plan.read_text(encoding="utf-8"))["command"] == argv
+            if other != folder and began and read_state(other)["state"] != "finished":
+                warn(
+                    f"this command began {other.root}, which is not finished; to go on with it: "
+                    f"--dataset {trained_on(other)[0]}"
+                )
 
 
 def _check_hellaswag(config: RunConfig, set_by: SetBy, plan: Plan, mixture: Mixture) -> None:

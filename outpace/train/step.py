@@ -85,6 +85,7 @@ def train_step(
     step: int,
     lr: float,
     agree: Callable[[int], int] = lambda code: code,
+    begins: Callable[[int], None] = lambda micro_step: None,
     loss_limit: float = math.inf,
     norm_limit: float = math.inf,
 ) -> StepResult | None:
@@ -94,8 +95,9 @@ def train_step(
     micro-batches weigh by their tokens and accumulation equals one large batch. Where loss or
     gradient norm is not finite, or beyond its limit, neither weights nor moments change; that is
     decided on the device. `agree` is called before each micro-step with this process's code (see
-    `stop.py`) and returns that of all: STOP ends the step, nothing changed, with None. Raises
-    TooLarge, nothing changed, when a process runs out of memory.
+    `stop.py`) and returns that of all: STOP ends the step, nothing changed, with None; `begins` is
+    called with the number of the micro-step. Raises TooLarge, nothing changed, when a process runs
+    out of memory.
     """
     tokens = sum(b.targets.numel() for b in batches)
     # The mean over this process's targets; DDP averages over processes, all of which have as many.
@@ -105,6 +107,7 @@ def train_step(
     for i, batch in enumerate(batches):
         if _ended(t, agree(code)):
             return None
+        begins(i)
         synchronise = i == len(batches) - 1 and t.ddp is not None
         if t.dropout:
             seed_micro_step(t.seed, step, batch.position)

@@ -29,7 +29,7 @@ from outpace.evals.verdict import (
 from outpace.model.matrices import for_inference
 from outpace.runtime.distributed import Group
 from outpace.tokenizer import get_tokenizer
-from outpace.train.corpus import open_mixture
+from outpace.train.corpus import open_mixture, trained_on
 from outpace.train.load_model import LoadedModel, load_model
 
 GPT2, PUBLISHED = "gpt2", "published"
@@ -162,10 +162,9 @@ def find_contamination(given: Path | None, reference: str, task: str) -> Contami
     if given is not None:
         return contamination.read(given)
     try:
-        plan = json.loads(RunFolder(Path(reference)).plan.read_text(encoding="utf-8"))
-        trained_on, fingerprint = plan["dataset"]["path"], plan["dataset"]["fingerprint"]
-        mixture = open_mixture(trained_on)
-    except (OSError, ValueError, LookupError, TypeError, RecursionError, OutpaceError):
+        read, fingerprint = trained_on(RunFolder(Path(reference)))
+        mixture = open_mixture(read)
+    except (OSError, OutpaceError):
         return None  # no run, or one that does not say, or its data is gone
     paths = [dataset.folder / contamination.file_name(task) for dataset in mixture.datasets]
     missing = [path for path in paths if not path.is_file()]
@@ -176,7 +175,7 @@ def find_contamination(given: Path | None, reference: str, task: str) -> Contami
         return None
     found = [contamination.read(path) for path in paths]
     if fingerprint != mixture.fingerprint:
-        warn(f"{trained_on} holds other tokens than the run was trained on; their records left out")
+        warn(f"{read} holds other tokens than the run was trained on; their records left out")
         return None
     for path, record, dataset in zip(paths, found, mixture.datasets, strict=True):
         if record.fingerprint != dataset.fingerprint:

@@ -231,3 +231,19 @@ def test_a_bug_while_training_leaves_its_traceback_in_the_run_folder(
     status = json.loads((folder / "r" / "STATUS.json").read_text())
     assert (status["state"], status["code"]) == ("failed", 1)
     assert run(*TRAIN, "--run_dir", "r").code == 0
+
+
+@pytest.mark.parametrize(
+    "command", [["train.py"], ["-m", "outpace", "plan"], ["-c", "import rich"]]
+)
+def test_without_the_dependencies_one_line_says_how_to_get_them(command, folder):
+    bare = [sys.executable, "-S", *command]  # -S: no site-packages
+    python = subprocess.run(
+        bare, cwd=ROOT, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}
+    )
+    if command[0] == "-c":
+        assert "No module named 'rich'" in python.stderr, "the premise of this test"
+        return
+    assert python.returncode == 2
+    assert python.stderr.startswith("error[NO-PACKAGE]: ") and python.stderr.count("\n") == 1
+    assert "make install" in python.stderr and ".venv/bin/activate" in python.stderr
