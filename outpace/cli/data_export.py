@@ -12,7 +12,7 @@ from outpace.core.log import say, show_json
 
 @dataclass
 class Options:
-    """Write a prepared dataset in the format of another trainer. Reads and changes nothing else."""
+    """Compare a prepared dataset's hashes, then write it in the format of another trainer."""
 
     dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
     """A prepared dataset: its folder, or its name below data/."""
@@ -31,9 +31,11 @@ def run(argv: list[str]) -> int:
 
     from outpace.data.exports import EXPORTS
     from outpace.data.publish import publish, staging
+    from outpace.data.shards import verify_dataset
     from outpace.train.corpus import open_named
 
     dataset = open_named(options.dataset)
+    verify_dataset(dataset)
     is_url = "://" in options.output
     output = staging(options.output) if is_url else Path(options.output)
     paths = EXPORTS.load(options.to).export(dataset, output)

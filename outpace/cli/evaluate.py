@@ -9,6 +9,7 @@ import tyro
 
 from outpace.config.check import Range, check_ranges
 from outpace.config.load import parse_flags
+from outpace.core import console
 from outpace.core.errors import StorageError, UsageError
 from outpace.core.files import check_writable, replace_file, replace_json
 from outpace.core.log import note, show, show_json
@@ -16,6 +17,9 @@ from outpace.core.registry import nearest
 from outpace.core.runfolder import RunFolder
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from outpace.evals import KeepGoing
     from outpace.evals.contamination import Contamination
     from outpace.evals.task import Item, Task
     from outpace.runtime.distributed import Group
@@ -158,6 +162,10 @@ class _Results:
         if self.options.json:
             show_json(results)
 
+    def bar(self, what: str) -> "AbstractContextManager[KeepGoing]":
+        """How far an evaluation is, shown by the first process."""
+        return console.bar(what, self.group.ranks.is_main)
+
     @property
     def how(self) -> dict[str, Any]:
         """The arguments that every evaluation takes."""
@@ -187,7 +195,8 @@ def _score(
         _loss(options, out)
     for task, protocol, items in questions:
         asked = ask(task, protocol, items, tokenizer)
-        scored = evaluate(model, asked, hidden=out.hidden, **out.how)
+        with out.bar(f"{task.name}, {protocol}") as bar:
+            scored = evaluate(model, asked, hidden=out.hidden, keep_going=bar, **out.how)
         assert scored is not None
         record, examples = scored
         if dirty and dirty.task == task.name:
@@ -197,7 +206,10 @@ def _score(
     if TEXT in tasks:
         assert options.text is not None
         text = rolling.read_text(options.text)
-        found = rolling.evaluate(model, tokenizer, text, hidden=out.hidden, **out.how)
+        with out.bar(options.text.name) as bar:
+            found = rolling.evaluate(
+                model, tokenizer, text, hidden=out.hidden, keep_going=bar, **out.how
+            )
         assert found is not None
         found["file"] = str(options.text)
         out.add(found, text_line(found))
@@ -226,10 +238,12 @@ def _loss(options: Options, out: _Results) -> None:
             tokens=tokens,
             context=loaded.model.shape.context,
             token_bytes=out.tokenizer.token_bytes(),
+            keep_going=bar,
             **out.how,
         )
 
-    found = validate(score, mixture, options.val_tokens)
+    with out.bar("validation loss") as bar:
+        found = validate(score, mixture, options.val_tokens)
     if found is None:
         raise UsageError(
             "NO-VALIDATION",

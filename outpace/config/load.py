@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
+import shutil
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -19,6 +21,7 @@ from outpace.config.schema import RunConfig, flat
 from outpace.core.errors import UsageError
 from outpace.core.registry import nearest
 
+HELP_COLUMNS = 40
 SetBy = dict[str, str]
 """Field name -> `default`, `recipe NAME` or `flag`."""
 
@@ -47,6 +50,8 @@ def parse_flags(schema: Any, argv: list[str], *, prog: str, default: Any = None)
     """tyro with the house's settings: flat snake_case flags, kebab-case accepted. UsageError for
     what cannot be."""
     extra = {} if default is None else {"default": default}
+    if {"-h", "--help"} & set(argv) and shutil.get_terminal_size().columns < HELP_COLUMNS:
+        os.environ["COLUMNS"] = str(HELP_COLUMNS)  # tyro takes for ever in a few columns
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

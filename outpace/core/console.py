@@ -1,8 +1,16 @@
 """The terminal behind standard error: colours, progress bars."""
 
-from rich.console import Console
+import contextlib
+import time
+from collections.abc import Callable, Iterator
 
-from outpace.core.log import discard
+from rich.console import Console
+from rich.progress import Progress
+
+from outpace.core.log import discard, note
+
+LINE_EVERY_S = 30.0
+"""Seconds between the lines of a bar where nobody watches a terminal."""
 
 
 class _SturdyConsole(Console):
@@ -10,6 +18,25 @@ class _SturdyConsole(Console):
 
     def on_broken_pipe(self) -> None:
         discard(self.file)
+
+
+@contextlib.contextmanager
+def bar(what: str, shown: bool = True) -> Iterator[Callable[[float], bool]]:
+    """A bar on a terminal, with the time left; elsewhere a line now and then. Call it with the
+    share that is done; it answers True."""
+    began = time.monotonic()
+    with Progress(console=err, transient=True, disable=not (shown and err.is_terminal)) as progress:
+        task = progress.add_task(what, total=1.0)
+
+        def show(done: float) -> bool:
+            nonlocal began
+            progress.update(task, completed=done)
+            if shown and not err.is_terminal and time.monotonic() - began >= LINE_EVERY_S:
+                began = time.monotonic()
+                note(f"{what}: {done:.0%}")
+            return True
+
+        yield show
 
 
 err = _SturdyConsole(stderr=True, highlight=False, soft_wrap=True)

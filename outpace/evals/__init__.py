@@ -7,8 +7,9 @@ import torch
 
 from outpace.config.presets import GPT2Shape
 
-KeepGoing = Callable[[], bool]
-"""Asked between batches; False ends an evaluation early, without a result."""
+KeepGoing = Callable[[float], bool]
+"""Asked between batches, with the share of the work that is done; False ends an evaluation early,
+without a result."""
 Visible = torch.Tensor | Sequence[torch.Tensor]
 """Which tokens a token sees, (B, T, T); or, of the texts that one row holds end to end, a mask
 (1, T_i, T_i) each."""
@@ -30,5 +31,5 @@ class LanguageModel(Protocol):
         ...
 
 
-def always() -> bool:
+def always(done: float) -> bool:
     return True

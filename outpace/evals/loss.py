@@ -73,7 +73,7 @@ def validation_loss(
 
     mine = range(ranks.rank, windows, ranks.world_size)
     for first in range(0, len(mine), batch_size):
-        if not keep_going():
+        if not keep_going(first / len(mine)):
             total[2] += 1
             break
         try:

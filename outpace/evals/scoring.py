@@ -83,10 +83,12 @@ def score(
 
     # A GPU, and a compiled model, want few shapes; a CPU takes any, and has no time for padding.
     free = device.type == "cpu" and hidden is None
+    total, done = sum(map(len, mine)), 0
     for batch in unpadded(mine, budget) if free else pack(mine, budget):
-        if not keep_going():
+        if not keep_going(done / total):
             books[1] += 1
             break
+        done += sum(len(tree) for row in batch.rows for tree in row)
         try:
             in_halves(partial(work, batch.width), batch.rows)
         except OutOfMemory:  # told to the other processes first, who wait below

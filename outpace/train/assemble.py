@@ -60,6 +60,13 @@ class Session:
     """Of the first process of each host."""
 
 
+def make_loader(plan: Plan, mixture: Mixture, rank: int, device: torch.device) -> Loader:
+    """The training batches of a process; DataError when there is too little data for a step."""
+    micro, accumulation = plan.micro_batch_size, plan.gradient_accumulation_steps
+    shape = BatchShape(micro, accumulation, rank, plan.world_size)
+    return Loader(mixture, shape, plan.order, device=device)
+
+
 def choose_device(asked: str, local_rank: int) -> torch.device:
     """The device of this process; UsageError when a GPU was asked for and there is none."""
     if asked == "cuda" and not torch.cuda.is_available():
@@ -192,10 +199,6 @@ def assemble(
     trainable = build_trainable(
         config, plan, group=group, device=device, end_of_text=tokenizer.end_of_text
     )
-    shape = BatchShape(
-        plan.micro_batch_size, plan.gradient_accumulation_steps, ranks.rank, ranks.world_size
-    )
-    loader = Loader(mixture, shape, plan.order, device=device)
     return Session(
         config=config,
         plan=plan,
@@ -205,7 +208,7 @@ def assemble(
         tokenizer=tokenizer,
         model=trainable.model,
         trainable=trainable,
-        loader=loader,
+        loader=make_loader(plan, mixture, ranks.rank, device),
         stop=stop,
         identity=identity,
         guard=_guard(config, plan),

@@ -19,6 +19,8 @@ from outpace.train.plan import DatasetFacts
 
 DATA = Path("data")
 """Where prepared datasets live by name."""
+KNOWN = ("openwebtext", "fineweb", "fineweb-edu", "pydocs")
+"""What `outpace prepare` makes by its name alone."""
 
 
 def find_dataset(name: str, *, make: bool = False, is_main: bool = True) -> Path:
@@ -47,7 +49,9 @@ def find_dataset(name: str, *, make: bool = False, is_main: bool = True) -> Path
         "NO-DATASET",
         f"no prepared dataset at {' or '.join(dict.fromkeys([name, str(DATA / name)]))}"
         f"{nearest(name, prepared)}",
-        do=f"outpace prepare files --input {name} --output data/NAME"
+        do=f"outpace prepare {name}"
+        if name in KNOWN
+        else f"outpace prepare files --input {name} --output data/NAME"
         if Path(name).exists()
         else f"outpace prepare files --input 'PATHS_OR_GLOBS' --output {name}",
     )

@@ -79,6 +79,14 @@ class Display:
         else:
             say(f"step {step}/{self.total}  {text}")
 
+    def passing(self, text: str) -> None:
+        """How far an evaluation is: shown in the live line, elsewhere now and then."""
+        if self._progress:
+            self._progress.update(self._task, text=text)
+        elif self.enabled and time.monotonic() - self._last_line >= LINE_EVERY_S:
+            self._last_line = time.monotonic()
+            say(text)
+
     def line(self, text: str) -> None:
         """A line that stays."""
         if self.enabled:

@@ -4,7 +4,8 @@ generators of its own, so training goes on as if nothing had been asked.
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,9 @@ ALWAYS_S = 20.0
 class Evaluation:
     """Evaluations of one run, each due at its own interval and all at the end."""
 
-    def __init__(self, s: Session, progress: Progress) -> None:
-        self.s, self.progress = s, progress
+    def __init__(self, s: Session, progress: Progress, watch: Callable[[str], None]) -> None:
+        """`watch` is told how far one is."""
+        self.s, self.progress, self.watch = s, progress, watch
         self.complete = False
         self.questions_fault = ""
         self.asked = self._questions()
@@ -135,7 +137,7 @@ class Evaluation:
                 device=s.trainable.device,
                 precision=s.plan.mixed_precision,
                 group=s.group,
-                keep_going=self._keep_going,
+                keep_going=partial(self._keep_going, "validation loss"),
             )
 
         with _evaluating(s.model):
@@ -159,7 +161,7 @@ class Evaluation:
                     device=s.trainable.device,
                     precision=s.plan.mixed_precision,
                     group=s.group,
-                    keep_going=self._keep_going,
+                    keep_going=partial(self._keep_going, "HellaSwag"),
                 )
             if result is None:
                 return
@@ -211,8 +213,9 @@ class Evaluation:
             folder = self.s.folder
             folder.record(folder.evals, {**where, **record})
 
-    def _keep_going(self) -> bool:
+    def _keep_going(self, what: str, done: float) -> bool:
         self.s.watchdog.beat()
+        self.watch(f"{what}: {done:.0%}")
         return not self.s.stop.requested
 
     def _questions(self) -> list[task.Asked]:

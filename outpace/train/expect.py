@@ -9,6 +9,7 @@ from outpace.runtime import calibration
 from outpace.runtime.distributed import from_environment
 from outpace.runtime.hardware import Machine
 from outpace.runtime.machines import by_device_name
+from outpace.train.assemble import make_loader
 from outpace.train.corpus import facts_of
 from outpace.train.elsewhere import plan_elsewhere
 from outpace.train.forecast import Forecast, forecast, lines, rates_here, sheet_rates
@@ -42,8 +43,10 @@ class Expected:
 
 
 def expect(config: RunConfig, set_by: SetBy, price_per_hour: float) -> Expected:
-    """Of this machine: predicted from its calibration, else from its data sheet."""
-    plan, machine, mixture, _ = plan_run(config, set_by, from_environment())
+    """Of this machine: predicted from its calibration, else from its data sheet. DataError, as
+    `outpace train` would raise it, when the dataset is too small for a step."""
+    plan, machine, mixture, device = plan_run(config, set_by, from_environment())
+    make_loader(plan, mixture, 0, device)  # refuses a dataset that is too small
     facts = facts_of(mixture, config)
     gpu = by_device_name(machine.device_name) if machine.device == "cuda" else None
     rates, why_not = rates_here(plan, gpu, calibration.read(machine.device_name))

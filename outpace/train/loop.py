@@ -43,7 +43,6 @@ def train(
     plan, saved_at = s.plan, progress.step
     end = plan.max_steps if until is None else min(until, plan.max_steps)
     clock, books = _Clock(progress), Books(s, progress)
-    evaluation = Evaluation(s, progress)
 
     def commit() -> None:
         nonlocal saved_at
@@ -56,6 +55,7 @@ def train(
 
     shown = s.group.ranks.is_main and until is None
     with Display(progress.step, plan.max_steps, shown) as display:
+        evaluation = Evaluation(s, progress, display.passing)
         rest = end - progress.step
         steps = s.loader.steps(progress.data_step, progress.data_step + rest)
         try:

@@ -509,6 +509,11 @@ class _Planner:
     def _val_tokens(self) -> int:
         asked, T = self.config.evaluation.val_tokens, self.shape.context
         available = max(0, self.dataset.val_tokens - 1)
+        if not available:
+            self.warnings.append(
+                f"{self.dataset.name} has no validation tokens, so no validation loss is measured; "
+                "`outpace prepare --val_fraction 0.01` holds some back"
+            )
         if asked != "auto":
             return min(asked, available)
         if self.machine.device == "cuda":

@@ -408,7 +408,7 @@ def print_plan(plan: Plan, machine: Machine, data: str, folder: RunFolder | None
     say(
         f"precision {plan.mixed_precision}; attention {plan.attention_backend}, kernel "
         f"{plan.attention_kernel}; compile {'on' if plan.compile else 'off'}; about "
-        f"{gib(plan.predicted_memory_bytes)} of memory"
+        f"{gib(plan.predicted_memory_bytes)} of tensors"
     )
     for choice in plan.choices:
         note(f"  {choice.setting} = {choice.value}: {choice.reason}")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from outpace.core.console import bar
 from outpace.core.errors import DataError, NetworkError, OutpaceError, UsageError
 from outpace.core.files import JsonObject, replace_file
 from outpace.core.log import note, warn
@@ -93,13 +94,15 @@ def score(
     for task, protocol, items in questions:
         if group.ranks.is_main:
             note(f"{of.name}: {len(items):,} questions of {task.name}, {protocol} protocol")
-        scored = evaluate(
-            model,
-            ask(task, protocol, items, tokenizer),
-            device=device,
-            precision=precision,
-            group=group,
-        )
+        with bar(f"{task.name}, {protocol}", group.ranks.is_main) as keep_going:
+            scored = evaluate(
+                model,
+                ask(task, protocol, items, tokenizer),
+                device=device,
+                precision=precision,
+                group=group,
+                keep_going=keep_going,
+            )
         assert scored is not None
         examples += scored[1]
     of.answers = answers.collect(examples)

@@ -50,9 +50,16 @@ def test_a_dataset_is_no_place_for_a_run(refused, tiny):
     assert "holds a dataset" in refused(2, "RUN-DIR-USED", *TRAIN, "--run_dir", tiny).error
 
 
-def test_a_dataset_smaller_than_a_batch_is_refused(refused, tiny):
+@pytest.mark.parametrize("name", ["openwebtext", "fineweb-edu", "pydocs"])
+def test_a_well_known_dataset_that_is_not_prepared_names_its_own_command(name, refused, tiny):
+    error = refused(3, "NO-DATASET", *TRAIN, "--dataset", name).error
+    assert error.endswith(f"do: outpace prepare {name}")
+
+
+@pytest.mark.parametrize("command", [TRAIN, PLAN])
+def test_a_dataset_smaller_than_a_batch_is_refused(command, refused, tiny):
     argv = ["--micro_batch_size", "512", "--gradient_accumulation_steps", "8"]
-    error = refused(3, "TOO-LITTLE-DATA", *TRAIN, *argv).error
+    error = refused(3, "TOO-LITTLE-DATA", *command, *argv).error
     assert "4096 sequences of 32 tokens" in error
 
 

@@ -509,6 +509,8 @@ MALFORMED = {
     "NaN": b'{"text": NaN}',
     "long number": b'{"text": ' + b"1" * 9000 + b"}",
     "quote": b"{'text': 'a'}",
+    "no field": b'{"body": "a"}',
+    "null": b'{"text": null}',
     "control": b'{"text": "a\x01"}',
 }
 

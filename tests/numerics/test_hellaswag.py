@@ -187,9 +187,15 @@ def test_the_whole_split_costs_at_most_2_1_million_tokens(path):
 
 def test_it_can_be_stopped_between_batches(small, path):
     questions = hellaswag.load(path)[:200]
-    asked = iter([True, True, False])
-    stopped = evaluate(small, FoldedTokenizer(), questions, keep_going=lambda: next(asked), **HOW)
+    told = []
+
+    def twice(done: float) -> bool:
+        told.append(done)
+        return len(told) < 3
+
+    stopped = evaluate(small, FoldedTokenizer(), questions, keep_going=twice, **HOW)
     assert stopped is None
+    assert told[0] == 0 and told == sorted(told) and 0 < told[-1] < 1
 
 
 def test_evaluate_writes_results_and_a_line_an_example(model, path, tmp_path):

@@ -61,7 +61,7 @@ def test_it_does_not_depend_on_the_batch(model):
 
 
 def test_it_can_be_stopped(model):
-    assert score(model, 999, keep_going=lambda: False) is None
+    assert score(model, 999, keep_going=lambda done: False) is None
 
 
 def test_a_model_that_knows_nothing_scores_the_log_of_the_vocabulary():

@@ -259,7 +259,8 @@ def test_the_command_writes_beside_the_first_run(
 
     first, second = make_run(tmp_path / "a", steps=20), make_run(tmp_path / "b", steps=20)
     assert run([str(first), str(second)]) == 0
-    assert capsys.readouterr().out.strip() == str(first / "report.html")
+    assert capsys.readouterr().out.strip() == str(first / "comparison.html")
+    assert not (first / "report.html").exists(), "that page is about this run alone"
     assert run([str(first), "--output", str(tmp_path / "x.html")]) == 0
     assert (tmp_path / "x.html").is_file()
     with pytest.raises(UsageError):

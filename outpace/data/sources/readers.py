@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from outpace.core.errors import DataError
+from outpace.core.registry import nearest
 from outpace.data.shard_file import check_regular
 from outpace.data.sources import MOST_DOCUMENT_BYTES, Batch, Buffer, Gather, missing, no_column
 from outpace.data.sources.token_columns import holds_tokens, read_tokens
@@ -34,6 +35,7 @@ ROWS_BYTES = 2**28
 """What the rows that are read at once may take."""
 MEND = "mend or leave out the file"
 MEND_OR_SKIP = "mend the file, or leave such lines out with --errors skip"
+OTHER_FIELD = "name another --text_field, or leave such lines out with --errors skip"
 OR_REPLACE = "convert it to UTF-8, or choose --errors replace or skip"
 BOMS, CRLFS, UNCUT, REPLACED, SKIPPED = NOTES = (
     "byte_order_marks_removed",
@@ -213,13 +215,15 @@ def _fields(
         raise _bad(f"{place} is {type(record).__name__}, not a JSON object", MEND_OR_SKIP)
     for name in (how.text_field, *columns):
         if name not in record:
-            flag = "--text_field" if name == how.text_field else "--filter"
-            do = f"name the right one with {flag}"
-            raise missing(f"{place} has no field", name, list(record), do)
+            there = list(record)
+            if name != how.text_field:
+                raise no_column(str(place), name, there)
+            what = f"{place} has no field {name!r}{nearest(name, there)}; it has {', '.join(there)}"
+            raise _bad(what, OTHER_FIELD)
     text = record[how.text_field]
     if not isinstance(text, str):
         what = f"{place}: {how.text_field!r} is {type(text).__name__}, not text"
-        raise _bad(what, "name another --text_field, or leave such lines out with --errors skip")
+        raise _bad(what, OTHER_FIELD)
     if b"\\u" in data and (half := SURROGATE.search(text)):
         if how.errors != "replace":
             what = f"{place}: a lone surrogate at character {half.start()}"

@@ -350,3 +350,13 @@ def test_the_command(made, tmp_path, capsys):
     assert main(["data", "export", str(tmp_path), str(tmp_path / "x"), "--to", "olmo"]) == 3
     assert main(["data"]) == 0 and "export" in capsys.readouterr().out
     sys.stdout.flush()
+
+
+def test_a_damaged_shard_is_not_exported(tmp_path, capsys, monkeypatch):
+    dataset = dataset_of(tmp_path / "made", documents(50), documents(9))
+    path = dataset.folder / dataset.shards[0].file
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    assert main(["data", "export", str(dataset.folder), str(tmp_path / "out"), "--to", "olmo"]) == 3
+    assert "DATA-DAMAGED" in capsys.readouterr().err and not (tmp_path / "out").exists()

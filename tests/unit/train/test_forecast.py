@@ -315,6 +315,7 @@ def test_a_calibration_that_does_not_hold_counts_as_none(changes):
 def test_the_plan_of_this_machine_is_predicted_from_its_calibration(tiny_dataset, capsys):
     argv = ["plan", "--dataset", str(tiny_dataset), "--device", "cpu", "--n_layer", "2"]
     argv += ["--mixed_precision", "no", "--max_steps", "3", "--compile", "off", "--json"]
+    argv += ["--context", "64", "--tokens_per_step", "4096"]
     assert main(argv) == 0
     predicted = json.loads(capsys.readouterr().out)["predicted"]
     assert predicted["tokens_per_second"] is None and "bench kernels" in predicted["basis"]
