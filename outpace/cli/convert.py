@@ -12,6 +12,9 @@ from outpace.core.errors import UsageError
 from outpace.core.log import say
 
 
+BY_SUFFIX = {".gguf": "gguf", ".bin": "llmc"}
+
+
 @dataclass
 class Options:
     """Convert a GPT-2 from or to another program's format; refused unless the logits agree."""
@@ -21,8 +24,9 @@ class Options:
     llm.c's model .bin, or hf:NAME."""
     destination: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DESTINATION")]
     """Folder (huggingface, outpace) or file (gguf, llmc) to make; it must not exist."""
-    to: Literal["huggingface", "outpace", "gguf", "llmc"] = "huggingface"
-    """Format of the result."""
+    to: Literal["auto", "huggingface", "outpace", "gguf", "llmc"] = "auto"
+    """Format of the result. auto: gguf for a name that ends with .gguf, llmc for .bin, else
+    huggingface."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Precision of the numbers. float16: huggingface, gguf. bfloat16: huggingface, llmc."""
     json: bool = False
@@ -49,16 +53,17 @@ def run(argv: list[str]) -> int:
     from outpace.train.convert import convert
     from outpace.train.load_model import load_model
 
+    to = BY_SUFFIX.get(target.suffix, "huggingface") if options.to == "auto" else options.to
     loaded = load_model(options.source, torch.device("cpu"))
-    difference = convert(loaded, options.to, target, getattr(torch, options.dtype))
+    difference = convert(loaded, to, target, getattr(torch, options.dtype))
     if options.json:
         result = {
             "path": str(target),
-            "to": options.to,
+            "to": to,
             "dtype": options.dtype,
             "largest_logit_difference": difference,
         }
         say(json.dumps(result, indent=2))
     else:
-        say(f"{target}: {options.to}; logits agree with transformers' GPT-2 to {difference:.1e}")
+        say(f"{target}: {to}; logits agree with transformers' GPT-2 to {difference:.1e}")
     return 0

@@ -41,7 +41,7 @@ def run(argv: list[str]) -> int:
     if options.json:
         show_json(expected.record())
     else:
-        print_plan(expected.plan, expected.machine, expected.data, None)
+        print_plan(expected.plan, expected.machine, expected.data, None, reason=say)
         for line in expected.lines():
             say(line)
     return 0

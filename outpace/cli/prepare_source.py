@@ -41,8 +41,8 @@ class SourceOptions:
     text_field: Annotated[str, tyro.conf.arg(aliases=["--column"])] = "text"
     """Field of .jsonl and column of .parquet that holds the text, or lists of GPT-2's token ids."""
     errors: Literal["strict", "replace", "skip"] = "strict"
-    """A file or line that is no UTF-8 or no JSON: refuse it, put U+FFFD for bad characters (and
-    refuse the rest), or leave it out. What was replaced or left out is counted and told."""
+    """A file or line that is no UTF-8, no JSON or lacks its text: refuse it, put U+FFFD for bad
+    characters (and refuse the rest), or leave it out. What was replaced or left out is counted."""
     separator: str = ""
     """What stands between the documents of a .txt or .md file, \\n for a new line, \\t for a tab.
     Default: a file is a document."""
@@ -73,7 +73,9 @@ def make_source(
     from outpace.data.stores import is_url
 
     make = SOURCES.load(kind)
-    separator = options.separator.replace("\\n", "\n").replace("\\t", "\t")
+    # A line end stands for CRLF, too.
+    separator = options.separator.replace("\\r\\n", "\\n").replace("\\n", "\n")
+    separator = separator.replace("\r\n", "\n").replace("\\t", "\t")
     how = Reading(options.text_field, options.errors, separator)
     downloading = Downloading(output, options.keep_downloads, workers)
     source: Source

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tomllib
+from decimal import Decimal
 from importlib import resources
 from pathlib import Path
 from types import UnionType
@@ -22,6 +23,8 @@ from outpace.core.errors import UsageError
 from outpace.core.registry import nearest
 
 HELP_COLUMNS = 40
+UNITS = {"k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+MOST_DIGITS = 30
 SetBy = dict[str, str]
 """Field name -> `default`, `recipe NAME` or `flag`."""
 
@@ -91,7 +94,7 @@ def _plain_numbers() -> ConstructorRegistry:
         def parse(words: list[str]) -> int | float:
             if not words[0].isascii():
                 raise ValueError(f"{words[0]!r} is not written in ASCII digits")
-            return int(words[0]) if kind is int else float(words[0])
+            return _whole(words[0]) if kind is int else float(words[0])
 
         return PrimitiveConstructorSpec(
             nargs=1,
@@ -102,6 +105,20 @@ def _plain_numbers() -> ConstructorRegistry:
         )
 
     return registry
+
+
+def _whole(text: str) -> int:
+    """`10B`, `1.5M`, `1e6` or plain digits as a whole number."""
+    unit = UNITS.get(text[-1:])
+    if unit is None and not set(text) & set("eE."):
+        return int(text)
+    try:
+        number = Decimal(text[:-1] if unit else text) * Decimal(unit or 1)
+    except ArithmeticError as error:
+        raise ValueError(f"{text!r} is not a number") from error
+    if not number.is_finite() or number.adjusted() > MOST_DIGITS or number != int(number):
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(number)
 
 
 def shipped_recipes() -> dict[str, str]:

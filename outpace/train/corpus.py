@@ -36,8 +36,9 @@ def find_dataset(name: str, *, make: bool = False, is_main: bool = True) -> Path
             )
         if is_main:
             warn(
-                "no --dataset was given and data/openwebtext is not prepared: training on pydocs, "
-                "the documentation inside this Python installation"
+                "no --dataset was given and data/openwebtext is not prepared: "
+                f"{'training on' if make else 'reading'} pydocs, the documentation inside this "
+                "Python installation"
             )
         _make_pydocs(DATA / "pydocs", first=is_main)
         return DATA / "pydocs"

@@ -285,7 +285,8 @@ class _Planner:
         asked = self.config.compute.tf32
         if asked == "on" and self.machine.device == "cpu":
             raise UsageError("NO-TF32", "a CPU has no TF32 units", do="leave --tf32 on out")
-        return asked == "on" or (asked == "auto" and precision != "no")
+        on_gpu = self.machine.device == "cuda"
+        return on_gpu and (asked == "on" or (asked == "auto" and precision != "no"))
 
     def _fp8_head(self, precision: str) -> bool:
         if not self.config.compute.fp8_head:

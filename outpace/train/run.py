@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -389,8 +390,14 @@ def data_line(mixture: Mixture, plan: Plan | None = None) -> str:
     return text
 
 
-def print_plan(plan: Plan, machine: Machine, data: str, folder: RunFolder | None) -> None:
-    """The plan as people read it: what, on what, and why."""
+def print_plan(
+    plan: Plan,
+    machine: Machine,
+    data: str,
+    folder: RunFolder | None,
+    reason: Callable[[str], None] = note,
+) -> None:
+    """The plan as people read it: what, on what, and by `reason` why."""
     say(
         f"GPT-2 {plan.model_size}: {plan.parameters:,} parameters, {plan.n_layer} layers, "
         f"{plan.n_head} heads, {plan.n_embd} channels, context {plan.context}"
@@ -411,7 +418,7 @@ def print_plan(plan: Plan, machine: Machine, data: str, folder: RunFolder | None
         f"{gib(plan.predicted_memory_bytes)} of tensors"
     )
     for choice in plan.choices:
-        note(f"  {choice.setting} = {choice.value}: {choice.reason}")
+        reason(f"  {choice.setting} = {choice.value}: {choice.reason}")
     for warning in plan.warnings:
         warn(warning)
     if folder is not None:

@@ -35,7 +35,7 @@ def loss_line(record: dict[str, Any], dataset: str, unigram_entropy: float) -> s
     return (
         f"validation loss {record['loss']:.4f} nats a token on {dataset} (unigram entropy "
         f"{unigram_entropy:.4f}{_beside('validation', dataset, ['loss'])}), perplexity "
-        f"{record['perplexity']:.2f}, {record['bits_per_byte']:.4f} bits a byte, over "
+        f"{_perplexity(record)}, {record['bits_per_byte']:.4f} bits a byte, over "
         f"{count(record['tokens_scored'])} tokens" + (f"; {each}" if each else "")
     )
 
@@ -44,15 +44,20 @@ def text_line(record: dict[str, Any]) -> str:
     """The perplexity of a text file."""
     return (
         f"{record['file']}: {record['bits_per_byte']:.4f} bits a byte, {record['loss']:.4f} nats a "
-        f"token, perplexity {record['perplexity']:.2f}, over {record['tokens_scored']:,} tokens "
+        f"token, perplexity {_perplexity(record)}, over {record['tokens_scored']:,} tokens "
         f"({record['bytes']:,} bytes)"
     )
 
 
 def _score(record: dict[str, Any], metric: str) -> str:
     if metric == "perplexity":
-        return f"perplexity {record[metric]:.2f}"
+        return f"perplexity {_perplexity(record)}"
     return f"{metric} {record[metric]:.4f} ± {record[f'{metric}_stderr']:.4f}"
+
+
+def _perplexity(record: dict[str, Any]) -> str:
+    value = record["perplexity"]
+    return f"{value:.2f}" if value < 1e6 else f"{value:.3g}"
 
 
 def _beside(task: str, protocol: str, metrics: list[str]) -> str:

@@ -450,7 +450,7 @@ def test_a_separator_is_written_as_people_write_it(run, folder):
         (["train", "--max_steps", "five"], "--max_steps takes INT|{auto}, not 'five'", ""),
         (["train", "--compile", "yes"], "Expected one of ('auto', 'on', 'off')", ""),
         (["train", "--max_steps"], "Missing value for argument '--max_steps'", ""),
-        (["evaluate"], "Missing from outpace evaluate: MODEL", ""),
+        (["evaluate"], "outpace evaluate needs MODEL", ""),
     ],
 )
 def test_wrong_flags_are_one_line_that_names_them_and_the_right_one(refused, argv, what, do):

@@ -76,7 +76,7 @@ def bad_values(whole: bool, allowed: Range | None) -> Iterator[str]:
     """What a numeric flag with this range must refuse."""
     yield from NEVER_NUMBERS
     if whole:
-        yield from ("1.5", "1e3", "1e18")
+        yield from ("1.5", "1e", "M", "1.0005k", "1e40")
     if allowed is not None:
         edge = 10**18
         yield from (str(v) for v in (0, edge) if not allowed.holds(v))

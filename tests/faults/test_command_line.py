@@ -169,6 +169,18 @@ def test_u2_an_empty_path_is_not_taken_for_the_current_folder(name, refused):
     assert f"--{name} is empty" in refused(2, "BAD-VALUE", "train", f"--{name}=").error
 
 
+def test_u2_what_is_missing_is_told_by_name_alone(refused):
+    error = refused(2, "FLAGS", "data", "export", "x").error
+    assert "outpace data export needs OUTPUT and --to {nanogpt,llmc,megatron," in error
+    assert len(error) < 200
+    assert "outpace verdict needs MODEL;" in refused(2, "FLAGS", "verdict").error
+
+
+def test_u2_a_switch_that_is_given_a_value_says_how_it_is_written(refused):
+    error = refused(2, "FLAGS", *TRAIN, "--use_flash_attention", "True").error
+    assert "a switch takes no value" in error and "--no_NAME" in error
+
+
 def test_u2_a_flag_without_its_value_and_a_stray_word_are_refused(refused):
     refused(2, "FLAGS", "train", "--max_steps")
     refused(2, "FLAGS", "train", "tiny")

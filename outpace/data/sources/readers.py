@@ -69,6 +69,10 @@ class BadDocument(DataError):
     """A document that `--errors skip` leaves out."""
 
 
+class NoField(BadDocument):
+    """One without the field of the text."""
+
+
 def read_texts(paths: Sequence[Path], how: Reading, columns: Sequence[str]) -> Iterator[Batch]:
     """Text files, each one document, or cut at every `separator`."""
     gather = Gather()
@@ -126,8 +130,10 @@ def _text_of(path: Path, data: bytes, how: Reading, gather: Gather) -> str | Non
 def read_jsonl(
     path: Path, how: Reading, columns: Sequence[str], start: int = 0, end: int | None = None
 ) -> Iterator[Batch]:
-    """JSON lines; of a plain file those that begin at the bytes from `start` up to `end`."""
+    """JSON lines; of a plain file those that begin at the bytes from `start` up to `end`. Where none
+    of them has the field, it is more likely a wrong --text_field, and refused whatever --errors."""
     gather = Gather(columns, how.label(path))
+    no_field, texts = None, 0
     try:
         with open_input(path) as f:
             if start:
@@ -144,11 +150,16 @@ def read_jsonl(
                     text, values = _fields(place, content, how, gather, columns)
                 except BadDocument as bad:
                     _skip(bad, how, gather)
+                    if isinstance(bad, NoField):
+                        no_field = no_field or bad
                 else:
+                    texts += 1
                     if batch := gather.add(text, values):
                         yield batch
     except UNREADABLE as error:
         raise fault(path, f"cannot be read: {reason(error)}") from error
+    if no_field and not texts:
+        raise no_field
     yield from gather.rest()
 
 
@@ -219,7 +230,7 @@ def _fields(
             if name != how.text_field:
                 raise no_column(str(place), name, there)
             what = f"{place} has no field {name!r}{nearest(name, there)}; it has {', '.join(there)}"
-            raise _bad(what, OTHER_FIELD)
+            raise NoField("BAD-INPUT", what, do=OTHER_FIELD)
     text = record[how.text_field]
     if not isinstance(text, str):
         what = f"{place}: {how.text_field!r} is {type(text).__name__}, not text"

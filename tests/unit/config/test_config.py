@@ -49,6 +49,10 @@ def test_a_flag_wins_over_the_recipe_and_the_recipe_over_the_default(recipe):
         (["--max_steps=9"], "max_steps", 9),
         (["--max-steps", "9"], "max_steps", 9),
         (["--max-steps=9"], "max_steps", 9),
+        (["--max_tokens", "10B"], "max_tokens", 10_000_000_000),
+        (["--max_tokens", "1.5M"], "max_tokens", 1_500_000),
+        (["--max_tokens", "1e6"], "max_tokens", 1_000_000),
+        (["--max_tokens", "auto"], "max_tokens", "auto"),
         (["--use_flash_attention"], "use_flash_attention", True),
         (["--no_use_flash_attention"], "use_flash_attention", False),
         (["--no-use-flash-attention"], "use_flash_attention", False),
@@ -195,3 +199,11 @@ def test_350m_is_another_name_of_355m():
 def test_the_vocabulary_is_padded_to_a_multiple_of_128():
     padded = [GPT2Shape(1, 1, 1, 1, v).padded_vocab_size for v in (1, 128, 129, 257, 50257)]
     assert padded == [128, 128, 256, 384, 50304]
+
+
+def test_a_help_page_is_laid_out_in_the_narrowest_terminal(monkeypatch, capsys):
+    """tyro takes for ever in five columns."""
+    monkeypatch.setenv("COLUMNS", "5")
+    with pytest.raises(SystemExit):
+        load(["--help"])
+    assert "--max_steps" in capsys.readouterr().out
