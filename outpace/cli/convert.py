@@ -11,7 +11,6 @@ from outpace.config.load import parse_flags
 from outpace.core.errors import UsageError
 from outpace.core.log import say
 
-
 BY_SUFFIX = {".gguf": "gguf", ".bin": "llmc"}
 
 
