@@ -124,10 +124,12 @@ def sha256_json(value: Any) -> str:
 
 def storage_error(path: Path, error: OSError) -> StorageError:
     """Turn an OSError from a write into the one-line error with exit code 5."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return StorageError(
         "STORAGE",
         f"cannot write {path}: {error.strerror or error}",
-        do="free space or choose another folder, then run the same command again",
+        do=f"{'free space' if full else 'check the path'} or choose another folder, then run the "
+        "same command again",
     )
 
 

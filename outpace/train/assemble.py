@@ -257,11 +257,14 @@ def _load_initial(model: GPT2, reference: str) -> None:
     check_pretrained_context(model.shape.context, source.shape.context, reference)
     weights = source.state_dict()
     weights["wpe.weight"] = weights["wpe.weight"][: model.shape.context]
+    of = source.shape
     for name, p in model.state_dict().items():
         if name not in weights or weights[name].shape != p.shape:
             raise UsageError(
                 "INIT-FROM",
-                f"{reference} has another shape ({name})",
-                do="give the same --model_size, --n_layer, --n_head and --n_embd as the model has",
+                f"{reference} has another shape ({name}): {of.n_layer} layers, {of.n_head} heads, "
+                f"{of.n_embd} channels, {of.vocab_size} tokens",
+                do=f"train with --n_layer {of.n_layer} --n_head {of.n_head} --n_embd {of.n_embd}, "
+                "on a dataset of its vocabulary",
             )
     model.load_state_dict(weights)

@@ -275,9 +275,7 @@ class _TimeShare:
     def summary(self) -> Iterator[str]:
         """How much it was in all."""
         if self._took and self._trained:
-            share = self._took / self._trained
-            training = f"{self._trained:.1f} s of training"
-            yield f"evaluation took {self._took:.1f} s, {share:.1%} of the {training}"
+            yield f"evaluation took {self._took:.1f} s, training {self._trained:.1f} s"
 
     @property
     def _trained(self) -> float:

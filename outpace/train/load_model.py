@@ -74,7 +74,8 @@ def check_there(reference: str) -> None:
     known = path.is_dir() or (path.is_file() and (path.suffix == ".pt" or llmc.is_file(path)))
     if not known and not reference.startswith("hf:"):
         hub_name = f"hf:{reference}, or " if OPENAIS.fullmatch(reference) else ""
-        raise UsageError("NO-MODEL", f"there is no model {reference}", do=f"name {hub_name}{NAMES}")
+        what = f"{reference} is no model" if path.exists() else f"there is no model {reference}"
+        raise UsageError("NO-MODEL", what, do=f"name {hub_name}{NAMES}")
 
 
 def _from_checkpoint(checkpoint: store.Checkpoint, device: torch.device) -> LoadedModel:
