@@ -130,8 +130,8 @@ def _text_of(path: Path, data: bytes, how: Reading, gather: Gather) -> str | Non
 def read_jsonl(
     path: Path, how: Reading, columns: Sequence[str], start: int = 0, end: int | None = None
 ) -> Iterator[Batch]:
-    """JSON lines; of a plain file those that begin at the bytes from `start` up to `end`. Where none
-    of them has the field, it is more likely a wrong --text_field, and refused whatever --errors."""
+    """JSON lines; of a plain file those that begin at bytes from `start` up to `end`. Where none
+    has the field, --text_field is more likely wrong, and that is refused whatever --errors says."""
     gather = Gather(columns, how.label(path))
     no_field, texts = None, 0
     try:
