@@ -3,37 +3,17 @@
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from outpace.cli.bench_shape import Shape, shape_of
-from outpace.config.check import RANGES, Range, check_ranges
+from outpace.config.check import RANGES
 from outpace.config.load import parse_flags
 from outpace.config.presets import GPT2Shape
+from outpace.config.ranges import Range
 from outpace.config.schema import Auto
 from outpace.core.errors import UsageError
 from outpace.core.log import say
 
-COMPARE_RANGES = {
-    "window_s": Range(0, 86_400, above=True),
-    "rounds": Range(1, 1000),
-    "warmup_steps": Range(1, 1_000_000),
-    "start_s": Range(0, 86_400, above=True),
-    "minutes": Range(0, 10_000, above=True),
-    "threads": Range(1, 10_000),
-    "swap_s": Range(0, 86_400, above=True),
-    **{
-        name: RANGES[name]
-        for name in (
-            "max_steps",
-            "n_layer",
-            "n_head",
-            "n_embd",
-            "context",
-            "micro_batch_size",
-            "gradient_accumulation_steps",
-        )
-    },
-}
 CPU_SHAPE = (6, 6, 192, 256)
 """Layers, heads, channels and context of a model that a CPU steps through in a second or two."""
 GPU_TOKENS_PER_STEP = 524_288
@@ -41,6 +21,8 @@ RACE_ONLY = ("llmc", "modded", "transformers", "device", "threads", "gradient_ac
              "flags", "window_s", "rounds", "warmup_steps", "start_s", "minutes")  # fmt: skip
 TRAIN_ONLY = ("max_steps", "swap_s", "work")
 """Flags that the other kind of comparison does not read."""
+
+MICRO_STEPS = RANGES["gradient_accumulation_steps"]
 
 
 @dataclass
@@ -63,42 +45,42 @@ class Options:
     """A prepared dataset, made with the gpt2 tokenizer."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train. auto: the GPU if there is one."""
-    threads: tuple[int, ...] = (1,)
+    threads: Annotated[tuple[int, ...], Range(1, 10_000)] = (1,)
     """CPU threads of each, one comparison a value: --threads 1 2."""
     model_size: str = "auto"
     """Published size. auto: 124M on a GPU, 6 layers of 192 channels, context 256, on a CPU."""
-    n_layer: int | Auto = "auto"
+    n_layer: Annotated[int | Auto, RANGES["n_layer"]] = "auto"
     """Layers of the model."""
-    n_head: int | Auto = "auto"
+    n_head: Annotated[int | Auto, RANGES["n_head"]] = "auto"
     """Attention heads (H)."""
-    n_embd: int | Auto = "auto"
+    n_embd: Annotated[int | Auto, RANGES["n_embd"]] = "auto"
     """Channels of the model (C)."""
-    context: int | Auto = "auto"
+    context: Annotated[int | Auto, RANGES["context"]] = "auto"
     """Tokens in a sequence (T)."""
-    micro_batch_size: int | Auto = "auto"
+    micro_batch_size: Annotated[int | Auto, RANGES["micro_batch_size"]] = "auto"
     """Sequences in one pass, of all but modded-nanogpt. auto: 32 on a GPU, 8 on a CPU."""
-    gradient_accumulation_steps: int | Auto = "auto"
+    gradient_accumulation_steps: Annotated[int | Auto, MICRO_STEPS] = "auto"
     """Passes in a step. auto: what makes 524,288 tokens on a GPU, 1 on a CPU."""
     flags: str = ""
     """Further flags of `outpace train` for outpace's side, quoted, after an equals sign:
     ="--compile_mode tuned"."""
-    window_s: float = 15.0
+    window_s: Annotated[float, Range(0, 86_400, above=True)] = 15.0
     """Seconds that each runs in its turn."""
-    rounds: int = 4
+    rounds: Annotated[int, Range(1, 1000)] = 4
     """Turns of each."""
-    warmup_steps: int = 5
+    warmup_steps: Annotated[int, Range(1, 1_000_000)] = 5
     """First steps of a process, which do not count."""
-    start_s: float = 240.0
+    start_s: Annotated[float, Range(0, 86_400, above=True)] = 240.0
     """Seconds that a process may take to compile and warm up. On a CPU all do so together."""
-    minutes: float = 9.0
+    minutes: Annotated[float, Range(0, 10_000, above=True)] = 9.0
     """For everything; windows shrink to keep it."""
     output: Path | None = None
     """Result file. Default: results/compare-DEVICE.json, or compare-nanogpt-cpu.json."""
     train: bool = False
     """Train to the end beside nanoGPT (CPU), instead of short windows."""
-    max_steps: int = 1200
+    max_steps: Annotated[int, RANGES["max_steps"]] = 1200
     """With --train: optimiser steps of both."""
-    swap_s: float = 20.0
+    swap_s: Annotated[float, Range(0, 86_400, above=True)] = 20.0
     """With --train: seconds after which the two swap their halves of the cores."""
     work: Path = Path("runs/compare-nanogpt")
     """With --train: folder for both runs; must be new."""
@@ -106,7 +88,6 @@ class Options:
 
 def run(argv: list[str]) -> int:
     options: Options = parse_flags(Options, argv, prog="outpace bench compare")
-    check_ranges(options, COMPARE_RANGES, "outpace bench compare")
     if not options.threads:
         raise UsageError("BAD-VALUE", "--threads is empty", do="name at least one count")
     for name in RACE_ONLY if options.train else TRAIN_ONLY:

@@ -2,16 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from outpace.config.check import Range, check_ranges
 from outpace.config.load import parse_flags
+from outpace.config.ranges import Range
 from outpace.core.log import say
 
-RANGES = {
-    "questions": Range(1, 10_042),
-    "turns": Range(1, 1000),
-    "threads": Range(1, 10_000),
-}
 WIDTH = 3.0
 """By what the initial weights are multiplied, so that endings differ clearly."""
 
@@ -29,11 +25,11 @@ class Options:
     """A run, a checkpoint or Hugging Face folder. Default: the 124M shape, wide random weights."""
     hellaswag_path: Path = Path("data/hellaswag/hellaswag_val.jsonl")
     """The questions, as `outpace prepare hellaswag` leaves them."""
-    questions: int = 100
+    questions: Annotated[int, Range(1, 10_042)] = 100
     """How many, spread evenly over the split."""
-    turns: int = 5
+    turns: Annotated[int, Range(1, 1000)] = 5
     """Turns of each, a part of the questions in each turn."""
-    threads: int = 2
+    threads: Annotated[int, Range(1, 10_000)] = 2
     """CPU threads of each."""
     output: Path | None = None
     """Result file. Default: results/evaluate-cpu.json."""
@@ -41,7 +37,6 @@ class Options:
 
 def run(argv: list[str]) -> int:
     options: Options = parse_flags(Options, argv, prog="outpace bench evaluate")
-    check_ranges(options, RANGES, "outpace bench evaluate")
 
     import importlib.util
 

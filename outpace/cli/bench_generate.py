@@ -2,18 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from outpace.config.check import Range, check_ranges
 from outpace.config.load import parse_flags
+from outpace.config.ranges import Range
 from outpace.core.errors import UsageError
 from outpace.core.log import say
-
-GENERATE_RANGES = {
-    "prompt_tokens": Range(1, 100_000),
-    "new_tokens": Range(1, 100_000),
-    "rounds": Range(1, 1000),
-    "threads": Range(0, 10_000),
-}
 
 
 @dataclass
@@ -26,13 +20,13 @@ class Options:
     """Published size of the random model."""
     batch: tuple[int, ...] = (1, 8)
     """Prompts generated from together, one comparison a value."""
-    prompt_tokens: int = 64
+    prompt_tokens: Annotated[int, Range(1, 100_000)] = 64
     """Tokens of each prompt, drawn at random."""
-    new_tokens: int = 64
+    new_tokens: Annotated[int, Range(1, 100_000)] = 64
     """Tokens generated for each prompt."""
-    rounds: int = 3
+    rounds: Annotated[int, Range(1, 1000)] = 3
     """Turns of each that count; one more warms up."""
-    threads: int = 0
+    threads: Annotated[int, Range(0, 10_000)] = 0
     """CPU threads. 0: PyTorch's choice."""
     other_weights: bool = True
     """Also outpace with bfloat16 and int8 matrices, which are approximations, and transformers in
@@ -43,7 +37,6 @@ class Options:
 
 def run(argv: list[str]) -> int:
     options: Options = parse_flags(Options, argv, prog="outpace bench generate")
-    check_ranges(options, GENERATE_RANGES, "outpace bench generate")
     if not options.batch or min(options.batch) < 1 or max(options.batch) > 10_000:
         raise UsageError("BAD-VALUE", "--batch needs numbers from 1 to 10,000", do="--batch 1 8")
     import torch

@@ -2,22 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from outpace.config.check import RANGES, Range, check_ranges
+from outpace.config.check import RANGES
 from outpace.config.load import parse_flags
 from outpace.config.presets import GPT2Shape, size
+from outpace.config.ranges import Range
 from outpace.config.schema import Auto
 from outpace.core.errors import UsageError
 from outpace.core.log import say
 
 Part = Literal["gemm", "copy", "attention", "cross_entropy", "adamw"]
-KERNELS_RANGES = {
-    "seconds": Range(0, 3600, above=True),
-    "tokens": Range(1, 100_000_000),
-    "context": RANGES["context"],
-    "vocab_size": Range(2, 10_000_000),
-}
 
 
 @dataclass
@@ -28,15 +23,15 @@ class Options:
 
     model_size: str = "124M"
     """Published size, whose shapes are measured."""
-    tokens: int | Auto = "auto"
+    tokens: Annotated[int | Auto, Range(1, 100_000_000)] = "auto"
     """Rows of the products: tokens in a micro-batch. auto: 65,536 on a GPU, 2,048 on a CPU."""
-    context: int = 1024
+    context: Annotated[int, RANGES["context"]] = 1024
     """Tokens in a sequence (T), for attention."""
-    vocab_size: int = 50257
+    vocab_size: Annotated[int, Range(2, 10_000_000)] = 50257
     """Vocabulary of head and loss, before padding."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Type of the products; no is fp32. auto: bf16 where fast, else fp16 on a GPU, else no."""
-    seconds: float | Auto = "auto"
+    seconds: Annotated[float | Auto, Range(0, 3600, above=True)] = "auto"
     """Length of each loop. auto: 2 on a GPU, 1 on a CPU."""
     quick: bool = False
     """Loops of a twentieth of a second: an idea, not a measurement; no calibration is kept."""
@@ -50,7 +45,6 @@ class Options:
 
 def run(argv: list[str]) -> int:
     options: Options = parse_flags(Options, argv, prog="outpace bench kernels")
-    check_ranges(options, KERNELS_RANGES, "outpace bench kernels")
     if not options.parts:
         raise UsageError("BAD-VALUE", "--parts is empty", do="name at least one part")
     preset = size(options.model_size)

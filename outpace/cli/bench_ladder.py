@@ -2,22 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from outpace.cli.bench_shape import shape_of
-from outpace.config.check import RANGES, Range, check_ranges
+from outpace.config.check import RANGES
 from outpace.config.load import parse_flags
 from outpace.config.presets import GPT2Shape
+from outpace.config.ranges import Range
 from outpace.config.schema import Auto
 from outpace.core.log import say
 
-LADDER_RANGES = {
-    "drift_steps": Range(0, 100_000),
-    "warmup_s": Range(0, 86_400),
-    "window_s": Range(0, 86_400, above=True),
-    "minutes": Range(0, 10_000, above=True),
-    **{name: RANGES[name] for name in ("n_layer", "n_head", "n_embd", "context")},
-}
 CPU_SHAPE = (4, 4, 128, 256)
 """Layers, heads, channels and context of a model for which a CPU climbs the ladder in minutes."""
 
@@ -45,21 +39,21 @@ class Options:
     """Where to train. auto: the GPU if there is one."""
     model_size: str = "auto"
     """Published size. auto: 124M on a GPU; 4 layers of 128 channels, context 256, on a CPU."""
-    n_layer: int | Auto = "auto"
+    n_layer: Annotated[int | Auto, RANGES["n_layer"]] = "auto"
     """Layers of the model."""
-    n_head: int | Auto = "auto"
+    n_head: Annotated[int | Auto, RANGES["n_head"]] = "auto"
     """Attention heads (H)."""
-    n_embd: int | Auto = "auto"
+    n_embd: Annotated[int | Auto, RANGES["n_embd"]] = "auto"
     """Channels of the model (C)."""
-    context: int | Auto = "auto"
+    context: Annotated[int | Auto, RANGES["context"]] = "auto"
     """Tokens in a sequence (T)."""
-    drift_steps: int = 50
+    drift_steps: Annotated[int, Range(0, 100_000)] = 50
     """Steps after which the losses are compared; 0: they are not."""
-    warmup_s: float = 2.0
+    warmup_s: Annotated[float, Range(0, 86_400)] = 2.0
     """Seconds of warm-up, after the compared steps."""
-    window_s: float | Auto = "auto"
+    window_s: Annotated[float | Auto, Range(0, 86_400, above=True)] = "auto"
     """Seconds of each of the three windows. auto: 10 on a GPU, 4 on a CPU; 30 to publish."""
-    minutes: float | Auto = "auto"
+    minutes: Annotated[float | Auto, Range(0, 10_000, above=True)] = "auto"
     """For everything; windows shrink to keep it, and what does not fit is left out. auto: 25 on a
     GPU, 14 on a CPU."""
     output: Path | None = None
@@ -68,7 +62,6 @@ class Options:
 
 def run(argv: list[str]) -> int:
     options: Options = parse_flags(Options, argv, prog="outpace bench ladder")
-    check_ranges(options, LADDER_RANGES, "outpace bench ladder")
 
     from outpace.bench.ladder import Climb, climb
     from outpace.bench.rungs import BY_DEVICE, pick

@@ -2,24 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from outpace.config.check import RANGES as TRAIN_RANGES
-from outpace.config.check import Range, check_ranges
+from outpace.config.check import RANGES
 from outpace.config.load import parse_flags
 from outpace.config.presets import GPT2_CONTEXT, GPT2Shape, size
+from outpace.config.ranges import Range
 from outpace.core.errors import UsageError
 from outpace.core.log import say
 
 Part = Literal["attention", "step"]
-RANGES = {
-    "lengths": Range(1, 1_000_000),
-    "heads": Range(1, 1000),
-    "head_dim": Range(1, 1024),
-    "micro_batch_size": TRAIN_RANGES["micro_batch_size"],
-    "context": TRAIN_RANGES["context"],
-    "vocab_size": Range(2, 10_000_000),
-}
 
 
 @dataclass
@@ -30,19 +22,19 @@ class Options:
 
     parts: tuple[Part, ...] = get_args(Part)
     """What to look at."""
-    lengths: tuple[int, ...] = (512, 1024, 2048, 4096, 8192)
+    lengths: Annotated[tuple[int, ...], Range(1, 1_000_000)] = (512, 1024, 2048, 4096, 8192)
     """Sequence lengths T of attention, in tokens."""
-    heads: int = 12
+    heads: Annotated[int, Range(1, 1000)] = 12
     """Attention heads (H)."""
-    head_dim: int = 64
+    head_dim: Annotated[int, Range(1, 1024)] = 64
     """Channels of a head (D)."""
     model_size: str = "124M"
     """Published size of the step's model."""
-    micro_batch_size: int = 8
+    micro_batch_size: Annotated[int, RANGES["micro_batch_size"]] = 8
     """Sequences in the step's micro-batch."""
-    context: int = GPT2_CONTEXT
+    context: Annotated[int, RANGES["context"]] = GPT2_CONTEXT
     """Tokens in a sequence of the step."""
-    vocab_size: int = 50257
+    vocab_size: Annotated[int, Range(2, 10_000_000)] = 50257
     """Vocabulary of the step's model, before padding."""
     measure: bool = False
     """On a GPU, run the step too, and show what it took."""
@@ -55,7 +47,6 @@ class Options:
 
 def run(argv: list[str]) -> int:
     options: Options = parse_flags(Options, argv, prog="outpace bench memory")
-    check_ranges(options, RANGES, "outpace bench memory")
     for name in ("lengths", "parts"):
         if not getattr(options, name):
             raise UsageError("BAD-VALUE", f"--{name} is empty", do="name at least one")

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from outpace.config.check import RANGES, check_ranges
+from outpace.config.check import RANGES
 from outpace.config.load import load
 from outpace.config.schema import RunConfig
 from outpace.core.errors import UsageError
 from outpace.core.log import say
 
-OPTIMIZERS_RANGES = {"learning_rates": RANGES["lr"]}
 FACTORS = (1.0, 3.0, 9.0)
 INSTEAD = {"optimizer": "--optimizers", "run_dir": "--work"}
 
@@ -21,7 +21,7 @@ class Options(RunConfig):
 
     optimizers: tuple[str, ...] = ("adamw", "muon")
     """Rows of the optimiser table; the others are held against the first."""
-    learning_rates: tuple[float, ...] = ()
+    learning_rates: Annotated[tuple[float, ...], RANGES["lr"]] = ()
     """Peak learning rates for each. Default: 1, 3 and 9 times --lr."""
     work: Path = Path("runs/optimizers")
     """Where the runs are kept."""
@@ -33,7 +33,6 @@ def run(argv: list[str]) -> int:
     prog = "outpace bench optimizers"
     options, set_by = load(argv, prog=prog, schema=Options)
     assert isinstance(options, Options)
-    check_ranges(options, OPTIMIZERS_RANGES, prog)
     for flag, instead in INSTEAD.items():
         if set_by[flag] == "flag":
             raise UsageError("ONE-OF-MANY", f"--{flag} has no say in {prog}", do=f"give {instead}")

@@ -4,18 +4,13 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from outpace.config.check import Range, check_ranges
 from outpace.config.load import parse_flags
+from outpace.config.ranges import Range
 from outpace.core.errors import UsageError
 from outpace.core.log import say
 
-PREPARE_RANGES = {
-    "megabytes": Range(0, 1e6, above=True),
-    "repeats": Range(1, 10_000),
-    "rounds": Range(1, 100),
-    "workers": Range(1, 1024),
-}
 FOLDER = "prepare"
 """Made in the scratch folder, and emptied between races; so it must be new."""
 
@@ -31,13 +26,13 @@ class Options:
     """Python that has what nanoGPT needs: datasets, tiktoken, tqdm."""
     input: tuple[str, ...] = ()
     """Text that the documents are cut from: paths, globs or folders, as for prepare files."""
-    megabytes: float = 100.0
+    megabytes: Annotated[float, Range(0, 1e6, above=True)] = 100.0
     """MB of text of the first race."""
-    repeats: int = 10
+    repeats: Annotated[int, Range(1, 10_000)] = 10
     """A second race is run on that text so many times over; 1 leaves it out."""
-    rounds: int = 2
+    rounds: Annotated[int, Range(1, 100)] = 2
     """Of each race; the median counts."""
-    workers: int = 2
+    workers: Annotated[int, Range(1, 1024)] = 2
     """Threads of outpace and processes of nanoGPT."""
     scratch: Path | None = None
     """Folder in which `prepare/` is made for the corpus and what is made of it. Default: a
@@ -48,7 +43,6 @@ class Options:
 
 def run(argv: list[str]) -> int:
     options: Options = parse_flags(Options, argv, prog="outpace bench prepare")
-    check_ranges(options, PREPARE_RANGES, "outpace bench prepare")
     if options.nanogpt is None or not options.input:
         raise UsageError(
             "NO-INPUT", "--nanogpt and --input are needed", do="outpace bench prepare --help"

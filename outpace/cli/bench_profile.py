@@ -3,13 +3,12 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from outpace.config.check import Range, check_ranges
 from outpace.config.load import load
+from outpace.config.ranges import Range
 from outpace.config.schema import RunConfig
 from outpace.core.log import say
-
-PROFILE_RANGES = {"steps": Range(1, 1000), "skip_steps": Range(1, 10_000)}
 
 
 @dataclass
@@ -17,9 +16,9 @@ class Options(RunConfig):
     """Where the time of one training step goes: by part of GPT-2, each beside its floor, and as a
     trace for Perfetto. Takes train's flags."""
 
-    steps: int = 3
+    steps: Annotated[int, Range(1, 1000)] = 3
     """Steps to profile; as many are timed without the profiler."""
-    skip_steps: int = 5
+    skip_steps: Annotated[int, Range(1, 10_000)] = 5
     """First steps, which do not count: compiling, caches, clocks."""
     trace: Path = Path("runs/profile.json.gz")
     """The trace, for https://ui.perfetto.dev."""
@@ -32,7 +31,6 @@ class Options(RunConfig):
 def run(argv: list[str]) -> int:
     options, set_by = load(argv, prog="outpace bench profile", schema=Options)
     assert isinstance(options, Options)
-    check_ranges(options, PROFILE_RANGES, "outpace bench profile")
 
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is loaded
 

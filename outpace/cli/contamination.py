@@ -6,13 +6,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from outpace.config.check import Range, check_ranges
 from outpace.config.load import parse_flags
+from outpace.config.ranges import Range
 from outpace.core.console import err
 from outpace.core.files import check_writable, replace_json
 from outpace.core.log import say, show, show_json
-
-RANGES = {"words": Range(2, 1000), "common": Range(0, 10**9)}
 
 
 @dataclass
@@ -27,9 +25,9 @@ class Options:
     """hellaswag, lambada, piqa, arc_easy or winogrande."""
     split: Literal["train", "val"] = "train"
     """Which part of the dataset to read."""
-    words: int = 13
+    words: Annotated[int, Range(2, 1000)] = 13
     """How many words in a row make an overlap (GPT-3's number)."""
-    common: float = 10.0
+    common: Annotated[float, Range(0, 10**9)] = 10.0
     """Runs of words in more documents than this a 10^9 characters are stock phrases, and left
     out."""
     hellaswag_path: Path = Path("data/hellaswag/hellaswag_val.jsonl")
@@ -44,7 +42,6 @@ class Options:
 
 def run(argv: list[str]) -> int:
     options: Options = parse_flags(Options, argv, prog="outpace contamination")
-    check_ranges(options, RANGES, "outpace contamination")
 
     from rich.progress import Progress
 

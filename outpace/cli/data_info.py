@@ -5,11 +5,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from outpace.config.check import Range, check_ranges
 from outpace.config.load import parse_flags
+from outpace.config.ranges import Range
 from outpace.core.log import show, show_json
 
-RANGES = {"samples": Range(0, 1000)}
 WIDTH = 40
 """Characters of the longest bar."""
 TOP = 10
@@ -21,7 +20,7 @@ class Options:
 
     dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
     """A prepared dataset: its folder, or its name below data/."""
-    samples: int = 3
+    samples: Annotated[int, Range(0, 1000)] = 3
     """Documents of each split whose beginning is shown."""
     json: bool = False
     """Print JSON only."""
@@ -29,7 +28,6 @@ class Options:
 
 def run(argv: list[str]) -> int:
     options: Options = parse_flags(Options, argv, prog="outpace data info")
-    check_ranges(options, RANGES, "outpace data info")
     from outpace.data.info import summary
     from outpace.train.corpus import open_named
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from outpace.config.check import Range, check_ranges
 from outpace.config.load import parse_flags
+from outpace.config.ranges import Range
 from outpace.core import console
 from outpace.core.errors import StorageError, UsageError
 from outpace.core.files import check_writable, replace_file, replace_json
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from outpace.train.load_model import LoadedModel
 
 LOSS, TEXT = "loss", "text"
-RANGES = {"val_tokens": Range(1, 10**12), "limit": Range(1, 1_000_000)}
 
 
 @dataclass
@@ -43,9 +42,9 @@ class Options:
     both. Other tasks have one, lm-eval's."""
     dataset: str = "auto"
     """Prepared dataset whose validation split gives the loss; several as in `outpace train`."""
-    val_tokens: int = 1_048_576
+    val_tokens: Annotated[int, Range(1, 10**12)] = 1_048_576
     """Tokens of it to score, always the first ones."""
-    limit: int | None = None
+    limit: Annotated[int | None, Range(1, 1_000_000)] = None
     """Questions of each task, spread evenly over it. Default: all, 10,042 of HellaSwag."""
     subset: str = ""
     """Only HellaSwag questions of these parts, comma-separated: wikihow or activitynet, indomain or
@@ -77,7 +76,6 @@ class Options:
 def run(argv: list[str]) -> int:
     options: Options = parse_flags(Options, argv, prog="outpace evaluate")
     tasks = _tasks(options)
-    check_ranges(options, RANGES, "outpace evaluate")
     for path in (options.output, options.details):
         if path and not path.parent.is_dir():
             raise StorageError("NO-FOLDER", f"there is no folder {path.parent}", do="make it first")

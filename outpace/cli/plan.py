@@ -1,13 +1,12 @@
 """`outpace plan`: what `outpace train` with the same flags would do, and why; starts nothing."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from outpace.config.check import Range, check_ranges
 from outpace.config.load import load
+from outpace.config.ranges import Range
 from outpace.config.schema import RunConfig
 from outpace.core.log import say, show_json
-
-PLAN_RANGES = {"price_per_hour": Range(0, 1_000_000)}
 
 
 @dataclass
@@ -18,7 +17,7 @@ class Options(RunConfig):
     machine: str = ""
     """Plan for GPUs that need not be here, from the hardware table: h100, h100x8, a100-40,
     rtx4090, ... Empty: for this machine."""
-    price_per_hour: float = 0.0
+    price_per_hour: Annotated[float, Range(0, 1_000_000)] = 0.0
     """Price of the whole machine an hour, in any currency, for the cost of the run; 0: not told."""
     json: bool = False
     """Print JSON only."""
@@ -28,7 +27,6 @@ def run(argv: list[str]) -> int:
     """Print the plan; 0, or the exit code with which training would refuse to start."""
     options, set_by = load(argv, prog="outpace plan", schema=Options)
     assert isinstance(options, Options)
-    check_ranges(options, PLAN_RANGES, "outpace plan")
 
     from outpace.train.expect import expect, expect_elsewhere
     from outpace.train.run import print_plan

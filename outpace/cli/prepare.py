@@ -9,27 +9,18 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from outpace.cli.prepare_cleaning import CleaningOptions, benchmarks
-from outpace.cli.prepare_engines import ENGINE_RANGES, EngineOptions, prepare_with
+from outpace.cli.prepare_engines import EngineOptions, prepare_with
 from outpace.cli.prepare_source import SourceOptions, make_source
-from outpace.config.check import Range, check_ranges
 from outpace.config.load import parse_flags
+from outpace.config.ranges import Range
 from outpace.core.errors import DataError, UsageError
 from outpace.core.log import note, say, show, show_json
 
 if TYPE_CHECKING:
     from outpace.data.shards import Dataset
-
-RANGES = {
-    "val_fraction": Range(0, 0.999),
-    "limit_tokens": Range(1, 10**15),
-    "limit_documents": Range(1, 10**12),
-    "shard_tokens": Range(1, 2**31 - 1),
-    "workers": Range(1, 1024),
-    **ENGINE_RANGES,
-}
 
 
 @dataclass
@@ -39,13 +30,13 @@ class Options(CleaningOptions, EngineOptions, SourceOptions):
     output: str = ""
     """Folder to write; default: data/SOURCE. An address (s3://BUCKET/NAME, gs://, ...): prepared in
     data/NAME first, then copied there, the manifest last."""
-    val_fraction: float = 0.01
+    val_fraction: Annotated[float, Range(0, 0.999)] = 0.01
     """Share of documents held out for validation, by hash of their text."""
-    limit_tokens: int | None = None
+    limit_tokens: Annotated[int | None, Range(1, 10**15)] = None
     """Stop after about this many tokens."""
-    shard_tokens: int = 100_000_000
+    shard_tokens: Annotated[int, Range(1, 2**31 - 1)] = 100_000_000
     """Most tokens in a shard; a document is never cut."""
-    workers: int | None = None
+    workers: Annotated[int | None, Range(1, 1024)] = None
     """Threads that tokenise. Default: one a core."""
     tokenizer: str = "gpt2"
     """gpt2, or bytes for tests."""
@@ -61,7 +52,6 @@ def run(argv: list[str]) -> int:
     gc.set_threshold(100_000)  # imports and vocabularies are many objects and little garbage
     atexit.register(_leave)
     options: Options = parse_flags(Options, argv, prog="outpace prepare")
-    check_ranges(options, RANGES, "outpace prepare")
     if options.verify is not None:
         return _verify(options.verify, options)
     if not options.source:

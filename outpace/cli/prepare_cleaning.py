@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+from outpace.config.ranges import Range
 from outpace.core.errors import DataError
 from outpace.core.registry import nearest
 
@@ -18,7 +19,7 @@ LOOKED_FOR = ("data/{name}/{name}_val.jsonl", "data/{name}/{name}.jsonl", "{name
 class CleaningOptions:
     """What is left out. Empty documents and exact copies always are."""
 
-    limit_documents: int | None = None
+    limit_documents: Annotated[int | None, Range(1, 10**12)] = None
     """Stop after so many documents."""
     filter: tuple[str, ...] = ()
     """Conditions that a document must meet, such as 'characters>=200', 'words<100000',

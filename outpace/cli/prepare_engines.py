@@ -3,17 +3,15 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from outpace.config.check import Range
+from outpace.config.ranges import Range
 from outpace.core.errors import UsageError
 
 if TYPE_CHECKING:
     from outpace.data.prepare import PrepareOptions
     from outpace.data.shards import Dataset
     from outpace.data.sources import Source
-
-ENGINE_RANGES = {"rank": Range(0, 1_000_000), "world_size": Range(1, 1_000_000)}
 
 
 @dataclass
@@ -25,9 +23,9 @@ class EngineOptions:
     the output folder, started by torchrun, a SLURM array or by hand; the last one merges."""
     address: str = "auto"
     """Ray cluster: HOST:PORT, auto (the one this machine is in) or local (started here)."""
-    rank: int | None = None
+    rank: Annotated[int | None, Range(0, 1_000_000)] = None
     """Number of this process among the ranks. Default: of torchrun or SLURM."""
-    world_size: int | None = None
+    world_size: Annotated[int | None, Range(1, 1_000_000)] = None
     """Number of ranks. Default: of torchrun or SLURM."""
 
 

@@ -7,13 +7,11 @@ from typing import Annotated
 
 import tyro
 
-from outpace.config.check import Range, check_ranges
 from outpace.config.load import parse_flags
+from outpace.config.ranges import Range
 from outpace.core.errors import CheckpointError
 from outpace.core.log import note, show, show_json, warn
 from outpace.core.runfolder import RunFolder
-
-RANGES = {"at": Range(0, 1_000_000_000)}
 
 
 @dataclass
@@ -23,7 +21,7 @@ class Options:
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run folder."""
-    at: int | None = None
+    at: Annotated[int | None, Range(0, 1_000_000_000)] = None
     """Step of the checkpoint to begin with; 0: the beginning. Default: the last but one."""
     json: bool = False
     """Print JSON only."""
@@ -31,7 +29,6 @@ class Options:
 
 def run(argv: list[str]) -> int:
     options: Options = parse_flags(Options, argv, prog="outpace prove-resume")
-    check_ranges(options, RANGES, "outpace prove-resume")
 
     from outpace.train.prove import prove_resume
 

@@ -6,12 +6,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from outpace.config.check import Range, check_ranges
 from outpace.config.load import parse_flags
+from outpace.config.ranges import Range
 from outpace.core.log import show, show_json
 from outpace.core.runfolder import RunFolder
-
-RANGES = {"step": Range(1, 1_000_000_000)}
 
 
 @dataclass
@@ -20,7 +18,7 @@ class Options:
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run folder."""
-    step: int | None = None
+    step: Annotated[int | None, Range(1, 1_000_000_000)] = None
     """Step of the incident. Default: the newest."""
     model: str | None = None
     """Weights to use: a checkpoint, for example. Default: the newest checkpoint before the step."""
@@ -32,7 +30,6 @@ class Options:
 
 def run(argv: list[str]) -> int:
     options: Options = parse_flags(Options, argv, prog="outpace replay")
-    check_ranges(options, RANGES, "outpace replay")
 
     from outpace.checkpoint import store
     from outpace.runtime.precision import precision_name

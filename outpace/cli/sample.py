@@ -8,22 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from outpace.config.check import Range, check_ranges
 from outpace.config.load import parse_flags
+from outpace.config.ranges import Range
 from outpace.core.errors import DataError, UsageError
 from outpace.core.log import note, show, show_json
 
 if TYPE_CHECKING:
     from outpace.generate.samples import Sample
 
-RANGES = {
-    "max_new_tokens": Range(1, 1_000_000),
-    "temperature": Range(0, 1000),
-    "top_k": Range(0, 1_000_000),
-    "top_p": Range(0, 1, above=True),
-    "num_samples": Range(1, 10_000),
-    "seed": Range(0, 2**63 - 1),
-}
 MOST_PROMPT_BYTES = 64 * 1024 * 1024
 
 
@@ -38,15 +30,15 @@ class Options:
     """How the text begins; empty for the beginning of a document."""
     prompt_file: str = ""
     """A file with the prompt instead; - for standard input."""
-    max_new_tokens: int = 100
+    max_new_tokens: Annotated[int, Range(1, 1_000_000)] = 100
     """Tokens to generate a sample."""
-    temperature: float = 0.8
+    temperature: Annotated[float, Range(0, 1000)] = 0.8
     """0 takes the most likely token; 1 the model's own probabilities."""
-    top_k: int = 200
+    top_k: Annotated[int, Range(0, 1_000_000)] = 200
     """Only the k most likely tokens; 0 for all."""
-    top_p: float = 1.0
+    top_p: Annotated[float, Range(0, 1, above=True)] = 1.0
     """Only the most likely tokens that together reach this probability."""
-    num_samples: int = 1
+    num_samples: Annotated[int, Range(1, 10_000)] = 1
     """How many texts, generated together; the first is shown while it comes."""
     stop: tuple[str, ...] = ()
     """Texts that end a sample, and are not part of it. The end of a document always does."""
@@ -54,7 +46,7 @@ class Options:
     """When the context is full: go on from its last half, or end."""
     show_probabilities: bool = False
     """Show each token with its probability, its rank, and the likeliest five."""
-    seed: int = 1337
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 1337
     """Decides what is drawn."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run. auto: the GPU if there is one."""
@@ -66,7 +58,6 @@ class Options:
 
 def run(argv: list[str]) -> int:
     options: Options = parse_flags(Options, argv, prog="outpace sample")
-    check_ranges(options, RANGES, "outpace sample")
     if "" in options.stop:
         raise UsageError("BAD-VALUE", "--stop has an empty text", do="leave it out")
     prompt = _prompt(options)

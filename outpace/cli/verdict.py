@@ -6,14 +6,12 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from outpace.config.check import Range, check_ranges
 from outpace.config.load import parse_flags
+from outpace.config.ranges import Range
 from outpace.core.errors import NotMet, StorageError, UsageError
 from outpace.core.files import check_writable, replace_json
 from outpace.core.log import show, show_json
 from outpace.core.runfolder import RunFolder
-
-RANGES = {"limit": Range(1, 1_000_000)}
 
 
 @dataclass
@@ -34,7 +32,7 @@ class Options:
     """hellaswag, lambada, piqa, arc_easy or winogrande."""
     metric: str = ""
     """acc, acc_norm or acc_bytes. Default: acc_norm where the task has it, else acc."""
-    limit: int | None = None
+    limit: Annotated[int | None, Range(1, 1_000_000)] = None
     """Questions, spread evenly over the task. Default: all, 10,042 of HellaSwag."""
     contamination: Path | None = None
     """Record of `outpace contamination`, to score without the questions that it found, too.
@@ -60,7 +58,6 @@ class Options:
 
 def run(argv: list[str]) -> int:
     options: Options = parse_flags(Options, argv, prog="outpace verdict")
-    check_ranges(options, RANGES, "outpace verdict")
     for folder in (options.details, options.output and options.output.parent):
         if folder and not folder.is_dir():
             raise StorageError("NO-FOLDER", f"there is no folder {folder}", do="make it first")

@@ -18,6 +18,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from outpace.config.check import check
 from outpace.config.flag_errors import one_line
+from outpace.config.ranges import check_ranges
 from outpace.config.schema import RunConfig, flat
 from outpace.core.errors import UsageError
 from outpace.core.registry import nearest
@@ -35,7 +36,7 @@ def load(
     """Parse `argv`. Exits with 2 on a malformed flag; UsageError on a value that cannot be."""
     recipe = _recipe_named(argv)
     default, from_recipe = _with_recipe(schema, recipe) if recipe else (schema(), set())
-    config: RunConfig = parse_flags(schema, argv, prog=prog, default=default)
+    config: RunConfig = _parse(schema, argv, prog=prog, default=default)
     flags = {a.split("=")[0].lstrip("-").replace("-", "_") for a in argv if a.startswith("--")}
     set_by = {}
     for name in flat(config):
@@ -51,7 +52,13 @@ def load(
 
 def parse_flags(schema: Any, argv: list[str], *, prog: str, default: Any = None) -> Any:
     """tyro with the house's settings: flat snake_case flags, kebab-case accepted. UsageError for
-    what cannot be."""
+    what cannot be, and for numbers outside their range."""
+    options = _parse(schema, argv, prog=prog, default=default)
+    check_ranges(options, prog)
+    return options
+
+
+def _parse(schema: Any, argv: list[str], *, prog: str, default: Any = None) -> Any:
     extra = {} if default is None else {"default": default}
     if {"-h", "--help"} & set(argv) and shutil.get_terminal_size().columns < HELP_COLUMNS:
         os.environ["COLUMNS"] = str(HELP_COLUMNS)  # tyro takes for ever in a few columns

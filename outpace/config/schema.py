@@ -5,11 +5,13 @@ recipe, is hard: it is obeyed or refused, never changed.
 """
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from outpace.config.presets import VOCAB_MULTIPLE
+from outpace.config.ranges import Range
 
 Auto = Literal["auto"]
+STEPS = Range(0, 1_000_000_000)
 
 
 @dataclass
@@ -18,17 +20,17 @@ class ModelConfig:
 
     model_size: str = "124M"
     """Published size: 124M, 355M (or 350M), 774M or 1558M."""
-    n_layer: int | Auto = "auto"
+    n_layer: Annotated[int | Auto, Range(1, 1000)] = "auto"
     """Layers. auto: the size's own, 12 for 124M."""
-    n_head: int | Auto = "auto"
+    n_head: Annotated[int | Auto, Range(1, 1000)] = "auto"
     """Attention heads; must divide n_embd. auto: the size's own, 12 for 124M."""
-    n_embd: int | Auto = "auto"
+    n_embd: Annotated[int | Auto, Range(1, 100_000)] = "auto"
     """Channels (C). auto: the size's own, 768 for 124M."""
-    context: int = 1024
+    context: Annotated[int, Range(1, 1_000_000)] = 1024
     """Tokens in a sequence (T); at most 1024 with GPT-2's own weights."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Range(0, 0.9999)] = 0.0
     """Probability of dropping an activation; 0 is usual for pre-training."""
-    vocab_multiple: int = VOCAB_MULTIPLE
+    vocab_multiple: Annotated[int, Range(1, 4096)] = VOCAB_MULTIPLE
     """The vocabulary is padded to a multiple of this, which tensor cores like; 1: not at all."""
     init_from: str = ""
     """Start from the weights of a run, a checkpoint or Hugging Face folder, or hf:NAME.
@@ -43,7 +45,7 @@ class DataConfig:
     """A folder that `outpace prepare` made, or the name of one below data/. Several: A,B mixes them
     by their sizes, A:0.7,B:0.3 by these shares of the samples.
     auto: openwebtext if it is prepared, else pydocs, the documentation inside this Python."""
-    order_chunk: int = 1
+    order_chunk: Annotated[int, Range(1, 1_000_000)] = 1
     """Sequences that are read one after the other before the order jumps elsewhere in the data: 1
     mixes best, 64 suits hard disks and network disks."""
     phase: bool = True
@@ -60,13 +62,13 @@ class DataConfig:
 class BatchConfig:
     """tokens_per_step = micro_batch_size x context x gradient_accumulation_steps x processes."""
 
-    gradient_accumulation_steps: int | Auto = "auto"
+    gradient_accumulation_steps: Annotated[int | Auto, Range(1, 1_000_000)] = "auto"
     """Micro-batches that each process sums before an optimiser step.
     auto: what reaches tokens_per_step."""
-    micro_batch_size: int | Auto = "auto"
+    micro_batch_size: Annotated[int | Auto, Range(1, 1_000_000)] = "auto"
     """Sequences in one forward and backward pass of one process.
     auto: what fits in memory."""
-    tokens_per_step: int | Auto = "auto"
+    tokens_per_step: Annotated[int | Auto, Range(1, 1_000_000_000)] = "auto"
     """Tokens in an optimiser step, over all processes; no number of GPUs changes it.
     auto: 524,288, as far as the other two flags allow."""
 
@@ -75,16 +77,16 @@ class BatchConfig:
 class ScheduleConfig:
     """How long to train, and the learning rate on the way."""
 
-    max_steps: int | Auto = "auto"
+    max_steps: Annotated[int | Auto, Range(1, 1_000_000_000)] = "auto"
     """Optimiser steps in all. With max_tokens: what ends first, but a flag counts before a recipe.
     auto: as many as max_tokens gives."""
-    max_tokens: int | Auto = "auto"
+    max_tokens: Annotated[int | Auto, Range(1, 10**15)] = "auto"
     """Tokens in all.
     auto: 10 billion, but at most 4 passes over the dataset."""
-    max_hours: float | Auto = "auto"
+    max_hours: Annotated[float | Auto, Range(0, 100_000, above=True)] = "auto"
     """Hours after which to save and stop, resumable, with exit code 75.
     auto: no limit."""
-    lr: float | Auto = "auto"
+    lr: Annotated[float | Auto, Range(0, 100, above=True)] = "auto"
     """Peak learning rate.
     auto: GPT-3's for the size (6e-4 for 124M), times the size's channels over the model's; less for
     smaller batches, by their square root."""
@@ -92,12 +94,12 @@ class ScheduleConfig:
     """Learning rate after warm-up; constant, or:
     cosine: down to min_lr_ratio over the run.
     wsd: constant, then a linear cool-down to min_lr_ratio."""
-    warmup_steps: int | Auto = "auto"
+    warmup_steps: Annotated[int | Auto, STEPS] = "auto"
     """Steps of linear warm-up.
     auto: 4 % of the run, at most 700."""
-    min_lr_ratio: float = 0.1
+    min_lr_ratio: Annotated[float, Range(0, 1)] = 0.1
     """Last learning rate as a share of the peak, for cosine and wsd."""
-    decay_fraction: float = 0.2
+    decay_fraction: Annotated[float, Range(0, 1)] = 0.2
     """Share of the steps that wsd spends cooling down."""
 
 
@@ -108,15 +110,15 @@ class OptimizerConfig:
     optimizer: str = "adamw"
     """A row of the optimiser table: adamw, one fused kernel; adamw_foreach, PyTorch's default; muon
     for the matrices of the blocks, at adamw's learning rate, and adamw for the rest."""
-    weight_decay: float = 0.1
+    weight_decay: Annotated[float, Range(0, 100)] = 0.1
     """Decay of all matrices, embeddings included; never of biases and LayerNorm gains."""
-    beta1: float = 0.9
+    beta1: Annotated[float, Range(0, 0.999999)] = 0.9
     """Decay rate of the first moment; muon's own is 0.95."""
-    beta2: float = 0.95
+    beta2: Annotated[float, Range(0, 0.99999999)] = 0.95
     """Decay rate of the second moment."""
-    eps: float = 1e-8
+    eps: Annotated[float, Range(0, 1, above=True)] = 1e-8
     """Added to the root of the second moment."""
-    grad_clip: float = 1.0
+    grad_clip: Annotated[float, Range(0, 1e6)] = 1.0
     """Largest global gradient norm; 0 leaves gradients as they are."""
 
 
@@ -167,29 +169,29 @@ class ComputeConfig:
 class EvalConfig:
     """What is measured while training, and at its end."""
 
-    eval_every_steps: int | Auto = "auto"
+    eval_every_steps: Annotated[int | Auto, STEPS] = "auto"
     """Steps between validation losses; 0: at the end only.
     auto: 20 times a run."""
-    val_tokens: int | Auto = "auto"
+    val_tokens: Annotated[int | Auto, Range(1, 10**12)] = "auto"
     """Tokens of the validation split to score, always the first ones.
     auto: 10,485,760 on a GPU; on a CPU what it scores in seconds."""
-    hellaswag_every_steps: int = 0
+    hellaswag_every_steps: Annotated[int, STEPS] = 0
     """Steps between HellaSwag scores; 0: at the end only."""
-    hellaswag_limit: int | Auto = "auto"
+    hellaswag_limit: Annotated[int | Auto, Range(0, 1_000_000_000)] = "auto"
     """HellaSwag questions to score; 0: none.
     auto: all 10,042 on a GPU, 500 on a CPU."""
     hellaswag_path: str = "data/hellaswag/hellaswag_val.jsonl"
     """The questions, as `outpace prepare hellaswag` leaves them. No such file: not scored."""
     hellaswag_protocol: Literal["completion", "harness", "both"] = "completion"
     """completion: raw text, normalised by tokens. harness: as lm-eval renders it, by characters."""
-    eval_time_share: float = 0.1
+    eval_time_share: Annotated[float, Range(0, 1000)] = 0.1
     """Part of the training time, beyond 20 seconds, that evaluations may take at intervals left to
     auto."""
-    sample_every_steps: int = 0
+    sample_every_steps: Annotated[int, STEPS] = 0
     """Steps between generated samples; 0: at the end only."""
     sample_prompt: str = "The"
     """Prompt of the samples."""
-    sample_tokens: int = 64
+    sample_tokens: Annotated[int, Range(0, 1_000_000)] = 64
     """Tokens in a sample; 0: no samples."""
 
 
@@ -207,12 +209,12 @@ class RunSettings:
     strict_resume: bool = False
     """Refuse to continue where equal bits cannot be promised (another machine, thread count or
     torch), instead of a warning."""
-    save_every_steps: int | Auto = "auto"
+    save_every_steps: Annotated[int | Auto, STEPS] = "auto"
     """Steps between checkpoints; 0: at the end only.
     auto: a tenth of the run, at most 1,000."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Annotated[int, Range(2, 1_000_000)] = 2
     """How many checkpoints to keep, the newest that verify; at least 2."""
-    milestone_every_steps: int = 0
+    milestone_every_steps: Annotated[int, STEPS] = 0
     """Keep every checkpoint whose step is a multiple of this for good; 0: none."""
     keep_best: bool = True
     """Keep the checkpoint with the lowest validation loss, too."""
@@ -220,10 +222,10 @@ class RunSettings:
     """Write checkpoints behind the training, which waits only for a copy in memory."""
     space_check: bool = True
     """Refuse to start without room for the checkpoints that will be kept."""
-    log_every_steps: int | Auto = "auto"
+    log_every_steps: Annotated[int | Auto, Range(1, 1_000_000_000)] = "auto"
     """Steps between lines in metrics.jsonl.
     auto: 10 on a GPU, 1 on a CPU."""
-    seed: int = 1337
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 1337
     """Decides weights, data order and dropout."""
 
 
@@ -234,20 +236,20 @@ class SafetyConfig:
     guard: bool = True
     """Skip updates that are not finite, look for spikes, compare replicas, watch for hangs. Off is
     for measurements."""
-    max_skipped_steps: int | Auto = "auto"
+    max_skipped_steps: Annotated[int | Auto, Range(1, 1_000_000)] = "auto"
     """Steps in a row that may be skipped before the run rolls back to an older checkpoint and goes
     on behind the data in between. auto: 5; 30 with fp16, whose loss scale has to settle."""
-    max_rollbacks: int = 2
+    max_rollbacks: Annotated[int, Range(0, 1000)] = 2
     """Rollbacks before the run stops with exit code 6."""
-    spike_threshold: float = 20.0
+    spike_threshold: Annotated[float, Range(0, 1e9)] = 20.0
     """A loss or gradient norm this many robust deviations (1.4826 MAD) above the median of the last
     128 steps is a spike: recorded, its batch saved. 0: none is."""
     skip_spikes: bool = False
     """Skip the update of a spike, too."""
-    watchdog_minutes: float = 30.0
+    watchdog_minutes: Annotated[float, Range(0, 100_000)] = 30.0
     """A step, evaluation or save that takes longer ends the run with exit code 9, the stacks of all
     threads in the run folder, written after half of it. 0: never."""
-    peer_timeout_minutes: float = 10.0
+    peer_timeout_minutes: Annotated[float, Range(0, 100_000, above=True)] = 10.0
     """Minutes to wait for another process before it counts as lost."""
 
 

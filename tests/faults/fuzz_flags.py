@@ -24,29 +24,29 @@ from outpace.cli import (
     sample,
     verdict,
 )
-from outpace.config.check import RANGES, Range
+from outpace.config.ranges import Range, ranges_of
 from outpace.config.schema import RunConfig
 
 COMMANDS = [
-    (["train"], RunConfig, RANGES),
-    (["prepare", "files"], prepare.Options, prepare.RANGES),
-    (["evaluate", "x"], evaluate.Options, evaluate.RANGES),
-    (["sample", "x"], sample.Options, sample.RANGES),
-    (["prove-resume", "x"], prove_resume.Options, prove_resume.RANGES),
-    (["replay", "x"], replay.Options, replay.RANGES),
-    (["bench", "memory"], bench_memory.Options, bench_memory.RANGES),
-    (["bench", "compare"], bench_compare.Options, bench_compare.COMPARE_RANGES),
-    (["bench", "evaluate"], bench_evaluate.Options, bench_evaluate.RANGES),
-    (["bench", "kernels"], bench_kernels.Options, bench_kernels.KERNELS_RANGES),
-    (["bench", "profile"], bench_profile.Options, bench_profile.PROFILE_RANGES),
-    (["bench", "optimizers"], bench_optimizers.Options, bench_optimizers.OPTIMIZERS_RANGES),
-    (["bench", "ladder"], bench_ladder.Options, bench_ladder.LADDER_RANGES),
-    (["bench", "loader"], bench_loader.Options, bench_loader.LOADER_RANGES),
-    (["bench", "prepare"], bench_prepare.Options, bench_prepare.PREPARE_RANGES),
-    (["bench", "generate"], bench_generate.Options, bench_generate.GENERATE_RANGES),
-    (["data", "info", "x"], data_info.Options, data_info.RANGES),
-    (["verdict", "x"], verdict.Options, verdict.RANGES),
-    (["contamination", "x"], contamination.Options, contamination.RANGES),
+    (["train"], RunConfig),
+    (["prepare", "files"], prepare.Options),
+    (["evaluate", "x"], evaluate.Options),
+    (["sample", "x"], sample.Options),
+    (["prove-resume", "x"], prove_resume.Options),
+    (["replay", "x"], replay.Options),
+    (["bench", "memory"], bench_memory.Options),
+    (["bench", "compare"], bench_compare.Options),
+    (["bench", "evaluate"], bench_evaluate.Options),
+    (["bench", "kernels"], bench_kernels.Options),
+    (["bench", "profile"], bench_profile.Options),
+    (["bench", "optimizers"], bench_optimizers.Options),
+    (["bench", "ladder"], bench_ladder.Options),
+    (["bench", "loader"], bench_loader.Options),
+    (["bench", "prepare"], bench_prepare.Options),
+    (["bench", "generate"], bench_generate.Options),
+    (["data", "info", "x"], data_info.Options),
+    (["verdict", "x"], verdict.Options),
+    (["contamination", "x"], contamination.Options),
 ]
 HARMLESS = {"train": ["--dataset=none"]}
 """Should a value be accepted, nothing is trained."""
@@ -84,7 +84,8 @@ def bad_values(whole: bool, allowed: Range | None) -> Iterator[str]:
 
 def bad_flags() -> Iterator[tuple[str, list[str]]]:
     """(flag, argv) of every command line with one numeric flag that cannot be."""
-    for command, schema, ranges in COMMANDS:
+    for command, schema in COMMANDS:
+        ranges = ranges_of(schema)
         for name, whole in numeric_flags(schema).items():
             for value in bad_values(whole, ranges.get(name)):
                 yield name, [*command, *HARMLESS.get(command[0], []), f"--{name}={value}"]

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from outpace.config.check import RANGES, Range, check
+from outpace.config.check import RANGES, check
 from outpace.config.load import load, shipped_recipes, to_toml
 from outpace.config.presets import ALIASES, SIZES, GPT2Shape, size
+from outpace.config.ranges import Range
 from outpace.config.schema import RunConfig, flat
 from outpace.core.errors import UsageError
 
