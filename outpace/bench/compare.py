@@ -30,8 +30,8 @@ from outpace.interop.nanogpt import read_checkpoint
 from outpace.model.gpt2 import GPT2
 from outpace.runtime.distributed import Group, Ranks
 from outpace.tokenizer import get_tokenizer
+from outpace.train.environment import commit_of
 from outpace.train.load_model import load_model
-from outpace.train.run import commit_of
 
 
 @dataclass(frozen=True)

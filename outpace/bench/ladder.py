@@ -47,9 +47,9 @@ from outpace.core.units import gib
 from outpace.data.shards import Dataset
 from outpace.model.cost import parameters
 from outpace.runtime.hardware import Machine
+from outpace.train.environment import versions
 from outpace.train.plan import Capabilities, DatasetFacts
 from outpace.train.planner import make_plan
-from outpace.train.run import versions
 
 WINDOWS = 3
 DRIFT_LIMIT = {"fp32": 1e-3, "half": 2e-2, "fp8": 1e-1}

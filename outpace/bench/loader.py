@@ -27,7 +27,7 @@ from outpace.data.order import OrderSpec
 from outpace.data.shard_file import write_shard
 from outpace.data.shards import Dataset
 from outpace.tokenizer.gpt2 import Gpt2Tokenizer
-from outpace.train.run import commit_of
+from outpace.train.environment import commit_of
 
 VOCABULARY = Gpt2Tokenizer.vocab_size
 CPU = torch.device("cpu")

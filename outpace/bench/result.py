@@ -10,7 +10,7 @@ import numpy as np
 from outpace.core import files
 from outpace.core.files import replace_json, storage_error
 from outpace.runtime.hardware import detect
-from outpace.train.run import versions
+from outpace.train.environment import versions
 
 RESULTS = Path("results")
 

@@ -20,7 +20,7 @@ from outpace.core.log import say, warn
 from outpace.core.units import gib
 from outpace.model.cost import parameters
 from outpace.runtime.hardware import detect
-from outpace.train.run import commit_of
+from outpace.train.environment import commit_of
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ def run(argv: list[str]) -> int:
     from outpace.bench.optimizers import Race, race
     from outpace.optim import OPTIMIZERS
     from outpace.runtime.distributed import Ranks
-    from outpace.train.run import data_line, plan_run, print_plan
+    from outpace.train.plan_lines import data_line, print_plan
+    from outpace.train.run import plan_run
 
     for name in options.optimizers:
         OPTIMIZERS.check(name)

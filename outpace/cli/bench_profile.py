@@ -38,7 +38,8 @@ def run(argv: list[str]) -> int:
     from outpace.runtime.distributed import Group, Ranks
     from outpace.tokenizer import get_tokenizer
     from outpace.train.assemble import build_trainable
-    from outpace.train.run import data_line, plan_run, print_plan
+    from outpace.train.plan_lines import data_line, print_plan
+    from outpace.train.run import plan_run
 
     ranks = Ranks()
     plan, machine, mixture, device = plan_run(options, set_by, ranks)

@@ -29,7 +29,7 @@ def run(argv: list[str]) -> int:
     assert isinstance(options, Options)
 
     from outpace.train.expect import expect, expect_elsewhere
-    from outpace.train.run import print_plan
+    from outpace.train.plan_lines import print_plan
 
     price = options.price_per_hour
     if options.machine:

@@ -15,8 +15,8 @@ from outpace.runtime.machines import Gpu, named
 from outpace.runtime.precision import DTYPES
 from outpace.train.corpus import facts_of, open_mixture
 from outpace.train.plan import Capabilities, DatasetFacts, Plan
+from outpace.train.plan_lines import data_line
 from outpace.train.planner import make_plan
-from outpace.train.run import data_line
 
 OPENWEBTEXT = DatasetFacts("openwebtext", 50257, 9_035_582_198, 4_434_897)
 """Its size as nanoGPT prepares it (nanoGPT, data/openwebtext/prepare.py)."""

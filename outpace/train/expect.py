@@ -14,7 +14,8 @@ from outpace.train.corpus import facts_of
 from outpace.train.elsewhere import plan_elsewhere
 from outpace.train.forecast import Forecast, forecast, lines, rates_here, sheet_rates
 from outpace.train.plan import DatasetFacts, Plan
-from outpace.train.run import data_line, plan_run
+from outpace.train.plan_lines import data_line
+from outpace.train.run import plan_run
 
 
 @dataclass(frozen=True)

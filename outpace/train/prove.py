@@ -15,11 +15,12 @@ from outpace.core.runstate import no_run
 from outpace.runtime import distributed
 from outpace.train.assemble import assemble
 from outpace.train.corpus import trained_on
+from outpace.train.environment import describe_environment
 from outpace.train.loop import train
 from outpace.train.plan import identity
 from outpace.train.progress import Progress
 from outpace.train.resume import environment_changes, load_checkpoint
-from outpace.train.run import describe_environment, plan_run
+from outpace.train.run import plan_run
 from outpace.train.stop import StopRequest
 from outpace.train.watchdog import Watchdog
 

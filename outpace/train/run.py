@@ -4,19 +4,13 @@ import contextlib
 import dataclasses
 import json
 import os
-import platform
 import shutil
-import subprocess
-import sys
 import tomllib
-from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import outpace
 from outpace.checkpoint import store
 from outpace.checkpoint.state import differences
 from outpace.config.load import SetBy, to_toml
@@ -36,18 +30,19 @@ from outpace.core.log import note, say, warn
 from outpace.core.runfolder import RUN_FORMAT, RunFolder
 from outpace.core.runstate import read_state
 from outpace.core.secrets import redact
-from outpace.core.units import count, duration, gib
+from outpace.core.units import duration, gib
 from outpace.data.mixture import Mixture
 from outpace.runtime import distributed
-from outpace.runtime.driver import cudnn_version
 from outpace.runtime.hardware import Machine, detect
 from outpace.train.assemble import Session, assemble, capabilities, choose_device
 from outpace.train.corpus import facts_of, open_mixture, trained_on
+from outpace.train.environment import describe_environment, versions
 from outpace.train.forecast import checkpoint_bytes, checkpoints_kept
 from outpace.train.guard import Diverged
 from outpace.train.load_model import check_there
 from outpace.train.loop import agree, train
 from outpace.train.plan import Plan, identity, run_name
+from outpace.train.plan_lines import data_line, print_plan
 from outpace.train.planner import make_plan
 from outpace.train.progress import Progress
 from outpace.train.resume import check_startable, resume, roll_back
@@ -329,102 +324,3 @@ def _write_failure(folder: RunFolder, error: OutpaceError) -> None:
 def _last_checkpoint(folder: RunFolder) -> dict[str, Any]:
     names = [p.name for p in store.paths(folder.checkpoints)]
     return {"last_verified_checkpoint": names[-1] if names else None, "resumable": bool(names)}
-
-
-def describe_environment(plan: Plan, machine: Machine) -> dict[str, Any]:
-    """What equal bits depend on besides the run's settings."""
-    return {
-        "torch": torch.__version__,
-        "device": machine.device_name,
-        "threads": torch.get_num_threads(),
-        "world_size": plan.world_size,
-        "micro_batch_size": plan.micro_batch_size,
-        "compile": plan.compile,
-        "compile_mode": plan.compile_mode,
-        "attention_kernel": plan.attention_kernel,
-        "cross_entropy": plan.cross_entropy,
-        "activation_checkpointing": plan.activation_checkpointing,
-        "tf32": plan.tf32,
-        "deterministic": plan.deterministic,
-        "cuda": torch.version.cuda,
-        "cudnn": cudnn_version(),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computes, and the git commit when run from a checkout."""
-    found = {"outpace": outpace.__version__, "python": platform.python_version()}
-    for package in ("torch", "numpy", "tiktoken", "safetensors"):
-        found[package] = metadata.version(package)
-    if torch.version.cuda:
-        found["cuda"] = torch.version.cuda
-        found["cudnn"] = str(cudnn_version())
-    if commit := commit_of(Path(outpace.__file__).parent):
-        found["git_commit"] = commit
-    return found
-
-
-def commit_of(folder: Path) -> str | None:
-    """The git commit of a checkout, where git knows one."""
-    git = ["git", "-C", str(folder), "rev-parse", "HEAD"]
-    try:
-        answer = subprocess.run(git, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip() if answer.returncode == 0 else None
-
-
-def data_line(mixture: Mixture, plan: Plan | None = None) -> str:
-    """The data as people read it; with a plan, how often it reads each of several datasets."""
-    text = (
-        f"{mixture.where}: {mixture.tokens('train'):,} training and {mixture.tokens('val'):,} "
-        f"validation tokens, unigram entropy {mixture.unigram_entropy:.4f} nats a token"
-    )
-    if plan is not None and len(mixture.datasets) > 1:
-        passes = mixture.passes(plan.max_tokens)
-        for dataset, share, times in zip(mixture.datasets, mixture.shares, passes, strict=True):
-            text += (
-                f"\n  {float(share):.2%} of the samples from {dataset.folder}: "
-                f"{dataset.tokens('train'):,} tokens, {times:.2f} times"
-            )
-    return text
-
-
-def print_plan(
-    plan: Plan,
-    machine: Machine,
-    data: str,
-    folder: RunFolder | None,
-    reason: Callable[[str], None] = note,
-) -> None:
-    """The plan as people read it: what, on what, and by `reason` why."""
-    say(
-        f"GPT-2 {plan.model_size}: {plan.parameters:,} parameters, {plan.n_layer} layers, "
-        f"{plan.n_head} heads, {plan.n_embd} channels, context {plan.context}"
-    )
-    peak = f", peak {plan_peak(machine)}" if machine.peak_flops else ""
-    number = f"{plan.world_size} x " if plan.world_size > 1 and plan.device == "cuda" else ""
-    say(f"on {number}{machine.device_name} ({machine.device}, {gib(machine.memory_bytes)}{peak})")
-    say(f"data {data}")
-    say(f"batch {plan.arithmetic()}")
-    say(
-        f"length {plan.max_steps:,} steps, {count(plan.max_tokens)} tokens, "
-        f"{plan.epochs:.2f} epochs; {plan.schedule} from {plan.lr:g} after {plan.warmup_steps} "
-        "steps"
-    )
-    say(
-        f"precision {plan.mixed_precision}; attention {plan.attention_backend}, kernel "
-        f"{plan.attention_kernel}; compile {'on' if plan.compile else 'off'}; about "
-        f"{gib(plan.predicted_memory_bytes)} of tensors"
-    )
-    for choice in plan.choices:
-        reason(f"  {choice.setting} = {choice.value}: {choice.reason}")
-    for warning in plan.warnings:
-        warn(warning)
-    if folder is not None:
-        say(f"run folder {folder.root}")
-    sys.stdout.flush()
-
-
-def plan_peak(machine: Machine) -> str:
-    return f"{(machine.peak_flops or 0) / 1e12:.0f} TFLOP/s by {machine.peak_source}"

@@ -1,0 +1,57 @@
+"""What equal bits depend on besides a run's settings, and the versions of what computes."""
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import outpace
+from outpace.runtime.driver import cudnn_version
+from outpace.runtime.hardware import Machine
+from outpace.train.plan import Plan
+
+
+def describe_environment(plan: Plan, machine: Machine) -> dict[str, Any]:
+    """What equal bits depend on besides the run's settings."""
+    return {
+        "torch": torch.__version__,
+        "device": machine.device_name,
+        "threads": torch.get_num_threads(),
+        "world_size": plan.world_size,
+        "micro_batch_size": plan.micro_batch_size,
+        "compile": plan.compile,
+        "compile_mode": plan.compile_mode,
+        "attention_kernel": plan.attention_kernel,
+        "cross_entropy": plan.cross_entropy,
+        "activation_checkpointing": plan.activation_checkpointing,
+        "tf32": plan.tf32,
+        "deterministic": plan.deterministic,
+        "cuda": torch.version.cuda,
+        "cudnn": cudnn_version(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes, and the git commit when run from a checkout."""
+    found = {"outpace": outpace.__version__, "python": platform.python_version()}
+    for package in ("torch", "numpy", "tiktoken", "safetensors"):
+        found[package] = metadata.version(package)
+    if torch.version.cuda:
+        found["cuda"] = torch.version.cuda
+        found["cudnn"] = str(cudnn_version())
+    if commit := commit_of(Path(outpace.__file__).parent):
+        found["git_commit"] = commit
+    return found
+
+
+def commit_of(folder: Path) -> str | None:
+    """The git commit of a checkout, where git knows one."""
+    git = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+    try:
+        answer = subprocess.run(git, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None

@@ -1,0 +1,67 @@
+"""A plan as people read it: what, on what, and why."""
+
+import sys
+from collections.abc import Callable
+
+from outpace.core.log import note, say, warn
+from outpace.core.runfolder import RunFolder
+from outpace.core.units import count, gib
+from outpace.data.mixture import Mixture
+from outpace.runtime.hardware import Machine
+from outpace.train.plan import Plan
+
+
+def data_line(mixture: Mixture, plan: Plan | None = None) -> str:
+    """The data as people read it; with a plan, how often it reads each of several datasets."""
+    text = (
+        f"{mixture.where}: {mixture.tokens('train'):,} training and {mixture.tokens('val'):,} "
+        f"validation tokens, unigram entropy {mixture.unigram_entropy:.4f} nats a token"
+    )
+    if plan is not None and len(mixture.datasets) > 1:
+        passes = mixture.passes(plan.max_tokens)
+        for dataset, share, times in zip(mixture.datasets, mixture.shares, passes, strict=True):
+            text += (
+                f"\n  {float(share):.2%} of the samples from {dataset.folder}: "
+                f"{dataset.tokens('train'):,} tokens, {times:.2f} times"
+            )
+    return text
+
+
+def print_plan(
+    plan: Plan,
+    machine: Machine,
+    data: str,
+    folder: RunFolder | None,
+    reason: Callable[[str], None] = note,
+) -> None:
+    """The plan as people read it: what, on what, and by `reason` why."""
+    say(
+        f"GPT-2 {plan.model_size}: {plan.parameters:,} parameters, {plan.n_layer} layers, "
+        f"{plan.n_head} heads, {plan.n_embd} channels, context {plan.context}"
+    )
+    peak = f", peak {plan_peak(machine)}" if machine.peak_flops else ""
+    number = f"{plan.world_size} x " if plan.world_size > 1 and plan.device == "cuda" else ""
+    say(f"on {number}{machine.device_name} ({machine.device}, {gib(machine.memory_bytes)}{peak})")
+    say(f"data {data}")
+    say(f"batch {plan.arithmetic()}")
+    say(
+        f"length {plan.max_steps:,} steps, {count(plan.max_tokens)} tokens, "
+        f"{plan.epochs:.2f} epochs; {plan.schedule} from {plan.lr:g} after {plan.warmup_steps} "
+        "steps"
+    )
+    say(
+        f"precision {plan.mixed_precision}; attention {plan.attention_backend}, kernel "
+        f"{plan.attention_kernel}; compile {'on' if plan.compile else 'off'}; about "
+        f"{gib(plan.predicted_memory_bytes)} of tensors"
+    )
+    for choice in plan.choices:
+        reason(f"  {choice.setting} = {choice.value}: {choice.reason}")
+    for warning in plan.warnings:
+        warn(warning)
+    if folder is not None:
+        say(f"run folder {folder.root}")
+    sys.stdout.flush()
+
+
+def plan_peak(machine: Machine) -> str:
+    return f"{(machine.peak_flops or 0) / 1e12:.0f} TFLOP/s by {machine.peak_source}"
