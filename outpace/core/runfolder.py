@@ -103,6 +103,12 @@ class RunFolder:
     def comparison(self) -> Path:
         return self.root / "comparison.html"
 
+    def others(self) -> list[str]:
+        """What the folder holds where no run was started in it yet."""
+        if self.config.exists() or not self.root.is_dir():
+            return []
+        return sorted(p.name for p in self.root.iterdir() if not p.name.startswith("."))
+
     def create(self) -> None:
         """Make the folder, or say in one line why it cannot be made."""
         try:

@@ -39,6 +39,8 @@ def check_startable(
         raise UsageError(
             "RUN-DIR-USED", f"{folder.root} holds a dataset", do="choose another --run_dir"
         )
+    if others := folder.others():
+        warn(f"{folder.root} holds other files than a run's ({', '.join(others[:3])}), which stay")
     if (folder.root / ".lock").exists():
         folder.lock().release()  # taken for good only after assembling, which may take long
     if config.run.resume == "never" and folder.root.is_dir() and any(folder.root.iterdir()):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, outpace, write_corpus
+from conftest import ROOT, TINY, outpace, write_corpus
 
 from outpace.checkpoint import store
 from outpace.core.files import read_json_lines
@@ -41,3 +41,12 @@ def test_it_trains_the_124m_model_on_a_cpu(tmp_path):
 def test_train_py_is_outpace_train_in_ten_lines():
     text = Path(ROOT / "train.py").read_text()
     assert len(text.splitlines()) <= 10 and 'main(["train", *sys.argv[1:]])' in text
+
+
+def test_a_run_folder_with_other_files_is_said(tmp_path, tiny_dataset):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "page.md").write_text("mine")
+    flags = [*TINY, "--dataset", tiny_dataset, "--max_steps", "1", "--run_dir", "docs"]
+    first, again = (outpace("train", *flags, cwd=tmp_path).stderr for _ in range(2))
+    assert "docs holds other files than a run's (page.md), which stay" in first
+    assert "other files" not in again and (tmp_path / "docs" / "page.md").read_text() == "mine"
