@@ -85,6 +85,9 @@ def run(argv: list[str]) -> int:
             do=f"make one with outpace contamination --task {options.task}",
         )
     model, against = v.side(options.model, device), v.baseline(options.against, device)
+    for details in (side for side in (model, against) if side.kind == "details"):
+        for protocol in protocols:  # before the other side is scored, which takes long
+            v.answers_of(details, options.task, protocol)
     asked = []
     if model.loaded or against.loaded:
         asked = list(

@@ -120,10 +120,10 @@ def verdict(
     acc_norm where there is one, else acc. UsageError where a side has no answers to one."""
     comparisons, clean = [], []
     for task, protocol in asked:
-        mine = _answers(model, task, protocol)
+        mine = answers_of(model, task, protocol)
         chosen = metric or ("acc_norm" if "acc_norm" in mine.right else "acc")
         theirs = _published(task, protocol, chosen) if against.kind == "published" else None
-        other = None if theirs else _answers(against, task, protocol)
+        other = None if theirs else answers_of(against, task, protocol)
         comparisons.append(_compare(mine, other, theirs, chosen))
         if dirty and dirty.task == task:
             kept = answers.without(mine, dirty.questions)
@@ -195,7 +195,8 @@ def keep(folder: Path, name: str, examples: Sequence[JsonObject]) -> None:
         replace_file(folder / f"{name}{DETAILS}", "".join(f"{line}\n" for line in lines))
 
 
-def _answers(of: Side, task: str, protocol: str) -> Answers:
+def answers_of(of: Side, task: str, protocol: str) -> Answers:
+    """What a side answered; DataError when it was not asked that."""
     if (found := of.of(task, protocol)) is not None:
         return found
     known = ", ".join(f"{a.task} ({a.protocol})" for a in of.answers)

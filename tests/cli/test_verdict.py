@@ -153,6 +153,13 @@ def test_two_models_are_scored_once_and_the_run_keeps_the_answer(
     assert result["clean"]["acc"] == pytest.approx(result["acc"] * 12 / 11)  # a wrong one left out
     again = run("verdict", kept / "model.jsonl", "--against", kept / "baseline.jsonl", "--json")
     assert json.loads(again.out)["comparisons"] == record["comparisons"]
+    half = folder / "half.jsonl"
+    rows = (kept / "model.jsonl").read_text().splitlines(keepends=True)
+    half.write_text("".join(row for row in rows if '"completion"' in row))
+    missing = run("verdict", half, "--against", tiny_gpt2, "--limit", "12",
+                  "--hellaswag_path", questions, "--device", "cpu")  # fmt: skip
+    assert missing.code == 3 and "no answers to hellaswag, harness protocol" in missing.error
+    assert "questions of" not in missing.err, "said before the other side is scored"
 
 
 def test_the_report_shows_the_verdict_of_a_run_escaped(run: Run, files: tuple[Path, Path]):
