@@ -276,7 +276,7 @@ def main() -> int:
         return 5
     tell(f"device {check.device}; results in {check.out}; logs in {check.scratch}")
     for package in check.missing:
-        tell(f"no {package}: without it goes {NEEDED[package]}")
+        tell(f"{package} is not installed; it is needed for {NEEDED[package]}")
     if check.missing:
         tell(
             "to provide them without installing: on a machine with a network, `pip download` the "

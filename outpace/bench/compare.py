@@ -76,7 +76,7 @@ def compare_nanogpt(
 
 
 def collect(checkout: Path, dataset: Dataset, settings: Settings, work: Path) -> dict[str, Any]:
-    """Read what two finished trainings below `work` logged, score both models, tell, and return
+    """Read what two finished trainings below `work` logged, score both models, print, and return
     the body of the result. Step times are medians."""
     tokens_per_step = settings.micro_batch_size * settings.context
     mine = [r for r in read_json_lines(RunFolder(work / "run").metrics) if r["tokens_per_second"]]

@@ -70,7 +70,7 @@ Row = dict[str, Any]
 
 
 def measure(k: Kernels, output: Path | None) -> Path:
-    """Measure everything, tell, write the result and the machine's calibration."""
+    """Measure everything, print, write the result and the machine's calibration."""
     check_writable(f"kernels-{k.device.type}", output)
     machine = detect(k.device.type)
     peak = machine.peak(k.precision)
@@ -206,7 +206,7 @@ PARTS: dict[str, tuple[str, Callable[[Kernels], Iterator[Row]], bool]] = {
     "cross_entropy": ("head and cross-entropy, forward and backward", cross_entropy_rows, True),
     "adamw": ("AdamW", adamw_rows, False),
 }
-"""Part -> its title, its rows, and whether they are held against the peak FLOP/s."""
+"""Part -> its title, its rows, and whether they are compared with the peak FLOP/s."""
 
 
 def calibration_of(body: dict[str, Any], machine: Machine) -> dict[str, Any]:
@@ -301,7 +301,7 @@ def _random(k: Kernels, *size: int) -> torch.Tensor:
 
 
 def _told(what: str, rows: Iterator[Row], peak: float | None) -> list[Row]:
-    """The rows as a list, each told as it comes."""
+    """The rows as a list, each printed as it comes."""
     kept = []
     say(what)
     for row in rows:

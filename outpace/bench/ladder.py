@@ -122,7 +122,7 @@ def why_not(climb: Climb, machine: Machine, can: Capabilities) -> WhyNot:
 
 
 def climb(c: Climb, machine: Machine, can: Capabilities, output: Path | None) -> Path:
-    """Measure, tell, and write the result. Afterwards NumericsError DRIFT when a rung's loss is not
+    """Measure, print, write the result. Afterwards NumericsError DRIFT when a rung's loss is not
     that of the lowest one, OutpaceError RUNG-FAILED when a process failed."""
     ladder, name = BY_DEVICE[c.device.type], f"ladder-{c.device.type}"
     chosen = pick(ladder, c.rungs, c.without)
@@ -160,7 +160,7 @@ def climb(c: Climb, machine: Machine, can: Capabilities, output: Path | None) ->
 
 
 def _keys(c: Climb, machine: Machine, ladder: Ladder, points: dict[str, Point]) -> dict[str, str]:
-    """What the measurement of each point stands for: commit, PyTorch, machine, data, its flags."""
+    """What identifies the measurement of each point: commit, PyTorch, machine, data, its flags."""
     now, data = versions(), c.dataset.fingerprint
     place = [now.get("git_commit"), now["torch"], machine.device_name, data, c.drift_steps]
     keys = {}
@@ -171,7 +171,7 @@ def _keys(c: Climb, machine: Machine, ladder: Ladder, points: dict[str, Point]) 
 
 
 def _take_over(points: dict[str, Point], keys: dict[str, str], path: Path) -> None:
-    """Let the points that an earlier call left in its result file stand."""
+    """Keep the points that an earlier call left in its result file."""
     try:
         earlier = json.loads(path.read_text())["points"]
     except (OSError, ValueError, LookupError, TypeError):
@@ -179,7 +179,7 @@ def _take_over(points: dict[str, Point], keys: dict[str, str], path: Path) -> No
     for name, point in points.items():
         point.result = dict(earlier.get(keys[name], {}))
     found = sum(bool(point.result) for point in points.values())
-    say(f"{found} points stand in {path} already")
+    say(f"{found} points are in {path} already")
 
 
 def _measure(

@@ -51,7 +51,7 @@ class Reading:
 
 
 def measure_loader(reading: Reading, nanogpt: Path | None, output: Path | None) -> Path:
-    """Time every candidate, tell, and write the result."""
+    """Time every candidate, print, and write the result."""
     check_writable("loader", output)
     if nanogpt is not None:
         check_checkout("nanogpt", nanogpt)

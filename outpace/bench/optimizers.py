@@ -36,7 +36,7 @@ class Race:
 
 
 def race(r: Race, output: Path | None) -> Path:
-    """Train, tell, and write the result after each run, so that one cut short leaves what it has.
+    """Train, print, and write the result after each run, so that one cut short leaves what it has.
     The same call goes on where it was. OutpaceError when no run of an optimiser came to its end."""
     check_writable(name := f"optimizers-{r.plan.device}", output)
     recipe = r.work / "recipe.toml"

@@ -217,13 +217,13 @@ BY_DEVICE = {"cuda": GPU, "cpu": CPU}
 
 @dataclass
 class Setting:
-    """One point to measure: a name, and the flags that it stands for."""
+    """One point to measure: a name, and the flags of it."""
 
     name: str
     sentence: str
     flags: Flags = field(default_factory=dict)
     rungs: tuple[str, ...] = ()
-    """The rungs that it stands on."""
+    """The rungs below it."""
     drift: bool = False
     """Whether its losses are compared with those of the lowest rung."""
 

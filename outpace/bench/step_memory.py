@@ -45,7 +45,7 @@ SETTINGS: dict[str, Row] = {
 
 
 def rows(shape: GPT2Shape, micro_batch_size: int, device: torch.device, run: bool) -> list[Row]:
-    """Every setting's peak in bytes, told as it comes. With `run` on a GPU, measured too."""
+    """Every setting's peak in bytes, printed as it comes. With `run` on a GPU, measured too."""
     run = run and device.type == "cuda"
     say(f"{'a training step, GiB':<36}{'formula':>10}{'counted':>10}{'measured':>10}")
     found = []

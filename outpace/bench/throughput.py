@@ -38,7 +38,7 @@ class Race:
 
 
 def compare_speed(race: Race, output: Path | None) -> Path:
-    """Race, tell, and write the result. OutpaceError PEER-FAILED, after that, when one failed."""
+    """Race, print, and write the result. OutpaceError PEER-FAILED, after that, when one failed."""
     check_writable(f"compare-{race.job.device}", output)
     work, begin = Path(tempfile.mkdtemp(prefix="outpace-compare-")), time.monotonic()
     job, runs = race.job, list[dict[str, Any]]()

@@ -1,6 +1,6 @@
 """Which checkpoints stay: the newest few, milestones, and the best by validation loss.
 
-Only those count that verify and that lie on the way to where the run stands: not those of another
+Only those count that verify and that lie on the way to where the run is: not those of another
 run in the same folder, nor those that a rollback left behind. One that a stop or a signal asked for
 takes no place of one that was due: a rollback would find others than without the stop.
 """

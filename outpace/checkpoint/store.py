@@ -6,7 +6,7 @@
 Saving: a temporary folder; each file hashed while it is written, then fsynced; the manifest with
 size and SHA-256 of each file, what it is a checkpoint of, and a hash of itself, fsynced; fsync of
 the folder; rename to its final name, which never overwrites; fsync of the parent. Only then is it
-committed, and only then are older ones let go (retention.py). A kill or power loss at any point
+committed, and only then are older ones deleted (retention.py). A kill or power loss at any point
 leaves the older checkpoints and, at most, a temporary folder that the next start removes.
 
 A run that rolled back goes on as a new lineage, and names its checkpoints `step-00001000-r1`: the
@@ -63,7 +63,7 @@ Tensors = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Origin:
-    """What a checkpoint is a checkpoint of; stands in its manifest."""
+    """What a checkpoint is a checkpoint of; in its manifest."""
 
     run: str = ""
     """Made up when a run starts; the same through all its interruptions."""
@@ -151,7 +151,7 @@ def save_as(
             "CKPT-WRITE",
             f"cannot write {final}: {error.strerror or error}",
             kept="the older checkpoints",
-            do="free space or mend the disk, then run the same command again",
+            do="free space or repair the disk, then run the same command again",
         ) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -229,7 +229,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     text = (path / MANIFEST).read_bytes()
     manifest: dict[str, Any] = json.loads(text)
     body = {k: v for k, v in manifest.items() if k != "sha256"}
-    # Byte for byte as it was written: neither other spaces nor a key that stands twice.
+    # Byte for byte as it was written: neither other spaces nor a key that occurs twice.
     if hashlib.sha256(_json(body)).hexdigest() != manifest["sha256"] or text != _json(manifest):
         raise ValueError("the manifest is damaged")
     return manifest

@@ -18,7 +18,7 @@ class Options:
     tokens: Annotated[int, Range(10_000, 10**10)] = 100_000_000
     """Random tokens to read, 2 bytes each, in a temporary folder; twice that beside nanoGPT."""
     shards: Annotated[int, Range(1, 1000)] = 4
-    """Files they stand in."""
+    """Files they are in."""
     micro_batch_size: Annotated[int, Range(1, 4096)] = 64
     """Sequences in a batch (B)."""
     context: Annotated[int, Range(1, 65_536)] = 1024

@@ -20,7 +20,7 @@ class Options(RunConfig):
     weights over the same batches. Takes train's flags, and goes on where it was stopped."""
 
     optimizers: tuple[str, ...] = ("adamw", "muon")
-    """Rows of the optimiser table; the others are held against the first."""
+    """Rows of the optimiser table; the others are compared with the first."""
     learning_rates: Annotated[tuple[float, ...], RANGES["lr"]] = ()
     """Peak learning rates for each. Default: 1, 3 and 9 times --lr."""
     work: Path = Path("runs/optimizers")

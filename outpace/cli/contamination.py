@@ -1,4 +1,4 @@
-"""`outpace contamination DATASET`: which questions of a benchmark stand in a training set."""
+"""`outpace contamination DATASET`: which questions of a benchmark occur in a training set."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -121,7 +121,7 @@ def run(argv: list[str]) -> int:
 
 
 class _Results:
-    """What was measured: told as it comes, and written at the end."""
+    """What was measured: printed as it comes, and written at the end."""
 
     def __init__(
         self, options: Options, loaded: "LoadedModel", precision: str, group: "Group"

@@ -18,7 +18,7 @@ class Options(RunConfig):
     """Plan for GPUs that need not be here, from the hardware table: h100, h100x8, a100-40,
     rtx4090, ... Empty: for this machine."""
     price_per_hour: Annotated[float, Range(0, 1_000_000)] = 0.0
-    """Price of the whole machine an hour, in any currency, for the cost of the run; 0: not told."""
+    """Price of the whole machine an hour, in any currency, for the cost of the run; 0: none."""
     json: bool = False
     """Print JSON only."""
 

@@ -168,7 +168,7 @@ def _tell(dataset: "Dataset", output: Path) -> None:
         f"unigram entropy {dataset.unigram_entropy:.4f} nats a token"
     )
     if removed := dataset.manifest.get("removed"):
-        say(f"  each document that was left out stands in {output / removed['file']}")
+        say(f"  the documents left out are listed in {output / removed['file']}")
     for what, number in dataset.manifest["source"].get("normalisation", {}).items():
         if number:
             say(f"  {what.replace('_', ' ')}: {number:,}")

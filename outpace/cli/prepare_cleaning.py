@@ -25,7 +25,7 @@ class CleaningOptions:
     """Conditions that a document must meet, such as 'characters>=200', 'words<100000',
     'language_score>=0.9', 'language==en'; other names than characters and words are columns."""
     near_duplicates: bool = False
-    """Leave out documents most of which stands in earlier ones (MinHash of runs of five words)."""
+    """Leave out documents most of which is in earlier ones (MinHash of runs of five words)."""
     decontaminate: tuple[str, ...] = ()
     """Leave out documents with thirteen words in a row of an evaluation: hellaswag, or NAME=FILE
     (.jsonl with the field text, .txt)."""

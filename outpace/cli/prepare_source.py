@@ -44,12 +44,12 @@ class SourceOptions:
     """A file or line that is no UTF-8, no JSON or lacks its text: refuse it, put U+FFFD for bad
     characters (and refuse the rest), or leave it out. What was replaced or left out is counted."""
     separator: str = ""
-    """What stands between the documents of a .txt or .md file, \\n for a new line, \\t for a tab.
+    """What separates the documents of a .txt or .md file, \\n for a new line, \\t for a tab.
     Default: a file is a document."""
     sample: str = "10BT"
     """Of fineweb and fineweb-edu: 10BT, 100BT, 350BT, all, or a crawl such as CC-MAIN-2024-10."""
     revision: str = "main"
-    """Branch, tag or commit of a dataset on the hub; the commit stands in the manifest."""
+    """Branch, tag or commit of a dataset on the hub; the commit is recorded in the manifest."""
     config: str = ""
     """Configuration of a dataset on the hub, or a folder in it."""
     hub_split: str = "train"
@@ -73,7 +73,7 @@ def make_source(
     from outpace.data.stores import is_url
 
     make = SOURCES.load(kind)
-    # A line end stands for CRLF, too.
+    # A line end matches CRLF, too.
     separator = options.separator.replace("\\r\\n", "\\n").replace("\\n", "\n")
     separator = separator.replace("\r\n", "\n").replace("\\t", "\t")
     how = Reading(options.text_field, options.errors, separator)

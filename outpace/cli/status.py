@@ -1,4 +1,4 @@
-"""`outpace status RUN`: where a run stands; reads only."""
+"""`outpace status RUN`: how far a run is; reads only."""
 
 from dataclasses import dataclass
 from pathlib import Path

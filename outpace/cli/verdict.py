@@ -132,7 +132,7 @@ def _tell(options: Options, record: dict[str, Any]) -> None:
     for source in record["baseline"]["sources"]:
         show(f"published by: {source}")
     if found := record["contamination"]:
-        show(f"without the {found['questions']:,} questions that stand in {found['dataset']}:")
+        show(f"without the {found['questions']:,} questions that occur in {found['dataset']}:")
         for clean in record["clean"]:
             show(f"  {clean['sentence']}")
     show(record["sentence"])

@@ -22,7 +22,7 @@ TYPES = re.compile(
 
 
 def one_line(box: str, prog: str, known: set[str]) -> UsageError:
-    """The error that a box of tyro's stands for, with a remedy; `known` are the command's flags."""
+    """The error in a box of tyro's, with a remedy; `known` are the command's flags."""
     parts = RULE.split(FRAME.sub("", box))
     what, *rest = parts if "╭" in box else (*parts[1:], "")
     what = _missing(what) or " ".join(what.partition("Got errors:")[0].split())

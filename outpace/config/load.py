@@ -230,4 +230,4 @@ def _in_words(kind: Any) -> str:
 
 
 def _fault(recipe: str, what: str) -> UsageError:
-    return UsageError("RECIPE", f"{recipe}: {what}", do="mend the file")
+    return UsageError("RECIPE", f"{recipe}: {what}", do="fix the file")

@@ -30,7 +30,7 @@ def fsync_folder(folder: Path) -> None:
 
 def replace_file(path: Path, content: str | bytes) -> None:
     """Write `content` beside `path`, fsync it, and rename it into place (`whole_file`)."""
-    # A file name that is not UTF-8 stands as the escape \udcXX, which JSON reads back.
+    # A file name that is not UTF-8 is written as the escape \udcXX, which JSON reads back.
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{threading.get_ident()}")
     with whole_file(path, temporary) as f:

@@ -180,7 +180,7 @@ class RunFolder:
 
     def forget_after(self, step: int) -> None:
         """Drop records of steps after `step`, and a line cut by a crash, before a resume repeats
-        them, so that every step stands once."""
+        them, so that every step is there once."""
         for path in (self.metrics, self.evals, self.samples):
             if not path.is_file():
                 continue

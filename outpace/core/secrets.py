@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 HIDDEN = "***"
 SHORTEST = 8
-"""Characters. A shorter value guards nothing, and words of that length stand in ordinary text."""
+"""Characters. A shorter value guards nothing, and words of that length occur in ordinary text."""
 _NAME = re.compile(r"(?:TOKEN|KEY|SECRET|CREDENTIAL)S?$|PASSWORD|PASSWD|SECRET", re.IGNORECASE)
 _USER_IN_URL = re.compile(r"(?<=://)[^\s/]+@")
 
@@ -17,7 +17,7 @@ _USER_IN_URL = re.compile(r"(?<=://)[^\s/]+@")
 def redact(text: str) -> str:
     """`text` with `***` for the value of each environment variable whose name says that it is
     secret (HF_TOKEN, AWS_SECRET_ACCESS_KEY, DB_PASSWORD), also as Python, JSON or a URL would
-    write it, and for what stands before the @ of a URL."""
+    write it, and for what comes before the @ of a URL."""
     for name, value in os.environ.items():
         if len(value) >= SHORTEST and _NAME.search(name):
             for form in {value, repr(value)[1:-1], json.dumps(value)[1:-1], quote(value, safe="")}:

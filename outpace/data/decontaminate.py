@@ -2,7 +2,7 @@
 
 N-grams are found by hash and confirmed word for word (ngrams.py). Thirteen words are what GPT-3
 counted as an overlap (Brown et al. 2020, appendix C); which words they were, and of which question,
-stands in removed.jsonl.
+is listed in removed.jsonl.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""The unigram entropy: the loss of a model that knows how often each token stands in the training
+"""The unigram entropy: the loss of a model that knows how often each token occurs in the training
 text, and nothing else. A model that has learned anything is below it."""
 
 from collections.abc import Iterable

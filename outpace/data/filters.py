@@ -1,4 +1,4 @@
-"""`--filter`: conditions on a document's length, or on columns that stand beside its text."""
+"""`--filter`: conditions on a document's length, or on columns beside its text."""
 
 import operator
 import re

@@ -1,4 +1,4 @@
-"""The folder that a preparation writes to: who may, what stands in it already, what a signal or a
+"""The folder that a preparation writes to: who may, what is in it already, what a signal or a
 fault leaves behind.
 """
 

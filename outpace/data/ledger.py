@@ -140,7 +140,7 @@ class Ledger:
                 self.near.add(sketch)
 
     def _limit(self, judged: Judged) -> None:
-        """Find where the limit is reached, and leave out what stands behind it but for the first
+        """Find where the limit is reached, and leave out what comes after it but for the first
         validation document."""
         kept = np.flatnonzero(judged.why == KEPT)
         kept = kept[kept >= judged.start]

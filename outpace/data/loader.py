@@ -1,7 +1,7 @@
 """Micro-batches of a rank, read ahead by a thread.
 
 Step `s` covers the samples [s G, (s + 1) G), G sequences a global batch. Rank r of W takes the r-th
-of W equal runs of them, and cuts it into its micro-batches. Where training stands is therefore one
+of W equal runs of them, and cuts it into its micro-batches. How far training is, is therefore one
 integer, the step, and any number of processes sees the same global batch.
 """
 

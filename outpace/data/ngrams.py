@@ -80,7 +80,7 @@ class NgramIndex:
         return len(self._hashes)
 
     def find(self, text: str) -> Ints:
-        """Numbers of the n-grams that stand in one document, ascending."""
+        """Numbers of the n-grams that occur in one document, ascending."""
         return self.find_in([text])[0]
 
     def find_in(self, texts: Sequence[str]) -> list[Ints]:
@@ -152,7 +152,7 @@ class Census:
                 self._ngrams.append(found)
 
     def findings(self, most_documents_per_gb: float | None = None) -> tuple[Ints, Ints]:
-        """(documents, n-grams), one entry a finding, each once, by document. N-grams that stand in
+        """(documents, n-grams), one entry a finding, each once, by document. N-grams that occur in
         more than `most_documents_per_gb` documents a 10^9 characters of all (of smaller corpora, as
         if they had 10^9) are left out: a licence or a stock phrase is nobody's benchmark."""
         if not self._documents:

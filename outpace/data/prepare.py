@@ -316,7 +316,7 @@ class _Run:
             )
 
     def _publish(self) -> None:
-        """Write what stands beside the shards, the manifest last."""
+        """Write the files beside the shards, the manifest last."""
         manifest = manifest_of(
             self.output, self.source, self.tokenizer, _told(self.options), self.ledger,
             self.writer, self._content(),

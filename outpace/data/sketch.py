@@ -1,10 +1,10 @@
 """MinHash sketches of documents, to find near duplicates, also of parts in wholes.
 
-The words of a text (letters and digits in lower case, whatever stands between them) are taken five
+The words of a text (letters and digits in lower case, whatever is between them) are taken five
 at a time, each five hashed to 64 bits. The sketch is the hashes below 2^64 / SCALE (a fixed share
 of any text, FracMinHash: Irber et al. 2022, doi 10.1101/2022.01.11.475838) and the LOWEST smallest
 ones (bottom-k MinHash: Broder 1997), which alone speak for short texts. How much of a document's
-sketch was seen before estimates how much of the document stands in the corpus already, were it in
+sketch was seen before estimates how much of the document is in the corpus already, were it in
 one document or, as a novel in chapters, in many. Whole-document MinHash with banded LSH, the usual
 form, sees only documents of about the same length.
 """
@@ -88,7 +88,7 @@ def _mixed(h: UInt64) -> UInt64:
 
 
 class NearDuplicates:
-    """What share of each document's sketch stands in those before it."""
+    """What share of each document's sketch is in those before it."""
 
     def __init__(self, hashes: UInt64 | None = None) -> None:
         self._seen = Seen(hashes)

@@ -5,7 +5,7 @@
     build-nanogpt .npy            NumPy's own format, any unsigned or signed integer type
     Megatron .bin                 raw, and NAME.idx beside it says the type and the documents
 
-Documents are what stands between end-of-text tokens, whether they come before or behind each.
+Documents are what is between end-of-text tokens, whether they come before or behind each.
 """
 
 import os

@@ -48,7 +48,7 @@ class Answers:
 
 def question_name(keys: Mapping[str, Any]) -> str:
     """The name of a question, from the keys of its record. HellaSwag's `ind` alone will not do:
-    WikiHow and ActivityNet count apart, and 433 numbers stand for two questions."""
+    WikiHow and ActivityNet count apart, and 433 numbers belong to two questions."""
     if "row" in keys:
         return f"row {keys['row']}"
     return f"{str(keys.get('source_id', '')).partition('~')[0]} {keys['ind']}".strip()
@@ -73,7 +73,7 @@ def _answers(task: str, protocol: str, rows: Sequence[JsonObject]) -> Answers:
     names = [question_name(row) for row in rows]
     if len(set(names)) < len(names):
         twice = next(name for i, name in enumerate(names) if name in names[:i])
-        raise ValueError(f"question {twice!r} of {task}, {protocol}, stands there twice")
+        raise ValueError(f"question {twice!r} of {task}, {protocol}, is there twice")
     labels = [int(row.get("label", 0)) for row in rows]
     if "greedy" in rows[0]:
         right = {"acc": np.array([bool(row["greedy"]) for row in rows])}

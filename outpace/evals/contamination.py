@@ -15,7 +15,7 @@ FORMAT = 1
 
 
 def passages(items: Sequence[Item]) -> Iterator[tuple[str, str]]:
-    """(name, text) of each question with each of its endings, as they would stand in a document:
+    """(name, text) of each question with each of its endings, as they would be in a document:
     without the labels that PIQA and ARC are asked with."""
     for item in items:
         name = question_name(item.keys)
@@ -29,7 +29,7 @@ def passages(items: Sequence[Item]) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Contamination:
-    """Which questions of a task stand in a dataset."""
+    """Which questions of a task occur in a dataset."""
 
     task: str
     dataset: str

@@ -23,7 +23,7 @@ def in_halves(work: Callable[[Sequence[T]], None], items: Sequence[T]) -> None:
             raise
         if len(items) == 1:
             raise no_memory() from error
-    gc.collect()  # only here, behind the handler, has the error let go of its tensors
+    gc.collect()  # only here, behind the handler, has the error released its tensors
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     middle = (len(items) + 1) // 2

@@ -1,5 +1,5 @@
 """Questions in rows of a few lengths: a context once, its continuations behind it, several
-questions in a row. What a token sees, and its position, are as if each continuation stood alone
+questions in a row. What a token sees, and its position, are as if each continuation came alone
 behind its context.
 
     row:       c c c c a a a b b | c c c a b b b | . .
@@ -48,7 +48,7 @@ class Batch:
     """Rows of one length, of whole trees each; or, unpadded, rows as long as they are."""
 
     width: int
-    """UNPADDED: the rows stand end to end and are read as one."""
+    """UNPADDED: the rows are laid end to end and are read as one."""
     rows: list[list[Tree]]
 
     @property

@@ -1,5 +1,5 @@
 """Log-likelihoods of continuations. A context is read once for all that may follow it, many
-questions stand in a row (`packing.py`), and only the positions that predict a continuation go
+questions share a row (`packing.py`), and only the positions that predict a continuation go
 through the output head, which is most of the work of a small model.
 """
 
@@ -117,7 +117,7 @@ def _predict(
     numbers = arrays(batch)
     idx, positions, question, branch = torch.from_numpy(numbers.layout).to(device)  # (B, T)
     places, tokens, to = torch.from_numpy(numbers.predictions).to(device)  # (N,)
-    if batch.width == UNPADDED:  # a mask for each of the texts that stand in the one row
+    if batch.width == UNPADDED:  # a mask for each of the texts in the one row
         parts = zip(question.split(batch.lengths, 1), branch.split(batch.lengths, 1), strict=True)
         visible: Visible = [_visible(*part) for part in parts]
     else:

@@ -26,7 +26,7 @@ FLOAT = 1
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor stands."""
+    """Where a tensor is in the files."""
 
     kind: int
     size: tuple[int, ...]

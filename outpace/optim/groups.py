@@ -15,7 +15,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     """GPT-2's groups for an optimiser, each in the model's order.
 
     `matrices` tells how many linear maps from one hidden state to another a weight holds: three
-    where q, k and v stand over one another, one in the other weights of the blocks, none in the
+    where q, k and v are stacked, one in the other weights of the blocks, none in the
     embeddings (the head is one of them), biases and gains.
     """
     groups = {

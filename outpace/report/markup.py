@@ -12,7 +12,7 @@ from outpace.core import units
 from outpace.core.files import JsonObject
 
 NONE = "\N{EN DASH}"
-"""What stands for a value the records do not have."""
+"""Shown for a value the records do not have."""
 
 _JOINERS = "\u200c\u200d"  # parts of ordinary words and emoji in many scripts
 _NAMES = {"seed", "pid", "port", "format"}  # integers that are names, not amounts
@@ -38,7 +38,7 @@ def figure_text(value: object) -> str:
 
 
 def embed_json(value: Any) -> str:
-    """JSON that no text inside can end early when it stands in a <script> element."""
+    """JSON that no text inside can end early inside a <script> element."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 

@@ -90,7 +90,7 @@ def _delete_cut(folder: Path) -> None:
 
 
 def _is_cut(library: Path) -> bool:
-    """Whether the file ends before the table that stands last in a library; not for other formats
+    """Whether the file ends before the table that comes last in a library; not for other formats
     than ELF's of 64 bits, little-endian."""
     with open(library, "rb") as f:
         head, size = f.read(64), os.fstat(f.fileno()).st_size

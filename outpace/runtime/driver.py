@@ -96,7 +96,7 @@ def _query(fields: list[str], *gpu: str) -> list[str]:
 
 
 def _value(text: str) -> float | str | None:
-    """A number, a mask as it stands, or None for `[N/A]` and the like."""
+    """A number, a mask as it is, or None for `[N/A]` and the like."""
     if text.startswith("["):
         return None
     try:

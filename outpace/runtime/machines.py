@@ -28,7 +28,7 @@ BLACKWELL = (0.27, 0.20, "fitted to the 621,000 tokens/s a GPU of 8 B200, a lowe
 SERVER_ADA = (0.20, 0.25, "fitted to the 76,000 tokens/s a GPU of 8 L40S, a lower bound")
 LOW_POWER = (0.45, 0.25, "assumed: a power limit far below what its clocks would draw")
 OLD = (0.50, 0.20, "assumed: fp16 tensor cores of the first generations")
-"""(products, attention, fit) by architecture. The figures fitted to stand, each with its source, in
+"""(products, attention, fit) by architecture. The figures fitted to are, each with its source, in
 tests/unit/train/test_forecast.py, which holds the predictions against them."""
 
 

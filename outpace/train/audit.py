@@ -38,7 +38,7 @@ class Verdict:
 
 def audit_run(run: RunFolder, *, deep: bool = False) -> list[Verdict]:
     """`audit` of each checkpoint of a run, oldest first, and of the newest that STATUS.json names
-    but that is not there. A run that is training may let go of one while it is read: that one is
+    but that is not there. A run that is training may delete one while it is read: that one is
     left out, and the folder read again when the newest was among them."""
     for _ in range(TRIES):
         newest = acknowledged(run)
@@ -46,7 +46,7 @@ def audit_run(run: RunFolder, *, deep: bool = False) -> list[Verdict]:
         found = [verdict for path, verdict in verdicts if not verdict.fault or path.is_dir()]
         if newest is None or newest in {v.name for v in found}:
             break
-        if acknowledged(run) == newest:  # what it names is only let go once it names a newer one
+        if acknowledged(run) == newest:  # what it names is deleted only once it names a newer one
             found.append(Verdict(newest, "STATUS.json names it, but it is not there"))
             break
     return found
@@ -69,7 +69,7 @@ def audit(path: Path, *, deep: bool = False) -> Verdict:
         return _audit_deep(store.open_verified(path)) if deep else Verdict(path.name)
     except CheckpointError as error:
         return Verdict(path.name, error.what)
-    except (OSError, SafetensorError) as error:  # let go of meanwhile; well hashed, but no tensors
+    except (OSError, SafetensorError) as error:  # deleted meanwhile; well hashed, but no tensors
         return Verdict(path.name, f"it cannot be read ({error})")
 
 

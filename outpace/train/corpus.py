@@ -75,7 +75,7 @@ def open_mixture(text: str, *, make: bool = False, is_main: bool = True) -> Mixt
         if folders.count(folder) > 1:
             raise UsageError(
                 "DATASETS",
-                f"--dataset {text}: {name} stands there twice",
+                f"--dataset {text}: {name} is named twice",
                 do="name it once, with a larger weight",
             )
     return Mixture.of(found, weights)

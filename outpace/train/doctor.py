@@ -191,7 +191,7 @@ def _kernels(device: torch.device) -> Iterator[Finding]:
         yield Finding("attention", found)
     started = time.monotonic()
     if why := compile_why_not(device):
-        yield warning("torch.compile", why, "train without it (--compile off), or mend the above")
+        yield warning("torch.compile", why, "train without it (--compile off), or fix the above")
     else:
         yield Finding("torch.compile", f"works; a probe took {time.monotonic() - started:.1f} s")
 

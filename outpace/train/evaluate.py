@@ -110,7 +110,7 @@ class Evaluation:
         return {task for task, n in every.items() if n and step % n == 0}
 
     def _recorded(self) -> set[str]:
-        """Tasks that stand in the run folder for the present step."""
+        """Tasks recorded in the run folder for the present step."""
         folder, step = self.s.folder, self.progress.step
         found = {
             (str(r.get("task")), str(r.get("protocol")))

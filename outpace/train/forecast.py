@@ -33,7 +33,7 @@ class Forecast:
     """Predictions. None where there is nothing to predict from."""
 
     basis: str
-    """The rates that the prediction stands on, or why there are none."""
+    """The rates that the prediction is based on, or why there are none."""
     tokens_per_second: float | None
     """Over all processes."""
     mfu: float | None
@@ -49,7 +49,7 @@ class Forecast:
     data_bytes: int
     checkpoint_bytes: int
     checkpoints: int
-    """How many stand at the same time."""
+    """How many exist at the same time."""
 
     def record(self) -> dict[str, Any]:
         return {"predicted": asdict(self)}
@@ -170,7 +170,7 @@ def checkpoint_bytes(config: RunConfig, plan: Plan) -> int:
 
 
 def checkpoints_kept(config: RunConfig, plan: Plan) -> int:
-    """Checkpoints that stand at the same time: the last ones, the best, milestones, and the one
+    """Checkpoints that exist at the same time: the last ones, the best, milestones, and the one
     that is being written."""
     number = config.run.keep_checkpoints + 1 + config.run.keep_best
     if config.run.milestone_every_steps:

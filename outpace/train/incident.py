@@ -19,7 +19,7 @@ from outpace.train.guard import Incident
 from outpace.train.progress import Progress
 
 MOST = 20
-"""Incidents whose batches are kept; the rest stand in events.jsonl alone."""
+"""Incidents whose batches are kept; the rest are in events.jsonl alone."""
 
 
 def record(s: Session, progress: Progress, incident: Incident, data_step: int) -> None:

@@ -181,7 +181,7 @@ UNSAID: dict[str, Any] = {
     "bos_aligned": False,
     "document_mask": False,
 }
-"""What runs had before there was a choice. It does not stand in a run's identity."""
+"""What runs had before there was a choice. It is left out of a run's identity."""
 
 
 def identity(config: RunConfig, plan: Plan, fingerprint: str) -> dict[str, Any]:

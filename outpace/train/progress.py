@@ -1,4 +1,4 @@
-"""Where training stands. All of it is in a checkpoint."""
+"""How far training is. All of it is in a checkpoint."""
 
 import uuid
 from dataclasses import asdict, dataclass, field

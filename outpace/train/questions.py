@@ -1,4 +1,4 @@
-"""The questions of tasks: which file they stand in, and how each protocol asks them."""
+"""The questions of tasks: which file they are in, and how each protocol asks them."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -60,7 +60,7 @@ def find(folder: RunFolder, step: int | None) -> Path:
 
 
 def read(incident: Path) -> tuple[dict[str, Any], torch.Tensor]:
-    """What stands in incident.json, and the tokens (B, T + 1) of all processes in order."""
+    """The content of incident.json, and the tokens (B, T + 1) of all processes in order."""
     try:
         about: dict[str, Any] = json.loads((incident / "incident.json").read_text())
         _ = about["step"], about["mixed_precision"], about["tokenizer"]

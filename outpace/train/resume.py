@@ -63,7 +63,7 @@ def check_startable(
     if checkpoint.step > plan.max_steps:
         raise UsageError(
             "SHORTER",
-            f"the run in {folder.root} stands at step {checkpoint.step:,}, beyond the "
+            f"the run in {folder.root} is at step {checkpoint.step:,}, beyond the "
             f"{plan.max_steps:,} steps asked for",
             kept="the run",
             do="give at least as many steps, or another --run_dir",

@@ -1,4 +1,4 @@
-"""A training run from flags to exit code: plan, lock, assemble, resume, train, tell."""
+"""A training run from flags to exit code: plan, lock, assemble, resume, train, report."""
 
 import contextlib
 import dataclasses
@@ -201,7 +201,7 @@ def _is_finished(folder: RunFolder, plan: Plan) -> bool:
 
 
 def _check_room(config: RunConfig, plan: Plan, folder: RunFolder) -> None:
-    """StorageError without space for the checkpoints that will stand at the same time."""
+    """StorageError without space for the checkpoints that will exist at the same time."""
     if not config.run.space_check:
         return
     below = folder.root.absolute()
@@ -245,7 +245,7 @@ def _check_same_plan(group: distributed.Group, plan: Plan) -> None:
 
 
 def _check_agreement(group: distributed.Group, step: int) -> None:
-    """All processes must stand at the same step: they read the run folder each for themselves."""
+    """All processes must be at the same step: they read the run folder each for themselves."""
     if not group.agrees(step):
         raise CheckpointError(
             "RANKS-DISAGREE",

@@ -80,7 +80,7 @@ def save(
         )
         losses = validation_losses(folder)
         for gone in s.retention.prune(folder.checkpoints, run=run, left_at=left_at, losses=losses):
-            folder.event("let go", path=gone.name)
+            folder.event("deleted", path=gone.name)
 
     s.saver.save(files, write, done)
 

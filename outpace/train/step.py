@@ -174,7 +174,7 @@ def try_micro_batch(t: Trainable, batch: MicroBatch) -> bool:
 
 
 def _ended(t: Trainable, code: int) -> bool:
-    """Whether all processes end this step; TooLarge when it is for want of memory."""
+    """Whether all processes end this step; TooLarge when memory ran out."""
     if code < STOP:
         return False
     t.optimizer.zero_grad(set_to_none=True)

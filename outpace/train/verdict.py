@@ -77,7 +77,7 @@ def baseline(reference: str, device: torch.device) -> Side:
     try:
         return side(f"hf:{GPT2}", device)
     except (NetworkError, UsageError) as error:
-        note(f"GPT-2's weights cannot be had, its published scores stand in: {error.what}")
+        note(f"GPT-2's weights cannot be had, so its published scores are used: {error.what}")
         return Side("GPT-2 124M (published)", "published", reason=error.what)
 
 
@@ -160,7 +160,7 @@ def sentence(answer: str, model: str, against: str, comparisons: Sequence[Compar
 
 
 def find_contamination(given: Path | None, reference: str, task: str) -> Contamination | None:
-    """The record named, or what stands beside the datasets that the run was trained on, if each of
+    """The record named, or those beside the datasets that the run was trained on, if each of
     them has one and they are still the same."""
     if given is not None:
         return contamination.read(given)

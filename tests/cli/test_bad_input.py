@@ -43,7 +43,7 @@ def test_a_mistyped_dataset_names_the_nearest(refused, tiny):
 @pytest.mark.parametrize("named", ["tiny,tiny", "tiny:0.7,data/tiny:0.3"])
 @pytest.mark.parametrize("command", [TRAIN, PLAN])
 def test_a_dataset_that_is_named_twice_is_refused(command, named, refused, tiny):
-    assert "tiny stands there twice" in refused(2, "DATASETS", *command, "--dataset", named).error
+    assert "tiny is named twice" in refused(2, "DATASETS", *command, "--dataset", named).error
 
 
 def test_a_dataset_is_no_place_for_a_run(refused, tiny):

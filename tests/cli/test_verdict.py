@@ -31,7 +31,7 @@ def details(path: Path, pattern: str, protocols: tuple[str, ...] = ("completion"
 
 @pytest.fixture
 def files(folder: Path) -> tuple[Path, Path]:
-    """Answers of a good model and of a worse one, ten questions of which stand in a corpus."""
+    """Answers of a good model and of a worse one, ten questions of which occur in a corpus."""
     return (
         details(folder / "good.jsonl", "1" * 60 + "0" * 40),
         details(folder / "bad.jsonl", "1" * 40 + "0" * 60),
@@ -257,5 +257,5 @@ def test_two_files_of_answers_are_compared_without_the_contaminated_questions_to
     done = run("verdict", good, "--against", bad, "--protocol", "completion",
                "--contamination", record)  # fmt: skip
     assert done.code == 0
-    assert "without the 1 questions that stand in d:" in done.out
+    assert "without the 1 questions that occur in d:" in done.out
     assert "60.61% against 40.40%" in done.out

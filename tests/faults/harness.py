@@ -317,7 +317,7 @@ def status(run: Path) -> dict[str, Any]:
 
 
 def assert_nothing_lost(run: Path) -> None:
-    """I1: the newest checkpoint that was said to be committed, and not let go since, is whole; no
+    """I1: the newest checkpoint that was said to be committed, and not deleted since, is whole; no
     folder with a checkpoint's name is anything but whole."""
     found = store.paths(RunFolder(run).checkpoints)
     for path in found:

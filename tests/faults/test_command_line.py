@@ -717,7 +717,7 @@ def test_d11_tmpdir_on_another_device_is_no_obstacle(elsewhere, tiny_dataset, tm
     assert child.wait() == 0, child.err
     assert_nothing_lost(tmp_path / "r")
     ours = [p.name for p in elsewhere.iterdir() if not p.name.startswith("torchinductor")]
-    assert not ours, "what a run writes stands in its folder"
+    assert not ours, "what a run writes is in its folder"
 
 
 def test_d11_a_tmpdir_that_is_not_there_is_no_obstacle(tiny_dataset, tmp_path):

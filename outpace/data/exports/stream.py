@@ -20,7 +20,7 @@ Lengths = npt.NDArray[np.int64]
 
 
 def end_of_text(dataset: Dataset) -> int:
-    """The id that stands before each document."""
+    """The id before each document."""
     return get_tokenizer(dataset.tokenizer).end_of_text
 
 
@@ -33,7 +33,7 @@ def splits(dataset: Dataset) -> list[str]:
 
 
 def shards(dataset: Dataset, split: str) -> Iterator[tuple[ShardFile, UInt16, Lengths]]:
-    """Each shard of a split: tokens, as they stand, and the lengths of its documents."""
+    """Each shard of a split: tokens, as they are, and the lengths of its documents."""
     for shard in dataset.shards:
         if shard.split == split:
             try:

@@ -1,7 +1,7 @@
 """Datasets on the Hugging Face hub: any with a text column, OpenWebText, FineWeb and FineWeb-Edu.
 
 No script of a dataset is ever run: the files are read as they are. Which files, of which commit,
-stands in `OUTPUT/.downloads/listing.json`, so that a restart reads the same ones, and needs no hub
+is in `OUTPUT/.downloads/listing.json`, so that a restart reads the same ones, and needs no hub
 once they are here. A dataset without files of its own is read from the hub's parquet conversion.
 """
 
@@ -208,6 +208,6 @@ def _patterns(data_files: Any) -> dict[str, list[str]]:
 
 
 def _fits(path: str, pattern: str) -> bool:
-    """Whether a card's pattern means a file; `**` may stand for no folder at all."""
+    """Whether a card's pattern means a file; `**` may match no folder at all."""
     forms = {pattern, pattern.replace("**/", "")}
     return any(fnmatch.fnmatchcase(path, form) for form in forms)

@@ -33,8 +33,8 @@ ROWS = 16, 64
 once; more where all the texts of a row group together are short."""
 ROWS_BYTES = 2**28
 """What the rows that are read at once may take."""
-MEND = "mend or leave out the file"
-MEND_OR_SKIP = "mend the file, or leave such lines out with --errors skip"
+MEND = "fix or leave out the file"
+MEND_OR_SKIP = "fix the file, or leave such lines out with --errors skip"
 OTHER_FIELD = "name another --text_field, or leave such lines out with --errors skip"
 OR_REPLACE = "convert it to UTF-8, or choose --errors replace or skip"
 BOMS, CRLFS, UNCUT, REPLACED, SKIPPED = NOTES = (
@@ -106,7 +106,7 @@ def _pieces(path: Path, separator: bytes) -> Iterator[bytes]:
                 raise DataError(
                     "DOCUMENT-SIZE",
                     f"{path}: a document of more than {MOST_DOCUMENT_BYTES >> 20} MiB",
-                    do="cut it into several files, or say with --separator what stands between "
+                    do="cut it into several files, or say with --separator what comes between "
                     "its documents",
                 )
     yield data
@@ -188,7 +188,7 @@ def _pass_line(f: BinaryIO) -> None:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where in a file a line stands: the `number`-th from byte `start` on, its text at `offset`."""
+    """Where in a file a line is: the `number`-th from byte `start` on, its text at `offset`."""
 
     path: Path
     start: int
@@ -254,7 +254,7 @@ def _skip(bad: BadDocument, how: Reading, gather: Gather) -> None:
 def _decoded(
     path: Path, data: bytes, how: Reading, gather: Gather, place: _Place | None = None
 ) -> str:
-    """`data` as text, which stands at `place` of the file, or at its beginning."""
+    """`data` as text, which is at `place` of the file, or at its beginning."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:

@@ -146,7 +146,7 @@ def _stream(path: Path) -> Iterator[tuple[str, bytes]]:
                 yield from _inner(_content(tar, member, MOST_MEMBER_BYTES), f"{path}#{name}")
             elif member.isreg() and name.endswith(".txt"):
                 own.append((name, _content(tar, member, MOST_DOCUMENT_BYTES)))
-        while f.read(PIECE):  # the compression's own check stands at its end
+        while f.read(PIECE):  # the compression's own check is at its end
             pass
     yield from sorted(own)
 

@@ -109,7 +109,7 @@ class _Streams(io.RawIOBase):
                 return len(data)
 
     def _after_padding(self) -> bytes:
-        """What follows the zeros that may stand between and behind streams of xz."""
+        """What follows the zeros that may come between and after streams of xz."""
         while (packed := self._file.read(PIECE)) and not (packed := packed.lstrip(b"\0")):
             pass
         return packed

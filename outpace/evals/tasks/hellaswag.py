@@ -48,7 +48,7 @@ class Question:
     source_id: str = ""
     """`activitynet~...` or `wikihow~...`."""
     split_type: str = ""
-    """indomain or zeroshot: whether the label stands in the training split, too."""
+    """indomain or zeroshot: whether the label occurs in the training split, too."""
 
     @property
     def source(self) -> str:

@@ -73,7 +73,7 @@ class _Chunked(torch.autograd.Function):
                 grad_w.addmm_(g.t(), h)
             else:
                 grad_w += head.grad_weight(g, h, fp8)
-            del g  # before the next chunk's, which would stand beside it
+            del g  # before the next chunk's, or both would be in memory
         ctx.save_for_backward(torch.cat(grad_h), grad_w)
         ctx.dtypes = hidden.dtype, weight.dtype
         return total
