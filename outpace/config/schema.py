@@ -81,7 +81,7 @@ class ScheduleConfig:
     """Optimiser steps in all. With max_tokens: what ends first, but a flag counts before a recipe.
     auto: as many as max_tokens gives."""
     max_tokens: Annotated[int | Auto, Range(1, 10**15)] = "auto"
-    """Tokens in all.
+    """Tokens in all; 10B is 10 billion.
     auto: 10 billion, but at most 4 passes over the dataset."""
     max_hours: Annotated[float | Auto, Range(0, 100_000, above=True)] = "auto"
     """Hours after which to save and stop, resumable, with exit code 75.
