@@ -182,6 +182,11 @@ class Loader:
             closed.set()
             thread.join()
 
+    def close(self) -> None:
+        """Close the shards."""
+        for stream in self.streams:
+            stream.close()
+
     def _micro_batches(self, tokens: torch.Tensor) -> list[MicroBatch]:
         s = self.shape
         position = s.rank * s.gradient_accumulation_steps

@@ -84,6 +84,7 @@ def prove_resume(folder: RunFolder, scratch: Path, at: int | None = None) -> Pro
         session.folder.create()
         start = progress.step
         train(session, progress, machine, environment, until=target.step)
+        session.loader.close()
     finally:
         group.close()
     made = session.folder.checkpoints / target.path.name

@@ -151,6 +151,7 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
     finally:
         if session is not None:
             session.watchdog.stop()
+            session.loader.close()
             if session.shard_check is not None:
                 session.shard_check.close()
         if group is not None:
