@@ -104,7 +104,7 @@ def test_without_the_hub_the_published_scores_stand_in_unless_it_was_named(
     path = details(folder / "a.jsonl", "1" * 330 + "0" * 670, ("completion", "harness"))
     done = run("verdict", path, "--json")
     assert done.code == 0
-    assert "published scores stand in" in done.err
+    assert "published scores are used" in done.err
     record = json.loads(done.out)
     assert record["baseline"]["kind"] == "published"
     assert [c["baseline"] for c in record["comparisons"]] == [0.2955, 0.3114]

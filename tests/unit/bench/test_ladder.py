@@ -294,7 +294,7 @@ def test_a_second_call_goes_on_where_the_first_ran_out_of_time(
     assert again["points"].keys() == first["points"].keys()
     same = [key for key in kept if again["points"][key] == first["points"][key]]
     assert same == [*kept] and again["points"] != first["points"]
-    assert "points stand in" in capsys.readouterr().out
+    assert "points are in" in capsys.readouterr().out
     other = replace(c, resume=True, drift_steps=c.drift_steps + 1)
     anew = json.loads(climb(other, OLD_CPU, able(), path).read_text())
     assert not anew["points"].keys() & first["points"].keys()

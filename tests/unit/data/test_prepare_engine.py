@@ -506,7 +506,7 @@ def test_the_command_cleans_and_tells_what_a_dataset_holds(tmp_path, monkeypatch
     assert main(["prepare", "files", "--input", "x.jsonl", *flags]) == 0
     out = capsys.readouterr().out
     assert "1 exact copies, 0 empty documents, 1 filtered and 1 near duplicates left out" in out
-    assert "stands in made/removed.jsonl" in out
+    assert "are listed in made/removed.jsonl" in out
     assert main(["data", "info", "made", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["from"]["x.jsonl"]["documents"] == 30
