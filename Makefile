@@ -57,6 +57,7 @@ install: .venv/run.installed
 install-dev: .venv/dev.installed
 
 .venv/bin/python:
+	@$(PYTHON) -c "import outpace"  # tells if it is too old
 	$(PYTHON) -m venv .venv
 
 .venv/run.installed: .venv/bin/python pyproject.toml constraints.txt

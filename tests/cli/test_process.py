@@ -247,3 +247,13 @@ def test_without_the_dependencies_one_line_says_how_to_get_them(command, folder)
     assert python.returncode == 2
     assert python.stderr.startswith("error[NO-PACKAGE]: ") and python.stderr.count("\n") == 1
     assert "make install" in python.stderr and ".venv/bin/activate" in python.stderr
+
+
+def test_an_older_python_is_told_so_in_one_line(folder):
+    code = "import sys; sys.version_info = (3, 10, 13, 'final', 0); import outpace.cli.main"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error[PYTHON]: outpace needs Python 3.11 or newer")
+    assert done.stderr.count("\n") == 1
