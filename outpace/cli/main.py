@@ -1,6 +1,7 @@
 """`outpace COMMAND`: find the command, run it, turn errors into one line and an exit code."""
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -30,6 +31,12 @@ COMMANDS = Registry(
         "bench": "outpace.cli.bench",
     },
 )
+COMPUTING = ("train", "evaluate", "verdict", "sample", "prove-resume", "replay")
+SPIN_COUNT = "2000"
+"""Turns that a thread of libgomp spins at the end of a parallel region before it sleeps. By default
+it spins on for milliseconds, and where another program wants its core it has no time left when
+there is work again: beside other programs, two threads on two cores are 1.2 to 3 times as fast with
+so few turns. By themselves they are as fast as before (docs/lab-log.md)."""
 INTERRUPTED = 130
 """Ctrl-C anywhere but in the training loop, which saves first: 128 + SIGINT, as shells have it."""
 NOBODY_READS = 141
@@ -73,6 +80,8 @@ def _dispatch(argv: list[str]) -> int:
         print(__version__)
         return DONE
     _check_working_folder()
+    if argv[0] in COMPUTING and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT  # read once, when torch is imported
     code: int = COMMANDS.load(argv[0]).run(argv[1:])
     return code
 

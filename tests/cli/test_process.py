@@ -257,3 +257,17 @@ def test_an_older_python_is_told_so_in_one_line(folder):
     assert done.returncode == 2
     assert done.stderr.startswith("error[PYTHON]: outpace needs Python 3.11 or newer")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libgomp")
+@pytest.mark.parametrize(("given", "count"), [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+def test_threads_do_not_spin_for_long_unless_the_user_says_so(given, count, tiny, folder):
+    env = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
+    done = subprocess.run(
+        [sys.executable, "-m", "outpace", "train", "--dataset", "tiny", "--init_from", "none"],
+        cwd=folder,
+        env=env | {"PYTHONPATH": str(ROOT), "OMP_DISPLAY_ENV": "verbose"} | given,
+        capture_output=True,
+        text=True,
+    )
+    assert "NO-MODEL" in done.stderr and f"GOMP_SPINCOUNT = '{count}'" in done.stderr
