@@ -8,7 +8,7 @@ import tyro
 
 from outpace.config.load import parse_flags
 from outpace.config.ranges import Range
-from outpace.core.console import err
+from outpace.core.console import LIVE, err
 from outpace.core.files import check_writable, replace_json
 from outpace.core.log import say, show, show_json
 
@@ -62,7 +62,7 @@ def run(argv: list[str]) -> int:
     task, _, items = next(asked)
     check_writable(output)  # a corpus takes hours to read
     index = NgramIndex(records.passages(items), options.words)
-    with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
+    with Progress(console=err, transient=True, disable=not LIVE) as progress:
         bar = progress.add_task("reading tokens", total=dataset.tokens(options.split))
         found = contamination(
             dataset,

@@ -54,6 +54,7 @@ exit codes: 0 done, 1 bug, 2 usage, 3 data, 4 checkpoint, 5 storage, 6 numerics,
 def main(argv: list[str] | None = None) -> int:
     """Run a command line and return the exit code. Nothing but the exit code leaves it."""
     argv = sys.argv[1:] if argv is None else argv
+    _open_standard_streams()
     interrupted = _raise_on_interrupt()
     try:  # with nothing heavy imported yet, Ctrl-C is caught almost from the start
         _show_any_text()
@@ -84,6 +85,16 @@ def _dispatch(argv: list[str]) -> int:
         os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT  # read once, when torch is imported
     code: int = COMMANDS.load(argv[0]).run(argv[1:])
     return code
+
+
+def _open_standard_streams() -> None:
+    """Where a shell closed one (`>&-`), write into nothing: else the next file opened, a shard or a
+    checkpoint, would get its number, and what libraries print."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    sys.stdout = sys.stdout or open(1, "w", errors="backslashreplace", closefd=False)
+    sys.stderr = sys.stderr or open(2, "w", errors="backslashreplace", closefd=False)
 
 
 def _show_any_text() -> None:

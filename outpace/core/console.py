@@ -14,10 +14,18 @@ LINE_EVERY_S = 30.0
 
 
 class _SturdyConsole(Console):
-    """rich leaves the process with exit code 1 when its reader is gone; this one goes on."""
+    """rich leaves the process with exit code 1 when its reader is gone, and raises when its disk is
+    full; this one goes on."""
 
     def on_broken_pipe(self) -> None:
         discard(self.file)
+
+    def _write_buffer(self) -> None:
+        try:
+            super()._write_buffer()
+        except OSError:
+            self._buffer.clear()
+            discard(self.file)
 
 
 @contextlib.contextmanager
@@ -25,13 +33,13 @@ def bar(what: str, shown: bool = True) -> Iterator[Callable[[float], bool]]:
     """A bar on a terminal, with the time left; elsewhere a line now and then. Call it with the
     share that is done; it answers True."""
     began = time.monotonic()
-    with Progress(console=err, transient=True, disable=not (shown and err.is_terminal)) as progress:
+    with Progress(console=err, transient=True, disable=not (shown and LIVE)) as progress:
         task = progress.add_task(what, total=1.0)
 
         def show(done: float) -> bool:
             nonlocal began
             progress.update(task, completed=done)
-            if shown and not err.is_terminal and time.monotonic() - began >= LINE_EVERY_S:
+            if shown and not LIVE and time.monotonic() - began >= LINE_EVERY_S:
                 began = time.monotonic()
                 note(f"{what}: {done:.0%}")
             return True
@@ -40,3 +48,5 @@ def bar(what: str, shown: bool = True) -> Iterator[Callable[[float], bool]]:
 
 
 err = _SturdyConsole(stderr=True, highlight=False, soft_wrap=True)
+LIVE = err.is_terminal and not err.is_dumb_terminal
+"""Whether lines that change can be shown."""

@@ -37,16 +37,12 @@ def say(message: str = "") -> None:
 
 def note(message: str) -> None:
     """Print a dim line to standard error."""
-    from outpace.core.console import err
-
-    err.print(_printable(redact(message)), style="dim", markup=False)
+    _remark(_printable(redact(message)), "dim")
 
 
 def warn(message: str) -> None:
     """Print a warning that cannot be missed."""
-    from outpace.core.console import err
-
-    err.print(f"warning: {_printable(redact(message))}", style="bold yellow", markup=False)
+    _remark(f"warning: {_printable(redact(message))}", "bold yellow")
 
 
 def fail(message: str) -> None:
@@ -55,12 +51,19 @@ def fail(message: str) -> None:
     line = _printable(redact(message), keep="\t")
     if sys.stderr.isatty():
         with contextlib.suppress(ModuleNotFoundError):
-            from outpace.core.console import err
-
-            err.print(line, style="bold red", markup=False)
-            return
+            return _remark(line, "bold red")
     try:
         print(line, file=sys.stderr, flush=True)
+    except OSError:
+        discard(sys.stderr)
+
+
+def _remark(line: str, style: str) -> None:
+    """A line on standard error; nothing where that cannot take it (a full disk under a log)."""
+    from outpace.core.console import err
+
+    try:
+        err.print(line, style=style, markup=False)
     except OSError:
         discard(sys.stderr)
 

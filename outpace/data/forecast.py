@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from outpace.core.console import err
+from outpace.core.console import LIVE, err
 from outpace.core.errors import StorageError
 from outpace.core.log import note
 from outpace.core.units import count, duration
@@ -81,7 +81,7 @@ class Progress:
         self._text = 0
         self._bar = Bar(
             TextColumn("{task.description}"), BarColumn(), _Numbers(), TimeRemainingColumn(),
-            console=err, transient=True, disable=not err.is_terminal,
+            console=err, transient=True, disable=not LIVE,
         )  # fmt: skip
 
     def __enter__(self) -> "Progress":
@@ -114,7 +114,7 @@ class Progress:
         speed = self._text / 1e6 / max(1e-9, now - self._started)
         numbers = f"{ledger.documents:,} documents, {ledger.tokens:,} tokens, {speed:.1f} MB/s"
         self._bar.update(self._task, completed=done, numbers=numbers)
-        if not err.is_terminal and now - self._told > TOLD_EVERY_S:
+        if not LIVE and now - self._told > TOLD_EVERY_S:
             self._told = now
             part = done / self._before[-1]
             left = (now - self._started) * (1 - part) / max(part, 1e-9)

@@ -2,6 +2,7 @@
 no peak, and then no MFU is printed.
 """
 
+import contextlib
 import os
 import platform
 from dataclasses import dataclass
@@ -55,8 +56,10 @@ def detect(device: str) -> Machine:
         )
     memory = psutil.virtual_memory()
     total, free = memory.total, memory.available
-    if limit := _cgroup_limit():
-        total, free = min(total, limit), min(free, limit)
+    with contextlib.suppress(OSError):
+        for limit, used in memory_limits(Path("/proc/self/cgroup").read_text()):
+            if limit < memory.total:  # cgroup v1 writes 2^63 for none
+                total, free = min(total, limit), min(free, max(0, limit - used))
     bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return Machine("cpu", _cpu_name(), _usable_cores(), total, free, bf16)
 
@@ -96,12 +99,27 @@ def _usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _cgroup_limit() -> int | None:
-    try:
-        text = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
+def memory_limits(groups: str, root: Path = Path("/sys/fs/cgroup")) -> list[tuple[int, int]]:
+    """(limit, in use) in bytes of every control group with a limit that this process is in: of a
+    container, a SLURM job, a systemd unit. `groups` is the text of /proc/self/cgroup; cgroup v1 and
+    v2 (kernel documentation, cgroup-v1/memory.rst and cgroup-v2.rst)."""
+    found = []
+    for line in groups.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            top, limit, used = root, "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            top, limit, used = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        here = top / path.strip("/")
+        for folder in (here, *here.parents):
+            with contextlib.suppress(OSError, ValueError):  # `max`, or no limit at that level
+                number = int((folder / limit).read_text())
+                found.append((number, int((folder / used).read_text())))
+            if folder == top:
+                break
+    return found
 
 
 def _cpu_name() -> str:

@@ -1,12 +1,13 @@
 """What a person watches: a live line on a terminal, now and then a plain line elsewhere."""
 
+import sys
 import time
 from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
-from outpace.core.console import err
+from outpace.core.console import LIVE, err
 from outpace.core.log import say
 from outpace.core.units import duration
 
@@ -26,15 +27,18 @@ class Display:
     def __init__(self, first: int, total: int, enabled: bool) -> None:
         self.total, self.enabled = total, enabled
         self._last_line = self._step_began = self._second_began = 0.0
+        self._plain = enabled and not (LIVE and sys.stdout.isatty())  # a log is to have it all
         self._progress: Progress | None = None
-        if enabled and err.is_terminal:
+        if enabled and LIVE:
             whole = Column(no_wrap=True)
             columns = [
                 TextColumn("[bold]step {task.completed}/{task.total}", table_column=whole),
                 *([BarColumn(bar_width=BAR)] if err.width >= WHOLE_LINE else []),
                 TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)),
             ]
-            self._progress = Progress(*columns, console=err, transient=True)
+            self._progress = Progress(
+                *columns, console=err, transient=True, redirect_stdout=not self._plain
+            )
             self._task = self._progress.add_task("", total=total, completed=first, text="")
 
     def __enter__(self) -> "Display":
@@ -52,7 +56,7 @@ class Display:
         text = "  ".join(parts)
         if self._progress:
             self._progress.update(self._task, completed=record["step"], text=self._fitted(parts))
-        elif self.enabled:
+        if self._plain:
             now = time.monotonic()
             if now - self._last_line >= LINE_EVERY_S or record["step"] in (1, self.total):
                 self._last_line = now
@@ -89,8 +93,10 @@ class Display:
 
     def line(self, text: str) -> None:
         """A line that stays."""
-        if self.enabled:
-            (self._progress.console.print(text, markup=False) if self._progress else say(text))
+        if self._plain:
+            say(text)
+        elif self._progress:
+            self._progress.console.print(text, markup=False)
 
     def _fitted(self, parts: list[str]) -> str:
         """As many parts as the terminal has room for."""

@@ -52,6 +52,19 @@ def prove_resume(folder: RunFolder, scratch: Path, at: int | None = None) -> Pro
     DataError when its dataset is no longer what it was."""
     if not folder.config.is_file():
         raise no_run(folder, folder.config)
+    try:
+        return _prove(folder, scratch, at)
+    except FileNotFoundError as error:
+        if folder.checkpoints.name not in Path(str(error.filename)).parts:
+            raise
+        raise CheckpointError(
+            "CKPT-GONE",
+            f"{folder.root} is training, and deleted a checkpoint while it was read",
+            do="run it again, or train with more --keep_checkpoints",
+        ) from error
+
+
+def _prove(folder: RunFolder, scratch: Path, at: int | None) -> Proof:
     begin, target = _pair(folder, at)
     dataset, fingerprint = trained_on(folder)
     flags = _flags(folder, scratch, dataset, target.state["max_steps"])

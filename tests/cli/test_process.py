@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -271,3 +272,13 @@ def test_threads_do_not_spin_for_long_unless_the_user_says_so(given, count, tiny
         text=True,
     )
     assert "NO-MODEL" in done.stderr and f"GOMP_SPINCOUNT = '{count}'" in done.stderr
+
+
+@pytest.mark.parametrize("where", [">/dev/full 2>&1", "2>/dev/full", ">&-", "2>&-", ">&- 2>&-"])
+def test_training_goes_on_and_ends_well_whatever_becomes_of_its_streams(where, tiny, folder):
+    """A full disk under a log, or a stream that the shell closed."""
+    command = [sys.executable, "-m", "outpace", *TRAIN, "--run_dir", "run"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", f"{shlex.join(command)} {where}"], cwd=folder, env=env)
+    assert done.returncode == 0
+    assert json.loads((folder / "run" / "STATUS.json").read_text())["state"] == "finished"

@@ -18,6 +18,7 @@ def test_step_loss_speed_and_time_left_are_whole_at_any_width(width, monkeypatch
     screen = io.StringIO()
     console = Console(file=screen, width=width, force_terminal=True, color_system=None)
     monkeypatch.setattr(display, "err", console)
+    monkeypatch.setattr(display, "LIVE", True)
     with display.Display(0, 19_073, True) as shown:
         shown.show(RECORD, eta_s=4_020.0)
     last = screen.getvalue().replace("\x1b[2K", "\n")
