@@ -41,7 +41,7 @@ def prepare(r: Result) -> str:
         [
             "## Preparing text, against nanoGPT's prepare.py\n",
             "The same documents, in turns on two cores, from a Parquet file to tokens on disk, "
-            f"each twice in a row, of which the second counts. {identical}\n",
+            f"each run twice in a row; the second run counts. {identical}\n",
             table(head, rows),
             f"\n{where(r)}. `outpace bench prepare --nanogpt DIR --input TEXTS`\n",
         ]
@@ -93,7 +93,7 @@ def evaluate(r: Result) -> str:
                 f"{against['questions_that_differ']}" if against else "",
             )
         )
-    head = ("", "protocol", "seconds", "CPU seconds", "questions/s", "outpace is", "differ")
+    head = ("", "protocol", "seconds", "CPU seconds", "questions/s", "speed-up", "answers differ")
     read = "; ".join(
         f"{protocol} {found['forward_tokens']:,} (four rows a question would be "
         f"{found['forward_tokens_of_four_rows_each']:,})"
@@ -134,8 +134,8 @@ def generation(r: Result) -> str:
             f"{r['model']}, {r['settings']['prompt_tokens']} tokens of prompt and "
             f"{r['settings']['new_tokens']} new ones, greedy, in turns. A step of batch 1 reads "
             f"{r['weights_read_a_step_bytes'] / 1e6:,.0f} MB of weights, which takes "
-            f"{r['bound_of_fp32_ms']:,.0f} ms here at the speed of a plain sum. fp32 where nothing "
-            "is said; bfloat16 and int8 are opt-in and approximations, and the times are against "
+            f"{r['bound_of_fp32_ms']:,.0f} ms here at the speed of a plain sum. fp32 unless stated "
+            "otherwise; bfloat16 and int8 are opt-in approximations, and the ratios are against "
             "transformers in fp32.\n",
             table(head, rows),
             f"\n{where(r)}, {r['threads']} threads. `outpace bench generate`\n",
@@ -198,8 +198,9 @@ def predictions() -> str:
         [
             "## Predictions for GPUs, not measurements\n",
             "None of our code has been timed on a GPU yet. This is what `outpace plan --machine` "
-            "says of the main recipe: a serial roofline whose rates are a share of the data sheet, "
-            "fitted to what peers published of PyTorch training on these cards.\n",
+            "predicts for the main recipe: a serial roofline whose rates are a share of the data "
+            "sheet, fitted to published PyTorch training speeds of the architecture (Hopper, A100, "
+            "RTX 4090) or, for the L4 and T4, assumed.\n",
             table(head, rows),
             "\n`outpace plan --machine h100 --recipe gpt2_124M`; `make gpu-check` measures.\n",
         ]

@@ -32,8 +32,8 @@ def reliability_figures() -> str:
         front, behind = r["in front"], r["behind"]
         rows.append(
             f"| training waits for a save of 124M ({r['bytes'] / 1e9:.2f} GB) | "
-            f"**{behind['stall_s']['median']:.2f} s** behind the training, "
-            f"{front['stall_s']['median']:.2f} s in front of it: {r['ratio']:.1f} times less | "
+            f"**{behind['stall_s']['median']:.2f} s** if written in the background, "
+            f"{front['stall_s']['median']:.2f} s if not: {r['ratio']:.1f} times less | "
             f"median of {behind['stall_s']['n']}, in turns; the first one, which makes the "
             f"buffers, {behind['first_stall_s']:.2f} s; written within "
             f"{behind['write_s']['median']:.1f} s |"

@@ -29,7 +29,7 @@ def ladder(r: Result) -> str:
         "; ".join(numbers) + ".\n",
         f"{_model(r)}. Each rung is a few flags over the rungs above it and one process; three "
         f"windows of {r['window_s']:g} s. Drift is the loss after {r['drift_steps']} steps on the "
-        "same batches, less that of the first rung.\n",
+        "same batches, minus that of the first rung.\n",
         table(
             ("rung", "what", "tokens/s", "times", "step, ms (p20, p80)", "memory", "drift"),
             [
@@ -125,7 +125,7 @@ def race(r: Result) -> str:
                     else "",
                 )
             )
-        head = ("", "setting", "tokens/s", "step, ms (p20, p80)", "MFU", "memory", "outpace is")
+        head = ("", "setting", "tokens/s", "step, ms (p20, p80)", "MFU", "memory", "our speed-up")
         body += [table(head, rows), ""]
         for name, why in run["failed"].items():
             body.append(f"{name} failed: {why}\n")

@@ -54,7 +54,7 @@ def compare(r: Result) -> str:
             table((*head, "bits a byte"), cells),
             "\n![training loss over time](img/compare-nanogpt-cpu.svg)\n",
             f"{where(r)}, {r['threads']} thread(s) each. `outpace bench compare --nanogpt CHECKOUT "
-            "--dataset novels "
+            "--dataset novels --train "
             f"--max_steps {s['max_steps']}`\n",
         ]
     )
@@ -86,18 +86,18 @@ def optimizers(r: Result) -> str:
         )
         for row in sorted(r["rows"], key=lambda row: (row["optimizer"] != first, row["lr"]))
     ]
-    said = "; ".join(f"{name}: {in_words(less, first)}" for name, less in r["sooner"].items())
+    said = "; ".join(f"{name} {in_words(less, first)}" for name, less in r["sooner"].items())
     return "\n".join(
         [
-            "## What an optimiser reaches, on a CPU\n"
+            "## Optimisers compared, on a CPU\n"
             if machine_of(r) == "cpu"
-            else "## What an optimiser reaches\n",
+            else "## Optimisers compared\n",
             f"**{said}.**\n",
             f"GPT-2 of {plan['parameters'] / 1e6:.1f}M parameters ({plan['n_layer']} layers, "
             f"{plan['n_embd']} channels, context {plan['context']}), {plan['max_steps']:,} steps "
             f"of {plan['tokens_per_step']:,} tokens, {plan['schedule']}; each run from the same "
             "weights over the same batches. Where the losses cross, the learning rate is still "
-            "high: a run as short as that would be lower there.\n",
+            "high: a run scheduled to end there would reach a lower loss.\n",
             table(("optimiser", "learning rate", "validation loss", "tokens/s", ""), rows),
             f"\n![validation loss over tokens](img/{plot})\n",
             f"{where(r)}. `outpace bench optimizers`\n",

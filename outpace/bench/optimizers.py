@@ -81,7 +81,7 @@ def race(r: Race, output: Path | None) -> Path:
                 f"{optimizer} is best at {row['lr']:g}, an end of the rates tried: try some beyond"
             )
     for optimizer, less in body["sooner"].items():
-        say(f"{optimizer}: {in_words(less, r.optimizers[0])}")
+        say(f"{optimizer} {in_words(less, r.optimizers[0])}")
     return path
 
 
@@ -147,6 +147,7 @@ def _speed(rows: Sequence[dict[str, Any]], optimizer: str) -> float:
 def in_words(less: dict[str, float] | None, other: str) -> str:
     """What `sooner` says."""
     if less is None:
-        return f"never the last loss of {other}"
+        return f"never reaches {other}'s final loss"
     tokens, time = less["tokens"], less["time"]
-    return f"the last loss of {other}, {tokens:.2f} times sooner in tokens, {time:.2f} in time"
+    reached = f"reaches {other}'s final loss"
+    return f"{reached} with {tokens:.2f} times fewer tokens, in {time:.2f} times less time"

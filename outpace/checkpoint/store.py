@@ -213,7 +213,7 @@ def fault(path: Path) -> str | None:
                 return f"{name} does not have the SHA-256 it was written with"
         # Right hashes can be made by anyone: what is opened next must be what it is taken for.
         if type(manifest["step"]) is not int:
-            return "its step is no number"
+            return "its step is not a number"
         if not isinstance(json.loads((path / STATE).read_bytes()), dict):
             return f"{STATE} is no object"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

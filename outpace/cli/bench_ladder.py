@@ -23,16 +23,16 @@ class Options:
     the loss on the same batches against the lowest rung."""
 
     rungs: tuple[str, ...] = ()
-    """Only these over the lowest. Default: all that this machine runs fast."""
+    """Rungs to measure above the lowest. Default: all that this machine runs fast."""
     without: tuple[str, ...] = ()
-    """Not these, nor what needs them."""
+    """Rungs to leave out, with those that need them."""
     leave_one_out: bool = False
     """Also the top of the ladder without each of its rungs in turn."""
     best_micro_batch: bool = True
     """Also both sides at their best micro-batch, the second of the two numbers."""
     resume: bool = False
-    """Go on with the result file of an earlier call: what it measured with the same commit, PyTorch
-    and flags, on the same data and kind of machine, stands."""
+    """Continue the result file of an earlier call: keep what it measured with the same commit,
+    PyTorch and flags, on the same data and kind of machine."""
     dataset: str = "auto"
     """A prepared dataset."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -35,7 +35,8 @@ def run(argv: list[str]) -> int:
     assert isinstance(options, Options)
     for flag, instead in INSTEAD.items():
         if set_by[flag] == "flag":
-            raise UsageError("ONE-OF-MANY", f"--{flag} has no say in {prog}", do=f"give {instead}")
+            what = f"--{flag} has no effect in {prog}"
+            raise UsageError("ONE-OF-MANY", what, do=f"give {instead}")
 
     if not options.optimizers:
         raise UsageError("BAD-VALUE", "--optimizers is empty", do="name at least one")

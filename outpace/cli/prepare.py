@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Options(CleaningOptions, EngineOptions, SourceOptions):
-    """Prepare a dataset. Interrupted, the same command goes on where it was."""
+    """Prepare a dataset. If interrupted, the same command resumes where it stopped."""
 
     output: str = ""
     """Folder to write; default: data/SOURCE. An address (s3://BUCKET/NAME, gs://, ...): prepared in

@@ -34,20 +34,21 @@ class SourceOptions:
     """files (your own text), pydocs (the documentation inside this Python), openwebtext, fineweb,
     fineweb-edu, huggingface NAME (any dataset with a text column), pretokenized, or hellaswag."""
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]")] = ""
-    """Of huggingface and pretokenized: a dataset on the hub, such as kjj0/fineweb10B-gpt2."""
+    """For huggingface and pretokenized: a dataset on the hub, such as kjj0/fineweb10B-gpt2."""
     input: tuple[str, ...] = ()
     """Paths, globs, folders or addresses (https://, s3://, gs://, ...). files: .txt, .md, .jsonl,
     .parquet, also .gz .bz2 .xz .zst. openwebtext: its original tars. pretokenized: .bin, .npy."""
     text_field: Annotated[str, tyro.conf.arg(aliases=["--column"])] = "text"
     """Field of .jsonl and column of .parquet that holds the text, or lists of GPT-2's token ids."""
     errors: Literal["strict", "replace", "skip"] = "strict"
-    """A file or line that is no UTF-8, no JSON or lacks its text: refuse it, put U+FFFD for bad
-    characters (and refuse the rest), or leave it out. What was replaced or left out is counted."""
+    """What to do with a file or line that is not UTF-8, not JSON or has no text: refuse it, replace
+    bad characters by U+FFFD (and refuse the rest), or skip it. What is replaced or skipped is
+    counted."""
     separator: str = ""
     """What separates the documents of a .txt or .md file, \\n for a new line, \\t for a tab.
     Default: a file is a document."""
     sample: str = "10BT"
-    """Of fineweb and fineweb-edu: 10BT, 100BT, 350BT, all, or a crawl such as CC-MAIN-2024-10."""
+    """For fineweb and fineweb-edu: 10BT, 100BT, 350BT, all, or a crawl such as CC-MAIN-2024-10."""
     revision: str = "main"
     """Branch, tag or commit of a dataset on the hub; the commit is recorded in the manifest."""
     config: str = ""
@@ -55,7 +56,7 @@ class SourceOptions:
     hub_split: str = "train"
     """Split of a dataset on the hub."""
     keep_downloads: bool = False
-    """Keep downloaded files, in .downloads below the output; else each goes when it is used."""
+    """Keep downloaded files, in .downloads below the output, instead of deleting each after use."""
 
 
 def make_source(

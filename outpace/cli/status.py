@@ -15,7 +15,7 @@ from outpace.core.units import count, duration
 
 @dataclass
 class Options:
-    """Tell a run's state: running, interrupted (its process is gone), stopped, finished, failed."""
+    """Show a run's state: running, interrupted (its process is gone), stopped, finished, failed."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run folder."""

@@ -46,8 +46,8 @@ class DataConfig:
     by their sizes, A:0.7,B:0.3 by these shares of the samples.
     auto: openwebtext if it is prepared, else pydocs, the documentation inside this Python."""
     order_chunk: Annotated[int, Range(1, 1_000_000)] = 1
-    """Sequences that are read one after the other before the order jumps elsewhere in the data: 1
-    mixes best, 64 suits hard disks and network disks."""
+    """Consecutive sequences to read before the order jumps elsewhere in the data: 1 shuffles best,
+    64 suits hard disks and network file systems."""
     phase: bool = True
     """Shift the borders of the sequences from epoch to epoch, so that no text is always cut at the
     same places."""
@@ -69,7 +69,7 @@ class BatchConfig:
     """Sequences in one forward and backward pass of one process.
     auto: what fits in memory."""
     tokens_per_step: Annotated[int | Auto, Range(1, 1_000_000_000)] = "auto"
-    """Tokens in an optimiser step, over all processes; no number of GPUs changes it.
+    """Tokens in an optimiser step, over all processes, whatever the number of GPUs.
     auto: 524,288, as far as the other two flags allow."""
 
 
@@ -78,7 +78,7 @@ class ScheduleConfig:
     """How long to train, and the learning rate on the way."""
 
     max_steps: Annotated[int | Auto, Range(1, 1_000_000_000)] = "auto"
-    """Optimiser steps in all. With max_tokens: what ends first, but a flag counts before a recipe.
+    """Optimiser steps in all. With max_tokens: whichever ends first, but a flag overrides a recipe.
     auto: as many as max_tokens gives."""
     max_tokens: Annotated[int | Auto, Range(1, 10**15)] = "auto"
     """Tokens in all; 10B is 10 billion.
@@ -108,8 +108,8 @@ class OptimizerConfig:
     """The update."""
 
     optimizer: str = "adamw"
-    """A row of the optimiser table: adamw, one fused kernel; adamw_foreach, PyTorch's default; muon
-    for the matrices of the blocks, at adamw's learning rate, and adamw for the rest."""
+    """Name of an optimiser: adamw, one fused kernel; adamw_foreach, PyTorch's default; muon, for
+    the matrices of the blocks, at adamw's learning rate, with adamw for the rest."""
     weight_decay: Annotated[float, Range(0, 100)] = 0.1
     """Decay of all matrices, embeddings included; never of biases and LayerNorm gains."""
     beta1: Annotated[float, Range(0, 0.999999)] = 0.9
@@ -130,27 +130,27 @@ class ComputeConfig:
     """Type of matrix products; no is fp32. Weights and moments are always fp32.
     auto: bf16 where it is fast, else fp16 on a GPU and fp32 on a CPU."""
     use_flash_attention: bool = True
-    """Attention that never stores the T x T matrix. As a flag: refused where it cannot be had.
-    By default: a warning says so."""
+    """Attention that never stores the T x T matrix. Where no kernel can do it: an error if this
+    flag was given, a warning if not."""
     tf32: Literal["auto", "on", "off"] = "auto"
     """TF32 tensor cores for fp32 products on a GPU, 10 bits of mantissa.
     auto: with mixed precision, where few such products remain."""
     attention_backend: str = "auto"
-    """A row of the attention table: sdpa lets PyTorch choose among its fused kernels; eager,
+    """Name of an attention kernel: sdpa lets PyTorch choose among its fused kernels; eager,
     reference (in fp32) and math store the T x T matrix.
     auto: with use_flash_attention the fastest here, on a GPU measured once, else reference."""
     cross_entropy: str = "auto"
-    """A row of the cross-entropy table: eager (fused when compiled), compiled, chunked (least
+    """Name of a cross-entropy kernel: eager (fused when compiled), compiled, chunked (least
     memory), triton (in place), linear (PyTorch's own, from 2.13 on).
     auto: the fastest here, on a GPU measured once, else eager."""
     bf16_residual: Literal["auto", "on", "off"] = "auto"
-    """The sum that runs past the blocks in bf16 instead of fp32: less memory traffic.
+    """Keep the residual stream in bf16 instead of fp32: less memory traffic.
     auto: with bf16."""
     activation_checkpointing: Literal["none", "gelu", "block"] = "none"
-    """What backward computes again to save memory.
+    """What the backward pass recomputes to save memory.
     gelu: the output of GELU. block: all but the input of each block; a third more work."""
     fp8_head: bool = False
-    """The product with the vocabulary in fp8, on GPUs that have it (on a CPU, slowly, to try it).
+    """Compute the output head in fp8, on GPUs that have it (on a CPU: slowly, to try it out).
     Changes the numerics."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of model and loss together.
@@ -219,9 +219,9 @@ class RunSettings:
     keep_best: bool = True
     """Keep the checkpoint with the lowest validation loss, too."""
     async_save: bool = True
-    """Write checkpoints behind the training, which waits only for a copy in memory."""
+    """Write checkpoints in the background; training waits only for a copy in memory."""
     space_check: bool = True
-    """Refuse to start without room for the checkpoints that will be kept."""
+    """Refuse to start if the disk has no room for the checkpoints that will be kept."""
     log_every_steps: Annotated[int | Auto, Range(1, 1_000_000_000)] = "auto"
     """Steps between lines in metrics.jsonl.
     auto: 10 on a GPU, 1 on a CPU."""
@@ -234,21 +234,21 @@ class SafetyConfig:
     """What is done about bad numbers, hangs and lost processes."""
 
     guard: bool = True
-    """Skip updates that are not finite, look for spikes, compare replicas, watch for hangs. Off is
-    for measurements."""
+    """Skip updates that are not finite, look for spikes, compare replicas, watch for hangs. Turn it
+    off only to measure its cost."""
     max_skipped_steps: Annotated[int | Auto, Range(1, 1_000_000)] = "auto"
-    """Steps in a row that may be skipped before the run rolls back to an older checkpoint and goes
-    on behind the data in between. auto: 5; 30 with fp16, whose loss scale has to settle."""
+    """Steps in a row that may be skipped before the run rolls back to an older checkpoint and skips
+    the data in between. auto: 5; 30 with fp16, whose loss scale has to settle."""
     max_rollbacks: Annotated[int, Range(0, 1000)] = 2
     """Rollbacks before the run stops with exit code 6."""
     spike_threshold: Annotated[float, Range(0, 1e9)] = 20.0
     """A loss or gradient norm this many robust deviations (1.4826 MAD) above the median of the last
-    128 steps is a spike: recorded, its batch saved. 0: none is."""
+    128 steps is a spike: recorded, its batch saved. 0: off."""
     skip_spikes: bool = False
     """Skip the update of a spike, too."""
     watchdog_minutes: Annotated[float, Range(0, 100_000)] = 30.0
-    """A step, evaluation or save that takes longer ends the run with exit code 9, the stacks of all
-    threads in the run folder, written after half of it. 0: never."""
+    """A step, evaluation or save that takes longer ends the run with exit code 9; after half of
+    that time the stacks of all threads are written to the run folder. 0: off."""
     peer_timeout_minutes: Annotated[float, Range(0, 100_000, above=True)] = 10.0
     """Minutes to wait for another process before it counts as lost."""
 

@@ -137,7 +137,7 @@ class FsspecStore:
             raise UsageError(
                 "NO-PROTOCOL",
                 f"{self.protocol}:// cannot be used here: {first_line(error)}",
-                do="install what is named (s3:// needs s3fs, gs:// gcsfs), or check the address",
+                do="for s3:// and gs:// pip install 'outpace[cloud]', or check the address",
             ) from error
 
     def find(self, url: str) -> list[Remote]:

@@ -291,12 +291,12 @@ def _vocabulary() -> Iterator[Finding]:
 
 def _data() -> Iterator[Finding]:
     if not HELLASWAG.exists():
-        yield Finding("HellaSwag", "not here, and will not be scored (outpace prepare hellaswag)")
+        yield Finding("HellaSwag", "not prepared, so not scored (outpace prepare hellaswag)")
     else:
         yield _checked("HellaSwag", _questions)
     prepared = sorted(path.parent for path in DATA.glob(f"*/{MANIFEST}"))
     if not prepared:
-        yield Finding("datasets", "none prepared; training would make pydocs")
+        yield Finding("datasets", "none prepared; training would prepare pydocs")
     for folder in prepared:
         yield _checked(str(folder), partial(_tokens, folder))
 

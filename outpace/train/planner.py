@@ -210,7 +210,7 @@ class _Planner:
             if self.set_by.get("use_flash_attention") == "flag":
                 raise UsageError(
                     "NO-FLASH",
-                    f"no flash attention kernel can serve: {reason}",
+                    f"no flash attention kernel can be used: {reason}",
                     do="set --dropout 0" if shape.dropout else "add --no_use_flash_attention",
                 )
             self.warnings.append(f"attention will store the T x T matrix: {reason}")
@@ -276,7 +276,7 @@ class _Planner:
         if why_not := self.can.cross_entropy_why_not(row, precision, compiled, fp8):
             raise UsageError(
                 "NO-CROSS-ENTROPY",
-                f"--cross_entropy {row} cannot serve here: {why_not}",
+                f"--cross_entropy {row} cannot be used here: {why_not}",
                 do="leave it at auto",
             )
         return row
@@ -284,7 +284,7 @@ class _Planner:
     def _tf32(self, precision: str) -> bool:
         asked = self.config.compute.tf32
         if asked == "on" and self.machine.device == "cpu":
-            raise UsageError("NO-TF32", "a CPU has no TF32 units", do="leave --tf32 on out")
+            raise UsageError("NO-TF32", "a CPU has no TF32 units", do="leave out --tf32 on")
         on_gpu = self.machine.device == "cuda"
         return on_gpu and (asked == "on" or (asked == "auto" and precision != "no"))
 

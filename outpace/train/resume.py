@@ -163,7 +163,7 @@ def roll_back(s: Session, progress: Progress, diverged: Diverged) -> Progress:
         where = checkpoint.path.name if checkpoint else "the initial weights"
         warn(
             f"[ROLLBACK] steps {diverged.first:,} to {diverged.last:,} were skipped; going on from "
-            f"{where}, behind their data"
+            f"{where}, past their data"
         )
         s.folder.forget_after(found.step)
         s.folder.event(

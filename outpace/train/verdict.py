@@ -152,7 +152,7 @@ def sentence(answer: str, model: str, against: str, comparisons: Sequence[Compar
     where = ", ".join(f"{c.task} {c.metric} ({c.protocol})" for c in comparisons)
     if answer == CANNOT_TELL:
         each = {c.answer for c in comparisons}
-        why = "the difference is within what chance makes"
+        why = "the difference is within chance"
         if len(each) > 1:
             why = "; ".join(f"{c.protocol}: {c.answer}" for c in comparisons)
         return f"cannot tell whether {model} beats {against} on {where}: {why}"
