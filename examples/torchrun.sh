@@ -8,11 +8,13 @@ run=${1:?usage: torchrun.sh RUN_DIR [FLAGS OF outpace train]}
 shift
 processes=${PROCESSES:-8}
 tries=${TRIES:-20}
+patience=() # torch 2.11 has no such flag, and waits 30 seconds for a save
+.venv/bin/torchrun --help | grep -q shutdown-timeout && patience=(--shutdown-timeout 600)
 
 trap 'stop=1; kill -TERM "$child" 2>/dev/null' TERM INT
 
 for ((try = 1; try <= tries; try++)); do
-    .venv/bin/torchrun --standalone --nproc_per_node "$processes" --shutdown-timeout 600 \
+    .venv/bin/torchrun --standalone --nproc_per_node "$processes" "${patience[@]}" \
         train.py --run_dir "$run" "$@" &
     child=$!
     wait "$child" || wait "$child"

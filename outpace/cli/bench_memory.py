@@ -1,4 +1,4 @@
-"""`outpace bench memory`: peak memory, predicted and counted; attention's against the length."""
+"""`outpace bench memory`: peak memory, predicted and counted; attention's by sequence length."""
 
 from dataclasses import dataclass
 from pathlib import Path

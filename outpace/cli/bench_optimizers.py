@@ -1,4 +1,4 @@
-"""`outpace bench optimizers`: optimisers by their last loss, and the tokens to reach it."""
+"""`outpace bench optimizers`: optimisers compared by final loss and by the tokens to reach it."""
 
 from dataclasses import dataclass
 from pathlib import Path

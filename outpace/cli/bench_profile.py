@@ -1,4 +1,4 @@
-"""`outpace bench profile`: where the time of one training step goes, against its floor."""
+"""`outpace bench profile`: where a training step spends its time, against its roofline."""
 
 import os
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""`outpace data WHAT`: look into a prepared dataset, or turn it into another trainer's format."""
+"""`outpace data WHAT`: inspect a prepared dataset, or export it to another trainer's format."""
 
 from outpace.core.registry import Registry
 

@@ -1,4 +1,4 @@
-"""`outpace doctor`: what may go wrong on this machine, before a run does."""
+"""`outpace doctor`: check this machine for problems before a run hits them."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -34,7 +34,8 @@ class Options:
     """Score a model on fixed tokens and fixed questions; under torchrun, all processes together."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A run, a checkpoint or Hugging Face folder, or hf:NAME."""
+    """A run, a checkpoint, a Hugging Face or TensorFlow folder, nanoGPT's ckpt.pt, llm.c's .bin, or
+    hf:NAME."""
     tasks: str = "loss,hellaswag"
     """Comma-separated: loss, hellaswag, lambada, piqa, arc_easy, winogrande, text."""
     protocol: str = "completion"

@@ -1,4 +1,4 @@
-"""`outpace prepare SOURCE`: text to token shards, from files, the hub or anywhere; HellaSwag too.
+"""`outpace prepare SOURCE`: turn text from files, the hub or URLs into token shards; HellaSwag too.
 `outpace prepare --verify DIR` checks what was prepared.
 """
 

@@ -1,4 +1,4 @@
-"""`outpace sample MODEL`: text from a model, shown while it comes."""
+"""`outpace sample MODEL`: generate text from a model, streamed as it is generated."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ MOST_PROMPT_BYTES = 64 * 1024 * 1024
 
 @dataclass
 class Options:
-    """Generate text with a KV cache, shown while it comes. The same seed gives the same text."""
+    """Generate text with a KV cache, streamed. The same seed gives the same text."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run, a checkpoint, a Hugging Face or OpenAI folder, nanoGPT's ckpt.pt, llm.c's model .bin,
@@ -39,7 +39,7 @@ class Options:
     top_p: Annotated[float, Range(0, 1, above=True)] = 1.0
     """Only the most likely tokens that together reach this probability."""
     num_samples: Annotated[int, Range(1, 10_000)] = 1
-    """How many texts, generated together; the first is shown while it comes."""
+    """How many texts, generated together; the first is streamed."""
     stop: tuple[str, ...] = ()
     """Texts that end a sample, and are not part of it. The end of a document always does."""
     beyond_context: Literal["slide", "stop"] = "slide"

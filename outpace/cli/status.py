@@ -1,4 +1,4 @@
-"""`outpace status RUN`: how far a run is; reads only."""
+"""`outpace status RUN`: a run's state and progress; read-only."""
 
 from dataclasses import dataclass
 from pathlib import Path

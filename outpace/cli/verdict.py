@@ -22,7 +22,7 @@ class Options:
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A run, a checkpoint or Hugging Face folder, hf:NAME, or a .jsonl of `evaluate --details`."""
+    """Any MODEL that `outpace evaluate` takes, or a .jsonl of its --details."""
     against: str = "gpt2"
     """gpt2 (the original from the hub; where that cannot be reached, its published scores),
     published (only those), or another model or .jsonl, as above."""

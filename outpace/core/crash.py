@@ -42,7 +42,8 @@ def explain(error: BaseException, folder: Path | None = None) -> OutpaceError:
         return UsageError(
             "NO-PACKAGE",
             f"{sys.executable} has no package {package}",
-            do="run `make install` once, then `source .venv/bin/activate`",
+            do="run `make install` once (for optional packages `make install-dev`), then "
+            "`source .venv/bin/activate`",
         )
     if isinstance(error, ValueError) and "embedded null" in str(error):
         return UsageError("BAD-PATH", "a path holds a NUL byte", do="name one without")

@@ -53,8 +53,8 @@ def find(folder: RunFolder, step: int | None) -> Path:
         there = ", ".join(str(store.step_of(p)) for p in found)
         raise UsageError(
             "NO-INCIDENT",
-            f"{folder.root} kept no batch" + ("" if step is None else f" of step {step}"),
-            do=f"choose --step from {there}" if there else "nothing was wrong with its numbers",
+            f"{folder.root} kept no bad batch" + ("" if step is None else f" of step {step}"),
+            do=f"choose --step from {there}" if there else "nothing to replay",
         )
     return chosen[-1]
 
