@@ -12,7 +12,7 @@ import torch
 
 from outpace.checkpoint.store import Tensors
 from outpace.core.crash import is_out_of_memory
-from outpace.core.errors import NumericsError, StorageError
+from outpace.core.errors import CheckpointError, NumericsError, StorageError
 from outpace.core.log import warn
 from outpace.core.units import gib
 
@@ -90,7 +90,10 @@ class Saver:
                     raise
                 warn(f"{error.what}; trying once more in {RETRY_AFTER_S:g} s")
                 time.sleep(RETRY_AFTER_S)
-                path = write(files)
+                try:
+                    path = write(files)
+                except CheckpointError:  # the name is taken, by the first try
+                    raise error from None
             seconds = time.perf_counter() - started
             done(path, seconds if stall_s is None else stall_s, seconds)
         except Exception as error:  # raised again by `poll`, on the training thread

@@ -143,7 +143,8 @@ def save_as(
         try:
             fsync_folder(folder)
         except OSError:
-            os.rename(final, temporary)  # a power loss could take it back: it is not committed
+            with contextlib.suppress(OSError):  # a disk that is read-only by now keeps the name
+                os.rename(final, temporary)  # a power loss could take it back: it is not committed
             raise
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)

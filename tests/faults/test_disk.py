@@ -25,6 +25,7 @@ from harness import (
 from trials import command, mount, mounted, stopped_by
 
 from outpace.checkpoint import store
+from outpace.checkpoint.saver import Saver
 from outpace.core.errors import StorageError
 
 KEEP_ALL = ("--no_space_check", "--milestone_every_steps", "1")
@@ -209,6 +210,35 @@ def test_d8_a_name_that_is_not_durable_is_taken_back(tmp_path, monkeypatch):
         save(tmp_path, 1)
     assert failed and not list(tmp_path.iterdir())
     assert store.fault(save(tmp_path, 1)) is None
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_d7_a_name_that_cannot_be_taken_back_is_the_disk_that_failed(
+    tmp_path, monkeypatch, background
+):
+    """Read-only between the rename and the fsync of the parent: the second try finds the name of
+    the first, and what is told is the disk, not the name."""
+    rename, fsync, told = os.rename, os.fsync, []
+
+    def fsync_once(fd):
+        if os.readlink(f"/proc/self/fd/{fd}") == str(tmp_path):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        fsync(fd)
+
+    def rename_once(a, b):
+        if Path(a).name == "step-00000001":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        rename(a, b)
+
+    monkeypatch.setattr(os, "fsync", fsync_once)
+    monkeypatch.setattr(os, "rename", rename_once)
+    saver = Saver(background=background)
+    files = {store.MODEL: {"w": torch.ones(2, 2)}}
+    saver.save(files, lambda given: store.save(tmp_path, 1, given, {}), lambda *_: told.append(1))
+    with pytest.raises(StorageError, match=os.strerror(errno.EROFS)) as caught:
+        saver.wait()
+    assert caught.value.name == "CKPT-WRITE" and not told
+    assert store.fault(tmp_path / "step-00000001") is None, "the next start takes it, if it is whole"
 
 
 def test_d9_a_run_folder_that_is_deleted_is_not_made_anew(tiny_dataset, tmp_path):
