@@ -37,7 +37,7 @@ gpu-check:
 # The GPU's code path on a stand-in that computes nothing (tests/standin/README.md): 5 GB, no GPU.
 STANDIN_TORCH ?= torch>=2.11,<2.12
 standin: .venv-standin/installed
-	OUTPACE_STANDIN=1 LD_LIBRARY_PATH=$(CURDIR)/.venv-standin/standin XDG_CACHE_HOME=$(CURDIR)/.venv-standin/cache \
+	OUTPACE_STANDIN=1 LD_LIBRARY_PATH="$(CURDIR)/.venv-standin/standin" XDG_CACHE_HOME="$(CURDIR)/.venv-standin/cache" \
 	  .venv-standin/bin/python -m pytest tests/standin tests/gpu/test_gpu_memory.py
 
 .venv-standin/installed: tests/standin/install.py $(wildcard tests/standin/*.c)

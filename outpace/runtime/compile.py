@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import platform
+import shlex
 import shutil
 import struct
 import tempfile
@@ -20,6 +21,7 @@ import torch
 
 from outpace.core.cache import cache_folder
 from outpace.core.crash import first_line
+from outpace.core.secrets import redact
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 CACHE_LOGGERS = ("torch._inductor.codecache", "torch._functorch._aot_autograd.autograd_cache")
@@ -57,7 +59,8 @@ _one_line = _OneLine()
 def keep_compiled_code() -> None:
     """Let the compiler keep its code and graphs in our cache folder, which the next run finds, and
     not in the temporary folder, which a restart empties. A folder that the user has named stays;
-    where ours cannot be written, PyTorch's own is taken. What is wrong with it takes a line."""
+    where ours cannot be written, or its path holds a space or a quote, which PyTorch does not quote
+    for the C++ compiler, PyTorch's own is taken. What is wrong with it takes a line."""
     for name in CACHE_LOGGERS:
         logging.getLogger(name).addFilter(_one_line)  # the same filter is added once
     # Importing the compiler sets the variable, if nobody has, to a temporary folder.
@@ -72,8 +75,13 @@ def keep_compiled_code() -> None:
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):  # os.access is no answer on a read-only mount
-                os.environ[CACHE_VARIABLE] = str(folder)
+                if not _needs_quotes(folder):
+                    os.environ[CACHE_VARIABLE] = str(folder)
     _delete_cut(Path(os.environ.get(CACHE_VARIABLE, default_cache_dir())))
+
+
+def _needs_quotes(path: Path) -> bool:
+    return shlex.quote(str(path)) != str(path)
 
 
 @functools.cache
@@ -123,5 +131,15 @@ def why_not(device: torch.device) -> str | None:
             torch.compile(probe)(x).backward()
     except Exception as error:  # the compiler's failures have no common type
         cause = getattr(error, "inner_exception", error)
-        return f"a probe failed with {type(cause).__name__}: {first_line(cause)[:120]}"
+        why = f"a probe failed with {type(cause).__name__}: {_telling_line(cause)[:120]}"
+        places = Path(torch.__file__).parent, Path(os.environ.get(CACHE_VARIABLE, ""))
+        if quoted := [str(path) for path in places if _needs_quotes(path)]:
+            why += f" (PyTorch needs a path without spaces or quotes, and {quoted[0]} is none)"
+        return why
     return None
+
+
+def _telling_line(error: BaseException) -> str:
+    """The first line that tells an error, as a C++ compiler does, else the first."""
+    lines = redact(str(error)).splitlines()
+    return next((line for line in lines if "error:" in line), first_line(error))

@@ -238,7 +238,9 @@ def test_d7_a_name_that_cannot_be_taken_back_is_the_disk_that_failed(
     with pytest.raises(StorageError, match=os.strerror(errno.EROFS)) as caught:
         saver.wait()
     assert caught.value.name == "CKPT-WRITE" and not told
-    assert store.fault(tmp_path / "step-00000001") is None, "the next start takes it, if it is whole"
+    assert store.fault(tmp_path / "step-00000001") is None, (
+        "the next start takes it, if it is whole"
+    )
 
 
 def test_d9_a_run_folder_that_is_deleted_is_not_made_anew(tiny_dataset, tmp_path):

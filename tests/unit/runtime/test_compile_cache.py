@@ -33,6 +33,23 @@ def test_the_temporary_folder_that_pytorch_takes_by_itself_does_not_stay(cache, 
     assert os.environ[CACHE_VARIABLE] == str(cache / "inductor")
 
 
+@pytest.mark.parametrize("name", ["a b", "it's", 'a"b', "a$b"])
+def test_a_path_that_a_shell_would_want_quoted_is_not_taken(cache, monkeypatch, name):
+    monkeypatch.setenv("OUTPACE_CACHE", str(cache / name))
+    keep_compiled_code()
+    assert os.environ.get(CACHE_VARIABLE, default_cache_dir()) == default_cache_dir()
+
+
+def test_a_compiler_that_fails_is_told_in_its_own_words_and_the_path_at_fault(tmp_path):
+    """A new process: what is compiled once is not compiled again."""
+    code = "import torch, outpace.runtime.compile as c; print(c.why_not(torch.device('cpu')))"
+    environment = {**os.environ, CACHE_VARIABLE: str(tmp_path / "a b"), "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert "error:" in run.stdout and f"{tmp_path / 'a b'} is none" in run.stdout, run.stderr
+
+
 def test_a_folder_that_the_user_has_named_stays(cache, monkeypatch):
     monkeypatch.setenv(CACHE_VARIABLE, "/elsewhere")
     keep_compiled_code()
