@@ -8,7 +8,7 @@ import tyro
 
 from outpace.config.load import parse_flags
 from outpace.config.ranges import Range
-from outpace.core.console import LIVE, err
+from outpace.core.console import bar
 from outpace.core.files import check_writable, replace_json
 from outpace.core.log import say, show, show_json
 
@@ -43,8 +43,6 @@ class Options:
 def run(argv: list[str]) -> int:
     options: Options = parse_flags(Options, argv, prog="outpace contamination")
 
-    from rich.progress import Progress
-
     from outpace.data.contamination import contamination
     from outpace.data.ngrams import NgramIndex
     from outpace.evals import contamination as records
@@ -62,14 +60,13 @@ def run(argv: list[str]) -> int:
     task, _, items = next(asked)
     check_writable(output)  # a corpus takes hours to read
     index = NgramIndex(records.passages(items), options.words)
-    with Progress(console=err, transient=True, disable=not LIVE) as progress:
-        bar = progress.add_task("reading tokens", total=dataset.tokens(options.split))
+    with bar(f"reading {dataset.name}") as progress:
         found = contamination(
             dataset,
             options.split,
             index,
             most_documents_per_gb=options.common,
-            progress=lambda tokens: progress.advance(bar, tokens),
+            progress=progress,
         )
     record = {"format": records.FORMAT, "task": task.name, **found}
     replace_json(output, record)

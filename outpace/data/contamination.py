@@ -31,12 +31,12 @@ def contamination(
     index: NgramIndex,
     *,
     most_documents_per_gb: float | None = COMMON_PER_GB,
-    progress: Callable[[int], None] = lambda tokens: None,
+    progress: Callable[[float], object] = lambda share: None,
 ) -> dict[str, Any]:
     """Read a split of `dataset`, and return which names of the index it holds, as a record.
 
-    A document's number is its place in the split, from 0. `progress` is told how many tokens were
-    read. DataError for a damaged shard.
+    A document's number is its place in the split, from 0. `progress` is told the share that
+    is read. DataError for a damaged shard.
     """
     started = time.perf_counter()
     stream, census, documents = dataset.stream(split), Census(index), 0
@@ -65,7 +65,7 @@ def contamination(
 
 
 def _blocks(
-    stream: TokenStream, tokenizer: Tokenizer, n: int, progress: Callable[[int], None]
+    stream: TokenStream, tokenizer: Tokenizer, n: int, progress: Callable[[float], object]
 ) -> Iterator[tuple[list[int], list[str]]]:
     """Numbers and texts of documents or parts of one, a block of tokens at a time. A block ends
     before a token that begins with white space, where no word and no character is cut; the part
@@ -91,7 +91,7 @@ def _blocks(
             texts.append(before + tokenizer.decode(part[i > 0 :].tolist()))
         before = " ".join(words(texts[-1][-TAIL_CHARACTERS:])[1 - n :]) + " "
         yield numbers, texts
-        progress(len(tokens))
+        progress(at / len(stream))
 
 
 @cache
