@@ -2,8 +2,10 @@
 Neither holds a secret of the environment.
 """
 
+import contextlib
 import datetime
 import errno
+import importlib.metadata
 import os
 import re
 import sys
@@ -39,11 +41,13 @@ def explain(error: BaseException, folder: Path | None = None) -> OutpaceError:
         return error
     package = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
     if package and not package.startswith("outpace"):
+        extra = _extra_of(package)
         return UsageError(
             "NO-PACKAGE",
             f"{sys.executable} has no package {package}",
-            do="run `make install` once (for optional packages `make install-dev`), then "
-            "`source .venv/bin/activate`",
+            do=f"pip install 'outpace[{extra}]'"
+            if extra
+            else "run `make install` once, then `source .venv/bin/activate`",
         )
     if isinstance(error, ValueError) and "embedded null" in str(error):
         return UsageError("BAD-PATH", "a path holds a NUL byte", do="name one without")
@@ -68,6 +72,17 @@ def explain(error: BaseException, folder: Path | None = None) -> OutpaceError:
     return OutpaceError(
         "BUG", f"{type(error).__name__}: {first_line(error)}", do=_report(error, folder)
     )
+
+
+def _extra_of(package: str) -> str | None:
+    """The extra that brings an optional package; None for what every installation has."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        for line in importlib.metadata.requires("outpace") or []:
+            name, _, marker = line.partition(";")
+            extra = re.search(r"extra == [\"'](\w+)[\"']", marker)
+            if extra and re.match(rf"{package}\b", name.replace("-", "_")):
+                return extra[1]
+    return None
 
 
 def first_line(error: BaseException) -> str:

@@ -251,6 +251,7 @@ def without(*packages: str) -> None:
     ("package", "argv", "command"),
     [
         ("transformers", ["convert", "run", "out", "--to", "outpace"], "'outpace[interop]'"),
+        ("transformers", ["bench", "generate"], "'outpace[interop]'"),
         ("huggingface_hub", ["sample", "hf:gpt2"], "huggingface_hub"),
     ],
 )
