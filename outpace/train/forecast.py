@@ -14,7 +14,7 @@ from outpace.model.roofline import BANDWIDTH_SHARE, LINK_SHARE, Rates, StepTime,
 from outpace.runtime.calibration import MAPS, Calibration
 from outpace.runtime.machines import Gpu
 from outpace.train.plan import DatasetFacts, Plan
-from outpace.train.planner import attention_kind
+from outpace.train.plan_compute import attention_kind
 
 STATE_BYTES = 12
 """A parameter's weight and two moments, fp32."""

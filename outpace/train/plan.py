@@ -1,12 +1,13 @@
-"""The config says what was asked; the plan says what will happen, and why. Plain values; they are
+"""The config says what was asked; the plan says what will happen, and why. Plain values; plans are
 made in `planner.py`.
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+from outpace.config.load import SetBy
 from outpace.config.presets import (
     GPT2_CONTEXT,
     VOCAB_MULTIPLE,
@@ -16,8 +17,13 @@ from outpace.config.presets import (
 from outpace.config.schema import RunConfig
 from outpace.core.errors import UsageError
 from outpace.core.files import sha256_json
+from outpace.core.units import count
 from outpace.data.order import VERSION as ORDER_VERSION
 from outpace.data.order import OrderSpec
+from outpace.model import cost
+from outpace.runtime.hardware import Machine
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -145,6 +151,41 @@ class Plan:
         settings = asdict(self)
         choices, warnings = settings.pop("choices"), settings.pop("warnings")
         return {"plan": settings, "choices": choices, "warnings": warnings}
+
+
+class Planning:
+    """One planning: what it depends on, and the reasons and warnings gathered on the way."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        set_by: SetBy,
+        machine: Machine,
+        dataset: DatasetFacts,
+        world_size: int,
+        can: Capabilities,
+    ) -> None:
+        self.config, self.set_by, self.machine = config, set_by, machine
+        self.dataset, self.world_size, self.can = dataset, world_size, can
+        self.shape = model_shape(config, dataset.vocab_size)
+        self.choices: list[Choice] = []
+        self.warnings: list[str] = []
+
+    def choose(self, setting: str, value: T, reason: str) -> T:
+        """Take `value` for a setting that was left open, and keep the reason."""
+        self.choices.append(Choice(setting, value, reason))
+        return value
+
+    def who(self, setting: str) -> str:
+        """Who set it: a flag, a recipe, ... or the default."""
+        return self.set_by.get(setting, "default")
+
+    @property
+    def size_name(self) -> str:
+        m = self.config.model
+        if all(v == "auto" for v in (m.n_layer, m.n_head, m.n_embd)):
+            return "355M" if m.model_size == "350M" else m.model_size
+        return count(cost.parameters(self.shape))
 
 
 def model_shape(config: RunConfig, vocab_size: int) -> GPT2Shape:

@@ -1,0 +1,136 @@
+"""The plan's batch: micro-batch, accumulation and tokens a step, within the machine's memory."""
+
+from typing import Any
+
+from outpace.config.presets import REFERENCE_TOKENS_PER_STEP
+from outpace.core.errors import OutOfMemory, UsageError
+from outpace.core.units import gib
+from outpace.model.memory import Memory
+from outpace.train.plan import Planning
+
+MEMORY_SHARE = 0.85
+"""Share of a machine's memory that a plan may fill; the rest is for fragmentation and others."""
+USEFUL_TOKENS = {"cpu": 4096, "cuda": 65_536}
+"""Tokens of a micro-batch from which on more are no faster. A CPU's: docs/lab-log.md. A GPU's: the
+weights' casts and gradients, 0.7 ms on an H100, are then a hundredth of the micro-step."""
+
+
+def batch(p: Planning, memory: Memory) -> tuple[int, int]:
+    """Micro-batch and accumulation that keep the invariant with all that is hard."""
+    b, T, W = p.config.batch, p.shape.context, p.world_size
+    S, A, M = b.tokens_per_step, b.gradient_accumulation_steps, b.micro_batch_size
+    if S != "auto" and A != "auto" and M != "auto":
+        if M * T * A * W != S:
+            do = "leave one of them out, or set it to auto"
+            raise UsageError("BATCH", _contradiction(p, M, A, S), do=do)
+        return _checked(p, M, memory), A
+    if S != "auto" and S % (T * W * (1 if A == "auto" else A) * (1 if M == "auto" else M)):
+        raise _indivisible(p, S, A, M)
+    # All memory, not what is free just now: the same command must plan the same run again.
+    fits = memory.most_sequences(T, p.machine.memory_bytes * MEMORY_SHARE)
+    if M != "auto":
+        if A != "auto":
+            return _checked(p, M, memory), A
+        target = REFERENCE_TOKENS_PER_STEP if S == "auto" else S
+        needed = max(1, round(target / (T * W * M)))
+        _accumulates(p, needed, target)
+        return _checked(p, M, memory), needed
+    if A != "auto":
+        if S != "auto":
+            return _checked(p, S // (T * W * A), memory), A
+        wanted = max(1, REFERENCE_TOKENS_PER_STEP // (T * W * A))
+        M = _fitting(p, wanted, fits, memory)
+        if (tokens := M * T * A * W) != REFERENCE_TOKENS_PER_STEP:
+            _warn_batch(p, tokens)
+        return M, A
+    target = REFERENCE_TOKENS_PER_STEP if S == "auto" else S
+    sequences = max(1, target // (T * W))
+    M = _fitting(p, sequences, fits, memory, divisor_of=sequences)
+    A = sequences // M
+    _accumulates(p, A, target)
+    return M, A
+
+
+def _fitting(
+    p: Planning, wanted: int, fits: int, memory: Memory, divisor_of: int | None = None
+) -> int:
+    """The largest micro-batch up to `wanted` that fits and is of use."""
+    T = p.shape.context
+    limit, reason = wanted, f"{wanted} x {T} tokens fit"
+    if fits < wanted:
+        limit, reason = max(1, fits), f"{max(1, fits)} x {T} tokens is what fits"
+    device = p.machine.device
+    useful = max(1, USEFUL_TOKENS[device] // T)
+    if useful < limit:
+        limit = useful
+        busy = f"keep a {'CPU' if device == 'cpu' else 'GPU'} busy"
+        reason = f"{useful} x {T} tokens {busy}, more are no faster; they fit"
+    if divisor_of:
+        limit = next(m for m in range(limit, 0, -1) if divisor_of % m == 0)
+    elif limit < wanted:
+        limit = 1 << (limit.bit_length() - 1)
+    _checked(p, limit, memory)
+    need = memory.peak(limit * T)
+    return p.choose(
+        "micro_batch_size",
+        limit,
+        f"{reason}: at most {gib(need)} of {gib(p.machine.memory_bytes)}",
+    )
+
+
+def _checked(p: Planning, micro: int, memory: Memory) -> int:
+    """Refuse a micro-batch that cannot fit in the machine at all; warn when it is close."""
+    need = memory.peak(micro * p.shape.context)
+    if need > p.machine.memory_bytes:
+        smaller = "a smaller --micro_batch_size with more --gradient_accumulation_steps, or "
+        raise OutOfMemory(
+            "MEMORY",
+            f"micro-batch {micro} x {p.shape.context} tokens of {p.size_name} needs "
+            f"about {gib(need)}; {p.machine.device_name} has "
+            f"{gib(p.machine.memory_bytes)}",
+            do=f"choose {smaller if micro > 1 else ''}a smaller --context or --model_size",
+        )
+    if need > p.machine.available_bytes:
+        p.warnings.append(
+            f"about {gib(need)} are needed and {gib(p.machine.available_bytes)} are free"
+        )
+    return micro
+
+
+def _accumulates(p: Planning, A: int, target: int) -> None:
+    p.choose("gradient_accumulation_steps", A, f"to reach {target:,} tokens a step")
+
+
+def _warn_batch(p: Planning, tokens: int) -> None:
+    p.warnings.append(
+        f"{tokens:,} tokens a step, where the recipe has {REFERENCE_TOKENS_PER_STEP:,}: "
+        f"--gradient_accumulation_steps was given, so the batch is what a micro-batch allows; "
+        f"leave that flag out (or set --tokens_per_step) for the recipe's batch"
+    )
+
+
+def _contradiction(p: Planning, M: int, A: int, S: int) -> str:
+    T, W = p.shape.context, p.world_size
+    return (
+        f"micro_batch_size {M} ({p.who('micro_batch_size')}) x context {T} x "
+        f"gradient_accumulation_steps {A} ({p.who('gradient_accumulation_steps')}) x "
+        f"{W} process{'es' if W > 1 else ''} = {M * T * A * W:,} tokens a step, but "
+        f"tokens_per_step is {S:,} ({p.who('tokens_per_step')})"
+    )
+
+
+def _indivisible(p: Planning, S: int, A: Any, M: Any) -> UsageError:
+    T, W = p.shape.context, p.world_size
+    unit = T * W * (1 if A == "auto" else A) * (1 if M == "auto" else M)
+    parts = [f"context {T}"]
+    parts += [f"{W} processes"] if W > 1 else []
+    for name, value in (("gradient_accumulation_steps", A), ("micro_batch_size", M)):
+        parts += [f"{name} {value} ({p.who(name)})"] if value != "auto" else []
+    below, above = S // unit * unit, -(-S // unit) * unit
+    near = f"{below:,} or {above:,}" if below else f"{above:,}"
+    return UsageError(
+        "BATCH",
+        f"tokens_per_step {S:,} ({p.who('tokens_per_step')}) is not a multiple of "
+        f"{' x '.join(parts)} = {unit:,}",
+        do=f"choose --tokens_per_step {near.replace(',', '')}, or leave one of them out",
+    )

@@ -1,0 +1,192 @@
+"""The plan's kernels: precision, attention, loss, compiling, and what decides among them."""
+
+from dataclasses import replace
+
+from outpace.core.errors import UsageError
+from outpace.model import cost
+from outpace.model.memory import Attention, Memory, Moment, StepSettings, training_memory
+from outpace.train.plan import Planning
+
+NOT_DETERMINISTIC = ("cudnn", "flash_attn")
+"""Attention whose backward adds in any order on a GPU, or is not known not to."""
+CPU_FLOPS_PER_CORE = 100e9
+"""Rough rate of one core, to judge whether compiling pays."""
+
+
+def deterministic(p: Planning) -> bool:
+    asked, on_gpu = p.config.compute.deterministic, p.machine.device == "cuda"
+    if asked != "auto":
+        return asked == "on"
+    reason = "it costs speed on a GPU" if on_gpu else "a resume then gives the same bits"
+    return p.choose("deterministic", not on_gpu, reason)
+
+
+def precision(p: Planning) -> cost.Precision:
+    asked, machine = p.config.compute.mixed_precision, p.machine
+    if asked != "auto":
+        if asked == "bf16" and not machine.bf16:
+            p.warnings.append(
+                f"{machine.device_name} has no fast bf16: expect it to be slower than fp32"
+            )
+        return asked
+    if machine.bf16:
+        return p.choose("mixed_precision", "bf16", f"{machine.device_name} has fast bf16")
+    if machine.device == "cuda":
+        return p.choose("mixed_precision", "fp16", "this GPU has fp16 units but no bf16")
+    return p.choose("mixed_precision", "no", "this CPU has neither avx512_bf16 nor AMX")
+
+
+def attention(p: Planning, precision: str, deterministic: bool) -> tuple[str, str]:
+    compute, shape = p.config.compute, p.shape
+    backend, reason = compute.attention_backend, "asked of PyTorch for this shape"
+    deterministic &= p.machine.device == "cuda"
+    if deterministic and backend in NOT_DETERMINISTIC:
+        raise UsageError(
+            "NOT-DETERMINISTIC",
+            f"the backward of --attention_backend {backend} may differ from run to run",
+            do="leave it at auto, or leave --deterministic off",
+        )
+    if backend == "auto" and compute.use_flash_attention and deterministic:
+        can = [b for b in ("flash", "efficient") if _serves(p, b, precision)]
+        backend, reason = [*can, "sdpa"][0], "its backward has a deterministic form"
+    elif backend == "auto" and compute.use_flash_attention:
+        backend, reason = p.can.fastest_attention(precision, shape)
+    elif backend == "auto":
+        backend = "reference"
+    masked = p.config.data.document_mask
+    if masked:
+        backend, reason = _masking(p, backend, reason, precision)
+    why_not, kernel = p.can.attention(backend, precision, shape.head_dim, shape.dropout, masked)
+    if compute.use_flash_attention and (why_not or is_materialised(kernel)):
+        reason = why_not or (
+            f"with dropout {shape.dropout:g} PyTorch falls back to its {kernel} kernel here"
+        )
+        if p.set_by.get("use_flash_attention") == "flag":
+            raise UsageError(
+                "NO-FLASH",
+                f"no flash attention kernel can be used: {reason}",
+                do="set --dropout 0" if shape.dropout else "add --no_use_flash_attention",
+            )
+        p.warnings.append(f"attention will store the T x T matrix: {reason}")
+    p.choose("attention_backend", f"{backend} ({kernel})", reason)
+    return backend, kernel
+
+
+def _serves(p: Planning, backend: str, precision: str) -> bool:
+    head_dim, dropout = p.shape.head_dim, p.shape.dropout
+    why_not, _ = p.can.attention(backend, precision, head_dim, dropout, False)
+    return why_not is None
+
+
+def _masking(p: Planning, backend: str, reason: str, precision: str) -> tuple[str, str]:
+    """A backend that can keep documents apart, and why it is that one."""
+    head_dim, dropout = p.shape.head_dim, p.shape.dropout
+    why_not, _ = p.can.attention(backend, precision, head_dim, dropout, True)
+    if p.config.compute.attention_backend != "auto":
+        if backend == "flex" and dropout:
+            why_not = "FlexAttention has no dropout"
+        if why_not:
+            raise UsageError(
+                "NO-DOCUMENT-MASK",
+                f"--attention_backend {backend} cannot keep documents apart: {why_not}",
+                do="leave it at auto, or leave --document_mask out",
+            )
+        return backend, reason
+    if backend == "reference":
+        return backend, reason
+    no_flex, _ = p.can.attention("flex", precision, head_dim, dropout, True)
+    if no_flex is None and not dropout:
+        return "flex", "it skips what a document mask leaves out"
+    return "sdpa", f"it takes a document mask, {p.shape.context} x {p.shape.context} bits"
+
+
+def bf16_residual(p: Planning, precision: str) -> bool:
+    asked = p.config.compute.bf16_residual
+    if asked == "on" and precision != "bf16":
+        raise UsageError(
+            "BF16-RESIDUAL",
+            f"--bf16_residual on needs bf16 products, and the precision is {precision}",
+            do="add --mixed_precision bf16",
+        )
+    if asked != "auto":
+        return asked == "on"
+    if precision == "bf16":
+        return p.choose("bf16_residual", True, "less memory traffic, as in llm.c")
+    return False
+
+
+def tf32(p: Planning, precision: str) -> bool:
+    asked = p.config.compute.tf32
+    if asked == "on" and p.machine.device == "cpu":
+        raise UsageError("NO-TF32", "a CPU has no TF32 units", do="leave out --tf32 on")
+    on_gpu = p.machine.device == "cuda"
+    return on_gpu and (asked == "on" or (asked == "auto" and precision != "no"))
+
+
+def fp8_head(p: Planning, precision: str) -> bool:
+    if not p.config.compute.fp8_head:
+        return False
+    if why_not := p.can.fp8_why_not(precision, p.shape):
+        raise UsageError("NO-FP8", f"no fp8 head: {why_not}", do="leave --fp8_head out")
+    return True
+
+
+def compiled(p: Planning, tokens: float) -> bool:
+    asked = p.config.compute.compile
+    if asked == "off":
+        return False
+    if asked == "auto" and p.machine.device == "cpu":
+        flops = tokens * cost.flops_per_token(p.shape)
+        if flops < 120 * CPU_FLOPS_PER_CORE * p.machine.cores:
+            reason = "on a CPU so short a run does not repay compiling"
+            return p.choose("compile", False, reason)
+    if why_not := p.can.compile_why_not():
+        if asked == "on":
+            raise UsageError(
+                "NO-COMPILE",
+                f"torch.compile does not work here: {why_not}",
+                do="--compile auto",
+            )
+        p.warnings.append(f"torch.compile is off: {why_not}; expect half the speed")
+        return p.choose("compile", False, why_not)
+    return p.choose("compile", True, p.can.compile_reason)
+
+
+def cross_entropy(p: Planning, precision: str, compiled: bool, fp8: bool) -> str:
+    row = p.config.compute.cross_entropy
+    if row == "auto":
+        row, reason = p.can.fastest_cross_entropy(precision, p.shape, compiled, fp8)
+        return p.choose("cross_entropy", row, reason)
+    if why_not := p.can.cross_entropy_why_not(row, precision, compiled, fp8):
+        raise UsageError(
+            "NO-CROSS-ENTROPY",
+            f"--cross_entropy {row} cannot be used here: {why_not}",
+            do="leave it at auto",
+        )
+    return row
+
+
+def micro_batch_memory(
+    p: Planning, settings: StepSettings, compiled: bool | None, fp8: bool
+) -> Memory:
+    """What a micro-batch needs: the most of either case where compiling is undecided."""
+    asked = p.config.compute.cross_entropy
+    moments: list[Moment] = []
+    for way in (False, True) if compiled is None else (compiled,):
+        row = asked
+        if row == "auto":
+            row, _ = p.can.fastest_cross_entropy(settings.precision, p.shape, way, fp8)
+        moments += training_memory(replace(settings, compiled=way, cross_entropy=row)).moments
+    return Memory(tuple(moments))
+
+
+def is_materialised(kernel: str) -> bool:
+    """Whether the T x T matrix is stored: by plain operators, or by PyTorch's last resort."""
+    return kernel in ("MATH", "ERROR", "materialised")
+
+
+def attention_kind(backend: str, kernel: str) -> Attention:
+    """What attention keeps in memory."""
+    if not is_materialised(kernel):
+        return "fused"
+    return "reference" if backend == "reference" else "eager"

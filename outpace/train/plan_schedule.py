@@ -1,0 +1,106 @@
+"""The plan's length, learning rate and validation."""
+
+import math
+
+from outpace.config.presets import REFERENCE_TOKENS_PER_STEP, size
+from outpace.core.errors import UsageError
+from outpace.core.units import count
+from outpace.model import cost
+from outpace.train.plan import Planning
+
+DEFAULT_TOKENS = 10_000_000_000
+MOST_EPOCHS = 4
+"""Up to 4 passes repeated text is nearly as good as new (Muennighoff et al. 2023)."""
+MANY_EPOCHS = 16
+"""From about here on another pass teaches next to nothing (the same)."""
+
+
+def max_steps(p: Planning, tokens_per_step: int) -> int:
+    s = p.config.schedule
+    given = [name for name in ("max_tokens", "max_steps") if getattr(s, name) != "auto"]
+    flags = [name for name in given if p.set_by.get(name) == "flag"]
+    by = flags if len(flags) == 1 else given  # one flag counts before a recipe
+    if "max_tokens" in by:
+        assert s.max_tokens != "auto"
+        steps = s.max_tokens // tokens_per_step
+        if not steps:
+            raise UsageError(
+                "LENGTH",
+                f"max_tokens {s.max_tokens:,} ({p.who('max_tokens')}) is less than one "
+                f"step of {tokens_per_step:,} tokens",
+                do="choose a larger --max_tokens or a smaller --tokens_per_step",
+            )
+        return min(s.max_steps, steps) if s.max_steps != "auto" and "max_steps" in by else steps
+    if s.max_steps != "auto":
+        return s.max_steps
+    most = MOST_EPOCHS * p.dataset.train_tokens
+    tokens = min(DEFAULT_TOKENS, most)
+    reason = (
+        f"{MOST_EPOCHS} passes over {count(p.dataset.train_tokens)} tokens"
+        if most < DEFAULT_TOKENS
+        else "10 billion tokens"
+    )
+    return p.choose("max_steps", max(1, tokens // tokens_per_step), reason)
+
+
+def epochs(p: Planning, tokens: int) -> float:
+    epochs = tokens / max(1, p.dataset.train_tokens)
+    if epochs > MANY_EPOCHS:
+        p.warnings.append(
+            f"the text will be read {epochs:,.0f} times, and from about {MANY_EPOCHS} times on "
+            "hardly anything more is learned from it: prepare more text, or set a smaller "
+            "--max_steps"
+        )
+    return epochs
+
+
+def learning_rate(p: Planning, tokens_per_step: int) -> float:
+    if p.config.schedule.lr != "auto":
+        return p.config.schedule.lr
+    name, channels = p.config.model.model_size, p.shape.n_embd
+    published = size(name)
+    lr, reason = published.lr, f"GPT-3's {published.lr:g} for {name} (table 2.1)"
+    if channels != published.n_embd:  # as muP has it (Yang et al. 2022, table 3)
+        lr *= published.n_embd / channels
+        reason += f" x {published.n_embd:,} / {channels:,} channels"
+    if tokens_per_step < REFERENCE_TOKENS_PER_STEP:
+        lr *= math.sqrt(tokens_per_step / REFERENCE_TOKENS_PER_STEP)
+        reason += f" x sqrt({tokens_per_step:,} / 524,288 tokens a step)"
+    return p.choose("lr", float(f"{lr:.2g}"), reason)
+
+
+def warmup_steps(p: Planning, max_steps: int) -> int:
+    asked = p.config.schedule.warmup_steps
+    if asked == "auto":
+        return min(700, round(0.04 * max_steps))
+    if asked >= max_steps:
+        p.warnings.append(
+            f"the learning rate warms up for {asked:,} steps, and the run has {max_steps:,}: "
+            "it never reaches --lr"
+        )
+    return asked
+
+
+def val_tokens(p: Planning) -> int:
+    asked, T = p.config.evaluation.val_tokens, p.shape.context
+    available = max(0, p.dataset.val_tokens - 1)
+    if not available:
+        p.warnings.append(
+            f"{p.dataset.name} has no validation tokens, so no validation loss is measured; "
+            "`outpace prepare --val_fraction 0.01` holds some back"
+        )
+    if asked != "auto":
+        return min(asked, available)
+    if p.machine.device == "cuda":
+        return min(10_485_760, available)
+    forward = cost.flops_per_token(p.shape) / 3
+    budget = max(4 * T, min(1_048_576, int(8e12 / forward)) // T * T)
+    tokens = min(budget, available)
+    return p.choose("val_tokens", tokens, "bounded so that a CPU scores it quickly")
+
+
+def bos_aligned(p: Planning) -> bool:
+    if not p.config.data.bos_aligned:
+        return False
+    unread = f"leaves {p.dataset.unread:.0%} of the text unread: what is cut off documents"
+    return p.choose("bos_aligned", True, unread)
