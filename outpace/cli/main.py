@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 from outpace.core.errors import BUG, DONE, UsageError
+from outpace.core.limits import cores_to_run_on, usable_cores
 from outpace.core.registry import Registry
 
 COMMANDS = Registry(
@@ -83,6 +84,8 @@ def _dispatch(argv: list[str]) -> int:
     _check_working_folder()
     if argv[0] in COMPUTING and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT  # read once, when torch is imported
+    if "OMP_NUM_THREADS" not in os.environ and (cores := usable_cores()) < cores_to_run_on():
+        os.environ["OMP_NUM_THREADS"] = str(cores)  # libgomp does not know a container's share
     code: int = COMMANDS.load(argv[0]).run(argv[1:])
     return code
 

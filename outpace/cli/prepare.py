@@ -17,6 +17,7 @@ from outpace.cli.prepare_source import SourceOptions, make_source
 from outpace.config.load import parse_flags
 from outpace.config.ranges import Range
 from outpace.core.errors import DataError, UsageError
+from outpace.core.limits import usable_cores
 from outpace.core.log import note, say, show, show_json
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _prepared(options: Options, output: Path) -> "Dataset | None":
     from outpace.data.sources import SOURCES
 
     SOURCES.check(options.source, "hellaswag")
-    workers = options.workers or os.cpu_count() or 1
+    workers = options.workers or usable_cores()
     source: Any = make_source(options.source, options, output, workers, options.limit_tokens)
     if options.source == "pretokenized" and _as_it_is(source, options):
         from outpace.data.adopt import adopt

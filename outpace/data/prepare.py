@@ -19,6 +19,7 @@ import numpy as np
 
 from outpace.core.errors import DataError, Stopped, UsageError
 from outpace.core.files import fsync_folder, replace_json, sha256_json
+from outpace.core.limits import usable_cores
 from outpace.core.log import note
 from outpace.data import nanogpt_split
 from outpace.data.decontaminate import Benchmark
@@ -87,7 +88,7 @@ def prepare(
     """Tokenise `source` into `output` and return the dataset; continues what was interrupted."""
     _check(options)
     started = time.perf_counter()
-    workers = workers or os.cpu_count() or 1
+    workers = workers or usable_cores()
     TOKENIZERS.check(options.tokenizer)
     preload(options.tokenizer, tokenizer_engine)
     work = work_of(options, tokenizer_engine)

@@ -21,6 +21,7 @@ import numpy as np
 
 from outpace.core.errors import RunInUse, UsageError
 from outpace.core.files import sha256_json, storage_error
+from outpace.core.limits import usable_cores
 from outpace.core.log import note
 from outpace.data.encode import Piece, Work
 from outpace.data.prepare import PrepareOptions, prepare, work_of
@@ -89,7 +90,7 @@ def prepare_share(
         note(f"rank {rank} of {world_size} is done; {missing:,} parts of others are to come")
         return None
     try:
-        engine = PartsEngine(folder, work, workers or os.cpu_count() or 1)
+        engine = PartsEngine(folder, work, workers or usable_cores())
         dataset = prepare(source, output, options, engine=engine, **usual)  # type: ignore[arg-type]
     except RunInUse:
         note(f"rank {rank} of {world_size} is done, and another one merges")
@@ -115,7 +116,7 @@ def _write_parts(
     tasks = [(number, chunks[number], 0) for number in wanted]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        pieces = ThreadEngine(workers or os.cpu_count() or 1)(tasks, work)
+        pieces = ThreadEngine(workers or usable_cores())(tasks, work)
         left = iter(wanted)
         for number, group in itertools.groupby(pieces, lambda found: found[0]):
             for empty in itertools.takewhile(lambda n, at=number: n != at, left):  # type: ignore[misc]

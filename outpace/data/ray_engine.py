@@ -16,6 +16,7 @@ from typing import Any
 
 from outpace.core.crash import first_line
 from outpace.core.errors import OutpaceError, PeerLost, UsageError
+from outpace.core.limits import usable_cores
 from outpace.data.encode import Piece, Work, encode_chunk
 from outpace.data.sources import Chunk
 from outpace.data.threads import Task
@@ -90,7 +91,7 @@ class RayEngine:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if self.address == LOCAL:
             options |= {
-                "num_cpus": self.workers or os.cpu_count(),
+                "num_cpus": self.workers or usable_cores(),
                 "include_dashboard": False,
                 "_node_ip_address": "127.0.0.1",
             }

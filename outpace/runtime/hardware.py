@@ -3,7 +3,6 @@ no peak, and then no MFU is printed.
 """
 
 import contextlib
-import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from outpace.core.limits import GROUPS, memory_limits, usable_cores
 from outpace.runtime.machines import by_device_name
 
 
@@ -47,7 +47,7 @@ def detect(device: str) -> Machine:
         return Machine(
             device,
             name,
-            _usable_cores(),
+            usable_cores(),
             total,
             free,
             torch.cuda.is_bf16_supported(including_emulation=False),
@@ -57,11 +57,11 @@ def detect(device: str) -> Machine:
     memory = psutil.virtual_memory()
     total, free = memory.total, memory.available
     with contextlib.suppress(OSError):
-        for limit, used in memory_limits(Path("/proc/self/cgroup").read_text()):
+        for limit, used in memory_limits(GROUPS.read_text()):
             if limit < memory.total:  # cgroup v1 writes 2^63 for none
                 total, free = min(total, limit), min(free, max(0, limit - used))
     bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return Machine("cpu", _cpu_name(), _usable_cores(), total, free, bf16)
+    return Machine("cpu", _cpu_name(), usable_cores(), total, free, bf16)
 
 
 def peak_of(name: str) -> tuple[float | None, str | None]:
@@ -91,35 +91,6 @@ def peak_resident_bytes() -> int:
 
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def memory_limits(groups: str, root: Path = Path("/sys/fs/cgroup")) -> list[tuple[int, int]]:
-    """(limit, in use) in bytes of every control group with a limit that this process is in: of a
-    container, a SLURM job, a systemd unit. `groups` is the text of /proc/self/cgroup; cgroup v1 and
-    v2 (kernel documentation, cgroup-v1/memory.rst and cgroup-v2.rst)."""
-    found = []
-    for line in groups.splitlines():
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            top, limit, used = root, "memory.max", "memory.current"
-        elif "memory" in controllers.split(","):
-            top, limit, used = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-        else:
-            continue
-        here = top / path.strip("/")
-        for folder in (here, *here.parents):
-            with contextlib.suppress(OSError, ValueError):  # `max`, or no limit at that level
-                number = int((folder / limit).read_text())
-                found.append((number, int((folder / used).read_text())))
-            if folder == top:
-                break
-    return found
 
 
 def _cpu_name() -> str:

@@ -27,6 +27,7 @@ from outpace.core.errors import (
     UsageError,
 )  # fmt: skip
 from outpace.core.files import fsync_folder
+from outpace.core.limits import usable_cores
 from outpace.core.runfolder import RunFolder
 from outpace.core.runstate import is_held, last_step, read_state
 from outpace.core.units import GIB, MIB, gib
@@ -116,7 +117,7 @@ def _versions() -> Iterator[Finding]:
 
 
 def _threads() -> Iterator[Finding]:
-    cores, threads = _cores(), torch.get_num_threads()
+    cores, threads = usable_cores(), torch.get_num_threads()
     asked = os.environ.get("OMP_NUM_THREADS")
     found = f"{threads} of torch on {cores} cores, OMP_NUM_THREADS {asked or 'not set'}"
     if threads > cores:
@@ -125,16 +126,6 @@ def _threads() -> Iterator[Finding]:
         yield warning("threads", found, f"export OMP_NUM_THREADS={cores}, to train on all cores")
     else:
         yield Finding("threads", found)
-
-
-def _cores() -> int:
-    """Cores this process may use, by affinity and by its container's quota."""
-    cores = detect("cpu").cores
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, -(-int(quota) // int(period))))
 
 
 def _memory() -> Iterator[Finding]:

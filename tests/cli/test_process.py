@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from outpace.cli.main import COMMANDS
+from outpace.core.limits import cores_to_run_on
 
 from .helpers import TRAIN
 
@@ -272,6 +274,34 @@ def test_threads_do_not_spin_for_long_unless_the_user_says_so(given, count, tiny
         text=True,
     )
     assert "NO-MODEL" in done.stderr and f"GOMP_SPINCOUNT = '{count}'" in done.stderr
+
+
+@pytest.fixture
+def one_core() -> Iterator[Path]:
+    """A real control group whose processes get one core's time."""
+    group = Path("/sys/fs/cgroup/cpu") / f"outpace-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "cpu.cfs_quota_us").write_text("100000")
+    except OSError:
+        pytest.skip("no control groups of version 1 that may be changed")
+    yield group
+    group.rmdir()
+
+
+@pytest.mark.skipif(cores_to_run_on() < 2, reason="a share of one core is all of it")
+@pytest.mark.parametrize(("given", "threads"), [({}, 1), ({"OMP_NUM_THREADS": "2"}, 2)])
+def test_a_containers_share_of_time_sets_the_threads(given, threads, one_core, folder):
+    env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, "-m", "outpace", "doctor"],
+        cwd=folder,
+        env=env | {"PYTHONPATH": str(ROOT)} | given,
+        preexec_fn=lambda: (one_core / "cgroup.procs").write_text(str(os.getpid())),
+        capture_output=True,
+        text=True,
+    )
+    assert f"threads: {threads} of torch on 1 cores" in done.stdout, done.stdout
 
 
 @pytest.mark.parametrize("where", [">/dev/full 2>&1", "2>/dev/full", ">&-", "2>&-", ">&- 2>&-"])

@@ -24,6 +24,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+from outpace.core.limits import usable_cores
 from outpace.data.sources import WholeSource
 
 PACKAGE_LIMIT = 3_000_000
@@ -64,7 +65,7 @@ class PydocsSource(WholeSource):
         documents = list(_topics())
         seen: set[bytes] = set()
         used: dict[str, int] = {}
-        workers = min(8, os.cpu_count() or 1)
+        workers = min(8, usable_cores())
         # Spawned: a fork would copy the locks that other threads happen to hold.
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, spawn, _start_worker) as pool:
