@@ -33,8 +33,8 @@ class ModelConfig:
     vocab_multiple: Annotated[int, Range(1, 4096)] = VOCAB_MULTIPLE
     """The vocabulary is padded to a multiple of this, which tensor cores like; 1: not at all."""
     init_from: str = ""
-    """Start from the weights of a run, a checkpoint or Hugging Face folder, or hf:NAME.
-    Empty: random weights."""
+    """Start from the weights of a run, a checkpoint or Hugging Face folder, or hf:NAME, in its
+    shape unless flags say another. Empty: random weights."""
 
 
 @dataclass
@@ -89,7 +89,7 @@ class ScheduleConfig:
     lr: Annotated[float | Auto, Range(0, 100, above=True)] = "auto"
     """Peak learning rate.
     auto: GPT-3's for the size (6e-4 for 124M), times the size's channels over the model's; less for
-    smaller batches, by their square root."""
+    smaller batches, by their square root; a tenth with --init_from."""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     """Learning rate after warm-up; constant, or:
     cosine: down to min_lr_ratio over the run.

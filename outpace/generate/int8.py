@@ -9,22 +9,21 @@ import warnings
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from outpace.core.errors import UsageError
 from outpace.model.gpt2 import GPT2
-from outpace.model.matrices import with_matrices
+from outpace.model.matrices import Activation, with_matrices
 
 
 class Int8Linear(nn.Module):
     """x (..., in) -> (..., out) through an int8 matrix."""
 
     def __init__(
-        self, weight: torch.Tensor, bias: torch.Tensor | None = None, gelu: bool = False
+        self, weight: torch.Tensor, bias: torch.Tensor | None = None, activate: Activation = None
     ) -> None:
         super().__init__()
-        self.gelu = gelu
+        self.activate = activate
         scale = (weight.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny).double()
         rows = torch.zeros(len(weight), dtype=torch.int64)
         with warnings.catch_warnings():  # of PyTorch 2.13: deprecated, with nothing yet in place
@@ -34,7 +33,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = torch.ops.quantized.linear_dynamic(x, self.packed, True)
-        return F.gelu(y, approximate="tanh") if self.gelu else y
+        return self.activate(y) if self.activate else y
 
 
 def int8(model: GPT2) -> GPT2:

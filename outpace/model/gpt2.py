@@ -113,7 +113,8 @@ class Block(nn.Module):
 
 
 class GPT2(nn.Module):
-    """The language model. `model(idx)` gives logits, `model(idx, targets)` the summed loss."""
+    """The language model. `model(idx)` gives logits, `model(idx, targets)` the summed loss. Its
+    weights are PyTorch's defaults until `init_weights` is called or others are loaded."""
 
     def __init__(self, shape: GPT2Shape, compute: Compute | None = None) -> None:
         super().__init__()

@@ -16,10 +16,12 @@ from torch import nn
 
 from outpace.model.gpt2 import GPT2, MLP
 from outpace.ops.cross_entropy import mask_padding
+from outpace.ops.mlp import gelu
 
-Make = Callable[[torch.Tensor, torch.Tensor | None, bool], nn.Module]
-"""(weight (out, in), bias (out,) or None, whether GELU follows) -> a module (..., in) -> (..., out)
-that does all of it."""
+Activation = Callable[[torch.Tensor], torch.Tensor] | None
+Make = Callable[[torch.Tensor, torch.Tensor | None, Activation], nn.Module]
+"""(weight (out, in), bias (out,) or None, what follows) -> a module (..., in) -> (..., out) that
+does all of it."""
 
 
 class InferenceGPT2(GPT2):
@@ -39,32 +41,39 @@ def with_matrices(model: GPT2, make: Make) -> GPT2:
     with torch.device("meta"):
         new = InferenceGPT2(model.shape, model.compute)
     new.wte, new.wpe, new.ln_f = model.wte, model.wpe, model.ln_f
-    new.head = make(model.wte.weight, None, False)
+    new.head = make(model.wte.weight, None, None)
     for block, old in zip(new.h, model.h, strict=True):
         block.ln_1, block.ln_2 = old.ln_1, old.ln_2
         for name in ("c_attn", "c_proj"):
             linear = getattr(old.attn, name)
-            setattr(block.attn, name, make(linear.weight, linear.bias, False))
+            setattr(block.attn, name, make(linear.weight, linear.bias, None))
         mlp = cast(MLP, old.mlp)
         block.mlp = nn.Sequential(
-            make(mlp.c_fc.weight, mlp.c_fc.bias, True),
-            make(mlp.c_proj.weight, mlp.c_proj.bias, False),
+            make(mlp.c_fc.weight, mlp.c_fc.bias, gelu),
+            make(mlp.c_proj.weight, mlp.c_proj.bias, None),
         )
     return new.eval()
+
+
+FUSED: dict[Activation, tuple[str, str]] = {None: ("none", ""), gelu: ("gelu", "tanh")}
+"""What oneDNN calls it: an operator and its algorithm."""
 
 
 class PackedLinear(nn.Module):
     """x (..., in) -> (..., out) through a matrix in oneDNN's layout. Computes in the type of its
     weight, and answers in that of x."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, gelu: bool) -> None:
+    def __init__(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, activate: Activation
+    ) -> None:
         super().__init__()
-        self.dtype, self.gelu = weight.dtype, ("gelu", "tanh") if gelu else ("none", "")
+        self.dtype = weight.dtype
+        self.fused = FUSED[activate]
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
         self.bias = None if bias is None else bias.detach()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        name, algorithm = self.gelu
+        name, algorithm = self.fused
         y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
             x.to(self.dtype), self.packed, self.bias, name, [], algorithm
         )
@@ -87,8 +96,8 @@ def packed(model: GPT2, dtype: torch.dtype = torch.float32) -> GPT2:
     """The model with its matrices laid out for this CPU, in `dtype`; the rest computes in fp32."""
     return with_matrices(
         model,
-        lambda weight, bias, gelu: PackedLinear(
-            weight.to(dtype), None if bias is None else bias.to(dtype), gelu
+        lambda weight, bias, activate: PackedLinear(
+            weight.to(dtype), None if bias is None else bias.to(dtype), activate
         ),
     )
 

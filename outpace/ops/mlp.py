@@ -5,10 +5,15 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    """GPT-2's GELU, a tanh approximation."""
+    return F.gelu(x, approximate="tanh")
+
+
 def gelu_linear(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *, recompute: bool = False
 ) -> torch.Tensor:
-    """gelu(x) weight^T + bias, with GPT-2's tanh approximation. x (..., 4C) -> (..., C).
+    """gelu(x) weight^T + bias. x (..., 4C) -> (..., C).
 
     The weight's gradient needs gelu(x), GELU's own needs x. `recompute` keeps only x, which saves
     4C numbers a token and layer for one pointwise operator more (llm.c's `-r 1`, train_gpt2.cu).
@@ -24,4 +29,4 @@ def gelu_linear(
 
 
 def _gelu_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    return F.linear(F.gelu(x, approximate="tanh"), weight, bias)
+    return F.linear(gelu(x), weight, bias)

@@ -1,6 +1,7 @@
 """A run's records as pieces of HTML. Every text from a record passes `markup.escape`."""
 
 import json
+import tomllib
 from collections.abc import Sequence
 
 from outpace.core import units
@@ -94,6 +95,7 @@ def comparison(runs: Sequence[Run]) -> str:
         ["peak memory, GiB", *(decimals(s.memory_gib, 1) for s in summaries)],
     ]  # fmt: skip
     settings = differing([_settings(run) for run in runs])
+    settings = {k: v for k, v in settings.items() if len({shown(k, one) for one in v}) > 1}
     split = "settings that differ" if settings else "same settings"
     rows.append([f'<span class="split">{split}</span>', *[""] * len(runs)])
     rows += [
@@ -113,7 +115,9 @@ def differing(records: Sequence[JsonObject]) -> dict[str, list[object]]:
     keys = dict.fromkeys(key for record in records for key in record)
     rows = {key: [record.get(key) for record in records] for key in keys}
     return {
-        k: v for k, v in rows.items() if len({json.dumps(one, sort_keys=True) for one in v}) > 1
+        k: v
+        for k, v in rows.items()
+        if len({json.dumps(one, sort_keys=True, default=str) for one in v}) > 1
     }
 
 
@@ -242,7 +246,18 @@ def _settings(run: Run) -> JsonObject:
     machine: JsonObject = {k: run.machine[k] for k in ("device_name", "cores") if k in run.machine}
     known = [k for k in ("outpace", "torch", "git_commit") if k in run.versions]
     versions: JsonObject = {k: run.versions[k] for k in known}
-    return {**run.plan, **data, **machine, **versions}
+    return {**_asked(run), **run.plan, **data, **machine, **versions}
+
+
+def _asked(run: Run) -> JsonObject:
+    """What config.toml says of what is trained and how; in the plan, `auto` is resolved."""
+    try:
+        config = tomllib.loads(run.config_toml)
+    except tomllib.TOMLDecodeError:
+        return {}
+    sections = [config.get(name) for name in ("model", "data", "schedule", "optimizer", "compute")]
+    values = {k: v for one in sections if isinstance(one, dict) for k, v in one.items()}
+    return {k: v for k, v in values.items() if k not in ("dataset", "device")}
 
 
 def _samples(run: Run) -> str:

@@ -24,11 +24,11 @@ from outpace.runtime.compile import why_not as compile_why_not
 from outpace.runtime.cpu_memory import keep_memory, use_huge_pages
 from outpace.runtime.distributed import Group
 from outpace.runtime.precision import DTYPES, grad_scaler, use_tf32
-from outpace.runtime.seeds import generator, use_deterministic_kernels
+from outpace.runtime.seeds import use_deterministic_kernels
 from outpace.tokenizer import Tokenizer, get_tokenizer
 from outpace.train.guard import Guard
-from outpace.train.load_model import load_model
-from outpace.train.plan import Capabilities, Plan, check_pretrained_context
+from outpace.train.initial import initialise
+from outpace.train.plan import Capabilities, Plan
 from outpace.train.step import Trainable
 from outpace.train.stop import StopRequest
 from outpace.train.watchdog import Watchdog
@@ -152,7 +152,7 @@ def build_trainable(
         end_of_text=end_of_text,
     )
     model = GPT2(plan.shape, compute)
-    _initialise(model, config, plan)
+    initialise(model, config.model.init_from, plan.seed)
     model.to(device).train()
     ddp = None
     if group.ranks.world_size > 1:
@@ -227,16 +227,10 @@ def assemble(
 def initial_weights(s: Session) -> None:
     """Put the model and the optimiser back to where the run began."""
     fresh = GPT2(s.plan.shape)
-    _initialise(fresh, s.config, s.plan)  # on the CPU, where it was done the first time
+    # On the CPU, where it was done the first time.
+    initialise(fresh, s.config.model.init_from, s.plan.seed)
     s.model.load_state_dict(fresh.state_dict())
     s.trainable.optimizer.state.clear()
-
-
-def _initialise(model: GPT2, config: RunConfig, plan: Plan) -> None:
-    if config.model.init_from:
-        _load_initial(model, config.model.init_from)
-    else:
-        model.init_weights(generator(plan.seed, "init"))
 
 
 def _guard(config: RunConfig, plan: Plan) -> Guard:
@@ -249,22 +243,3 @@ def _guard(config: RunConfig, plan: Plan) -> Guard:
         threshold=safety.spike_threshold if safety.guard else 0.0,
         skip_spikes=safety.skip_spikes,
     )
-
-
-def _load_initial(model: GPT2, reference: str) -> None:
-    """Copy the weights that `--init_from` names; a shorter context takes the first positions."""
-    source = load_model(reference, torch.device("cpu")).model
-    check_pretrained_context(model.shape.context, source.shape.context, reference)
-    weights = source.state_dict()
-    weights["wpe.weight"] = weights["wpe.weight"][: model.shape.context]
-    of = source.shape
-    for name, p in model.state_dict().items():
-        if name not in weights or weights[name].shape != p.shape:
-            raise UsageError(
-                "INIT-FROM",
-                f"{reference} has another shape ({name}): {of.n_layer} layers, {of.n_head} heads, "
-                f"{of.n_embd} channels, {of.vocab_size} tokens",
-                do=f"train with --n_layer {of.n_layer} --n_head {of.n_head} --n_embd {of.n_embd}, "
-                "on a dataset of its vocabulary",
-            )
-    model.load_state_dict(weights)

@@ -60,10 +60,14 @@ class Evaluation:
         yield from self._run(tasks, samples=1)
 
     def missed(self) -> Iterator[str]:
-        """Run what fell on the step of a resume and was cut off by what ended the run before."""
+        """Run what fell on the step of a resume and was cut off by what ended the run before; of
+        weights that were trained already, the loss before the first step."""
         step = self.progress.step
-        if step and step != self.s.plan.max_steps:
-            yield from self._run(self._falls_on(step) - self._recorded(), samples=1)
+        tasks = self._falls_on(step)
+        if step == 0:
+            tasks &= {"validation"} if self.s.plan.init_from else set()
+        if step != self.s.plan.max_steps:
+            yield from self._run(tasks - self._recorded(), samples=1)
 
     def final(self) -> Iterator[str]:
         """Run what has not been recorded for the last step; `complete` unless told to stop."""
@@ -73,8 +77,9 @@ class Evaluation:
         self.complete = not self.s.group.largest(int(self.s.stop.requested))
 
     def _run(self, tasks: set[str], *, samples: int) -> Iterator[str]:
-        if tasks:
-            self.s.watchdog.beat(f"evaluating step {self.progress.step}")
+        if not tasks:
+            return
+        self.s.watchdog.beat(f"evaluating step {self.progress.step}")
         with self.share.counted("validation" in tasks):
             yield from self._each(tasks, samples)
 

@@ -13,6 +13,7 @@ from outpace.train.assemble import make_loader
 from outpace.train.corpus import facts_of
 from outpace.train.elsewhere import plan_elsewhere
 from outpace.train.forecast import Forecast, forecast, lines, rates_here, sheet_rates
+from outpace.train.initial import take_shape
 from outpace.train.plan import DatasetFacts, Plan
 from outpace.train.plan_lines import data_line
 from outpace.train.run import plan_run
@@ -46,6 +47,7 @@ class Expected:
 def expect(config: RunConfig, set_by: SetBy, price_per_hour: float) -> Expected:
     """Of this machine: predicted from its calibration, else from its data sheet. DataError, as
     `outpace train` would raise it, when the dataset is too small for a step."""
+    config = take_shape(config, set_by)
     plan, machine, mixture, device = plan_run(config, set_by, from_environment())
     make_loader(plan, mixture, 0, device)  # refuses a dataset that is too small
     facts = facts_of(mixture, config)
@@ -68,6 +70,7 @@ def expect_elsewhere(
     config: RunConfig, set_by: SetBy, machine: str, price_per_hour: float
 ) -> Expected:
     """Of the GPUs that `--machine` names, predicted from their data sheet."""
+    config = take_shape(config, set_by)
     plan, there, gpu, facts, data = plan_elsewhere(config, set_by, machine)
     predicted = forecast(
         config,

@@ -9,13 +9,11 @@ from typing import Any, TypeVar
 
 from outpace.config.load import SetBy
 from outpace.config.presets import (
-    GPT2_CONTEXT,
     VOCAB_MULTIPLE,
     GPT2Shape,
     size,
 )
 from outpace.config.schema import RunConfig
-from outpace.core.errors import UsageError
 from outpace.core.files import sha256_json
 from outpace.core.units import count
 from outpace.data.order import VERSION as ORDER_VERSION
@@ -118,6 +116,7 @@ class Plan:
     hellaswag_limit: int | None
     save_every_steps: int
     log_every_steps: int
+    init_from: str
     choices: list[Choice] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -200,16 +199,6 @@ def model_shape(config: RunConfig, vocab_size: int) -> GPT2Shape:
         m.dropout,
         m.vocab_multiple,
     )
-
-
-def check_pretrained_context(context: int, positions: int, source: str) -> None:
-    """Refuse a context beyond the positions a pretrained model has learned."""
-    if context > positions:
-        raise UsageError(
-            "CONTEXT",
-            f"--context {context} is beyond the {positions} positions that {source} has learned",
-            do=f"choose --context {min(positions, GPT2_CONTEXT)} or less",
-        )
 
 
 UNSAID: dict[str, Any] = {

@@ -39,6 +39,8 @@ def print_plan(
         f"GPT-2 {plan.model_size}: {plan.parameters:,} parameters, {plan.n_layer} layers, "
         f"{plan.n_head} heads, {plan.n_embd} channels, context {plan.context}"
     )
+    if plan.init_from:
+        say(f"weights from {plan.init_from}")
     peak = f", peak {plan_peak(machine)}" if machine.peak_flops else ""
     number = f"{plan.world_size} x " if plan.world_size > 1 and plan.device == "cuda" else ""
     say(f"on {number}{machine.device_name} ({machine.device}, {gib(machine.memory_bytes)}{peak})")

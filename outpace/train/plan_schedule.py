@@ -13,6 +13,9 @@ MOST_EPOCHS = 4
 """Up to 4 passes repeated text is nearly as good as new (Muennighoff et al. 2023)."""
 MANY_EPOCHS = 16
 """From about here on another pass teaches next to nothing (the same)."""
+TRAINED_LR = 0.1
+"""Share of the pre-training rate for weights that are trained already (OpenAI's guide to
+fine-tuning: 0.02 to 0.2)."""
 
 
 def max_steps(p: Planning, tokens_per_step: int) -> int:
@@ -66,6 +69,9 @@ def learning_rate(p: Planning, tokens_per_step: int) -> float:
     if tokens_per_step < REFERENCE_TOKENS_PER_STEP:
         lr *= math.sqrt(tokens_per_step / REFERENCE_TOKENS_PER_STEP)
         reason += f" x sqrt({tokens_per_step:,} / 524,288 tokens a step)"
+    if p.config.model.init_from:
+        lr *= TRAINED_LR
+        reason += f" x {TRAINED_LR:g}, for weights that are trained already"
     return p.choose("lr", float(f"{lr:.2g}"), reason)
 
 
@@ -87,8 +93,9 @@ def val_tokens(p: Planning) -> int:
     if not available:
         p.warnings.append(
             f"{p.dataset.name} has no validation tokens, so no validation loss is measured; "
-            "`outpace prepare --val_fraction 0.01` holds some back"
+            "prepare it into another folder with --val_fraction 0.01, which holds some back"
         )
+        return 0
     if asked != "auto":
         return min(asked, available)
     if p.machine.device == "cuda":

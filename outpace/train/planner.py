@@ -115,6 +115,7 @@ def make_plan(
         hellaswag_limit=limit,
         save_every_steps=often if save_every == "auto" else save_every,
         log_every_steps=(10 if on_gpu else 1) if log_every == "auto" else log_every,
+        init_from=c.model.init_from,
         choices=p.choices,
         warnings=p.warnings,
     )

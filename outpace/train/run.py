@@ -39,7 +39,7 @@ from outpace.train.corpus import facts_of, open_mixture, trained_on
 from outpace.train.environment import describe_environment, versions
 from outpace.train.forecast import checkpoint_bytes, checkpoints_kept
 from outpace.train.guard import Diverged
-from outpace.train.load_model import check_there
+from outpace.train.initial import take_shape
 from outpace.train.loop import agree, train
 from outpace.train.plan import Plan, identity, run_name
 from outpace.train.plan_lines import data_line, print_plan
@@ -77,8 +77,7 @@ def _share(machine: Machine) -> Machine:
 
 def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
     """Train. Returns the exit code (0 or 75) and the run folder; raises OutpaceError else."""
-    if config.model.init_from:
-        check_there(config.model.init_from)  # before a dataset is made, or anything measured
+    config = take_shape(config, set_by)  # before a dataset is made, or anything measured
     stop = StopRequest(None if config.schedule.max_hours == "auto" else config.schedule.max_hours)
     ranks = distributed.from_environment()
     plan, machine, mixture, device = plan_run(config, set_by, ranks, make_data=True)

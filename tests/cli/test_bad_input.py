@@ -230,6 +230,24 @@ def test_a_context_beyond_a_pretrained_models_positions_is_refused(refused, tiny
 
 def test_a_pretrained_model_of_another_shape_is_refused(refused, tiny, pretrained):
     refused(2, "INIT-FROM", *TRAIN, "--init_from", pretrained, "--n_embd", "64")
+    error = refused(2, "INIT-FROM", *TRAIN, "--init_from", pretrained, "--n_head", "4").error
+    assert "2 heads" in error, "whose weights have the same shapes"
+
+
+def test_a_pretrained_model_gives_the_shape_and_a_smaller_rate(run, tiny, pretrained, folder):
+    """And its loss before the first step is measured."""
+    shape = {"--n_layer", "--n_head", "--n_embd", "--context"}
+    pairs = zip(TRAIN[1::2], TRAIN[2::2], strict=True)
+    flags = [word for pair in pairs if pair[0] not in shape for word in pair]
+    planned = run("plan", *flags, "--init_from", pretrained)
+    assert planned.code == 0 and "1 layers, 2 heads, 32 channels, context 64" in planned.out
+    assert f"weights from {pretrained}" in planned.out
+    assert "x 0.1, for weights that are trained already" in planned.out
+    assert run("train", *flags, "--init_from", pretrained, "--run_dir", "tuned").code == 0
+    evals = [json.loads(line) for line in (folder / "tuned" / "evals.jsonl").open()]
+    assert next(e["step"] for e in evals if e["task"] == "validation") == 0
+    assert run("train", *flags, "--init_from", pretrained, "--run_dir", "tuned").code == 0
+    assert run("plan", *flags, "--init_from", "no/model").error.startswith("error[NO-MODEL]")
 
 
 def test_training_goes_on_from_a_pretrained_model_with_a_shorter_context(run, tiny, pretrained):

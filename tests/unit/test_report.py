@@ -191,6 +191,19 @@ def test_several_runs_are_overlaid_and_only_what_differs_is_listed(tmp_path: Pat
     assert best == [f"{summarise(load_run(runs[1])).val_loss:.3f}"]
 
 
+def test_settings_that_no_plan_holds_are_compared_too(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / side) for side in ("left", "right")]
+    for run, decay in zip(runs, (0.1, 0.5), strict=True):
+        (run / "config.toml").write_text(
+            f'[optimizer]\nweight_decay = {decay}\noptimizer = "adamw"\n[run]\nrun_dir = "{run}"\n'
+        )
+    html = page(load_runs(runs))
+    table = re.search("settings that differ(.*?)</table>", html, re.DOTALL)
+    assert table and re.findall('<th scope="row">(.*?)</th>', table[1]) == ["weight_decay"]
+    (runs[1] / "config.toml").write_text("[optimizer")
+    assert "weight_decay" in page(load_runs(runs)), "what cannot be read is nobody's"
+
+
 def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / side / "run", steps=20) for side in ("left", "right")]
     assert [run.name for run in load_runs(runs)] == ["left/run", "right/run"]

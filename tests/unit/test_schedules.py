@@ -2,14 +2,15 @@
 
 import math
 from itertools import pairwise
+from typing import get_args, get_type_hints
 
 import pytest
 
 from outpace.config.schema import ScheduleConfig
-from outpace.optim.schedules import multiplier
+from outpace.optim.schedules import SCHEDULES, multiplier
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize(("total", "warmup"), [(1, 0), (2, 1), (100, 10), (1000, 0), (50, 60)])
 def test_bounds_and_continuity(schedule, total, warmup):
     config = ScheduleConfig(schedule=schedule)
@@ -17,6 +18,11 @@ def test_bounds_and_continuity(schedule, total, warmup):
     assert all(0 < v <= 1 for v in values)
     largest = max(1 / (warmup + 1), math.pi / 2 / max(1, total - warmup), 1 / max(1, total * 0.2))
     assert all(abs(a - b) <= largest + 1e-9 for a, b in pairwise(values))
+
+
+def test_the_flag_takes_every_schedule_and_no_other():
+    choices = get_args(get_type_hints(ScheduleConfig)["schedule"])
+    assert list(choices) == list(SCHEDULES)
 
 
 def test_cosine_is_nanogpts():

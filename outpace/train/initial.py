@@ -1,0 +1,70 @@
+"""The weights that a run starts from: random ones, or those of the model that `--init_from` names,
+whose shape it takes.
+"""
+
+from dataclasses import replace
+
+import torch
+
+from outpace.config.load import SetBy
+from outpace.config.presets import GPT2_CONTEXT, SIZES
+from outpace.config.schema import RunConfig
+from outpace.core.errors import UsageError
+from outpace.model.gpt2 import GPT2
+from outpace.runtime.seeds import generator
+from outpace.train.load_model import load_model
+
+
+def take_shape(config: RunConfig, set_by: SetBy) -> RunConfig:
+    """The settings with the shape of the model that `--init_from` names, unless a flag or a recipe
+    says another. UsageError or CheckpointError where there is no such model."""
+    m = config.model
+    if not m.init_from:
+        return config
+    of = load_model(m.init_from, torch.device("cpu")).model.shape
+    left = {name for name, who in set_by.items() if who == "default"}
+    if "context" in left:
+        m = replace(m, context=min(m.context, of.context))
+    if "vocab_multiple" in left:
+        m = replace(m, vocab_multiple=of.vocab_multiple)
+    if {"model_size", "n_layer", "n_head", "n_embd"} <= left:
+        for name, size in SIZES.items():
+            if (of.n_layer, of.n_head, of.n_embd) == (size.n_layer, size.n_head, size.n_embd):
+                return replace(config, model=replace(m, model_size=name))
+        m = replace(m, n_layer=of.n_layer, n_head=of.n_head, n_embd=of.n_embd)
+    return replace(config, model=m)
+
+
+def initialise(model: GPT2, init_from: str, seed: int) -> None:
+    """Give a model the weights that a run with these settings starts from."""
+    if init_from:
+        _load(model, init_from)
+    else:
+        model.init_weights(generator(seed, "init"))
+
+
+def _load(model: GPT2, reference: str) -> None:
+    """Copy the weights that `--init_from` names; a shorter context takes the first positions."""
+    source = load_model(reference, torch.device("cpu")).model
+    of, asked = source.shape, model.state_dict()
+    if model.shape.context > of.context:
+        raise UsageError(
+            "CONTEXT",
+            f"--context {model.shape.context} is beyond the {of.context} positions that "
+            f"{reference} has learned",
+            do=f"choose --context {min(of.context, GPT2_CONTEXT)} or less",
+        )
+    weights = source.state_dict()
+    weights["wpe.weight"] = weights["wpe.weight"][: model.shape.context]
+    # Another number of heads has weights of the same shapes, and another meaning.
+    if of.n_head != model.shape.n_head or any(
+        name not in weights or weights[name].shape != p.shape for name, p in asked.items()
+    ):
+        raise UsageError(
+            "INIT-FROM",
+            f"{reference} has another shape: {of.n_layer} layers, {of.n_head} heads, "
+            f"{of.n_embd} channels, {of.vocab_size} tokens",
+            do="leave --model_size, --n_layer, --n_head and --n_embd out, and train on a dataset "
+            "of its vocabulary",
+        )
+    model.load_state_dict(weights)
