@@ -36,8 +36,9 @@ class Options:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run, a checkpoint, a Hugging Face or TensorFlow folder, nanoGPT's ckpt.pt, llm.c's .bin, or
     hf:NAME."""
-    tasks: str = "loss,hellaswag"
-    """Comma-separated: loss, hellaswag, lambada, piqa, arc_easy, winogrande, text."""
+    tasks: str = "auto"
+    """Comma-separated: loss, hellaswag, lambada, piqa, arc_easy, winogrande, text.
+    auto: loss, and hellaswag where its questions are prepared."""
     protocol: str = "completion"
     """HellaSwag's rendering: completion (raw ctx, normalised by tokens), harness (as lm-eval), or
     both. Other tasks have one, lm-eval's."""
@@ -258,6 +259,11 @@ def _tasks(options: Options) -> list[str]:
     """The tasks of `--tasks`; UsageError for an unknown one, or none."""
     from outpace.evals.tasks import TASKS
 
+    if options.tasks == "auto":
+        if options.hellaswag_path.exists():
+            return [LOSS, "hellaswag"]
+        note(f"no HellaSwag: there is no {options.hellaswag_path} (outpace prepare hellaswag)")
+        return [LOSS]
     known = (LOSS, *TASKS.names(), TEXT)
     tasks = [name.strip() for name in options.tasks.split(",")]
     for task in tasks:

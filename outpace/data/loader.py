@@ -105,11 +105,13 @@ class Loader:
         rows = zip(mixture.datasets, self.streams, self.order.blocks, mixture.shares, strict=True)
         for dataset, stream, blocks, share in rows:
             if blocks < (needed := math.ceil(share * self.shape.sequences_per_step)):
+                most = int(blocks / share) * self.spec.context
                 raise DataError(
                     "TOO-LITTLE-DATA",
                     f"a step needs {needed} sequences of {self.spec.context} tokens, and the "
                     f"{split} split of {dataset.folder} has {blocks} ({len(stream):,} tokens)",
-                    do="prepare more text, or choose a smaller --tokens_per_step or --context"
+                    do="prepare more text, or choose "
+                    + (f"--tokens_per_step {most} or less" if most else "a smaller --context")
                     + (", or leave --bos_aligned out" if self.spec.bos_aligned else ""),
                 )
 

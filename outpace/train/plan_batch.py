@@ -13,6 +13,8 @@ MEMORY_SHARE = 0.85
 USEFUL_TOKENS = {"cpu": 4096, "cuda": 65_536}
 """Tokens of a micro-batch from which on more are no faster. A CPU's: docs/lab-log.md. A GPU's: the
 weights' casts and gradients, 0.7 ms on an H100, are then a hundredth of the micro-step."""
+STEPS_A_PASS = 4
+"""Steps that a pass over the text has at least, unless the batch was asked for."""
 
 
 def batch(p: Planning, memory: Memory) -> tuple[int, int]:
@@ -28,27 +30,38 @@ def batch(p: Planning, memory: Memory) -> tuple[int, int]:
         raise _indivisible(p, S, A, M)
     # All memory, not what is free just now: the same command must plan the same run again.
     fits = memory.most_sequences(T, p.machine.memory_bytes * MEMORY_SHARE)
+    if M != "auto" and A != "auto":
+        return _checked(p, M, memory), A
+    target = _target(p) if S == "auto" else S
     if M != "auto":
-        if A != "auto":
-            return _checked(p, M, memory), A
-        target = REFERENCE_TOKENS_PER_STEP if S == "auto" else S
         needed = max(1, round(target / (T * W * M)))
         _accumulates(p, needed, target)
         return _checked(p, M, memory), needed
     if A != "auto":
         if S != "auto":
             return _checked(p, S // (T * W * A), memory), A
-        wanted = max(1, REFERENCE_TOKENS_PER_STEP // (T * W * A))
+        wanted = max(1, target // (T * W * A))
         M = _fitting(p, wanted, fits, memory)
-        if (tokens := M * T * A * W) != REFERENCE_TOKENS_PER_STEP:
-            _warn_batch(p, tokens)
+        if (tokens := M * T * A * W) != target:
+            _warn_batch(p, tokens, target)
         return M, A
-    target = REFERENCE_TOKENS_PER_STEP if S == "auto" else S
     sequences = max(1, target // (T * W))
     M = _fitting(p, sequences, fits, memory, divisor_of=sequences)
     A = sequences // M
     _accumulates(p, A, target)
     return M, A
+
+
+def _target(p: Planning) -> int:
+    """Tokens a step when none were asked for: the recipe's, or what a small text has steps for."""
+    most = p.dataset.train_tokens // STEPS_A_PASS
+    if most >= REFERENCE_TOKENS_PER_STEP:
+        return REFERENCE_TOKENS_PER_STEP
+    return p.choose(
+        "tokens_per_step",
+        1 << max(0, most.bit_length() - 1),
+        f"a pass over {p.dataset.train_tokens:,} tokens then has {STEPS_A_PASS} steps or more",
+    )
 
 
 def _fitting(
@@ -101,9 +114,10 @@ def _accumulates(p: Planning, A: int, target: int) -> None:
     p.choose("gradient_accumulation_steps", A, f"to reach {target:,} tokens a step")
 
 
-def _warn_batch(p: Planning, tokens: int) -> None:
+def _warn_batch(p: Planning, tokens: int, target: int) -> None:
+    recipes = target == REFERENCE_TOKENS_PER_STEP
     p.warnings.append(
-        f"{tokens:,} tokens a step, where the recipe has {REFERENCE_TOKENS_PER_STEP:,}: "
+        f"{tokens:,} tokens a step, where the {'recipe' if recipes else 'text'} has {target:,}: "
         f"--gradient_accumulation_steps was given, so the batch is what a micro-batch allows; "
         f"leave that flag out (or set --tokens_per_step) for the recipe's batch"
     )

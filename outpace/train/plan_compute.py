@@ -38,7 +38,7 @@ def precision(p: Planning) -> cost.Precision:
 
 def attention(p: Planning, precision: str, deterministic: bool) -> tuple[str, str]:
     compute, shape = p.config.compute, p.shape
-    backend, reason = compute.attention_backend, "asked of PyTorch for this shape"
+    backend, reason = compute.attention_backend, "as asked"
     deterministic &= p.machine.device == "cuda"
     if deterministic and backend in NOT_DETERMINISTIC:
         raise UsageError(
@@ -52,7 +52,7 @@ def attention(p: Planning, precision: str, deterministic: bool) -> tuple[str, st
     elif backend == "auto" and compute.use_flash_attention:
         backend, reason = p.can.fastest_attention(precision, shape)
     elif backend == "auto":
-        backend = "reference"
+        backend, reason = "reference", "no flash attention was asked for"
     masked = p.config.data.document_mask
     if masked:
         backend, reason = _masking(p, backend, reason, precision)

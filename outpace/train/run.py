@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 import tomllib
 from pathlib import Path
@@ -49,6 +50,8 @@ from outpace.train.resume import check_startable, resume, roll_back
 from outpace.train.stop import StopRequest
 from outpace.train.watchdog import Watchdog
 
+LENGTH = re.compile("--max[_-](?:steps|tokens)(=.*)?")
+
 
 def plan_run(
     config: RunConfig, set_by: SetBy, ranks: distributed.Ranks, *, make_data: bool = False
@@ -86,8 +89,8 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
     if root == "auto":
         root = str(Path("runs") / run_name(plan, mixture.name, same))
     folder = RunFolder(Path(root))
-    if config.data.dataset == "auto" and ranks.is_main:
-        _tell_of_others(folder, argv)
+    if config.run.run_dir == "auto" and ranks.is_main:
+        _tell_of_others(config, folder, argv)
     environment = describe_environment(plan, machine)
     lock = None
     if ranks.is_main:
@@ -159,18 +162,37 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
             lock.release()
 
 
-def _tell_of_others(folder: RunFolder, argv: list[str]) -> None:
-    """`--dataset auto` may find another dataset than it did: then this very command does not go on
-    with the run that it began."""
+def _tell_of_others(config: RunConfig, folder: RunFolder, argv: list[str]) -> None:
+    """Where this very command does not go on with the run that it began, since `--dataset auto`
+    finds another dataset than it did, or with one that it continues but for its length."""
     for plan in sorted(folder.root.parent.glob("*/plan.json")):
         other = RunFolder(plan.parent)
+        if other == folder:
+            continue
         with contextlib.suppress(OutpaceError, OSError, ValueError, LookupError, TypeError):
-            began = json.loads(plan.read_text(encoding="utf-8"))["command"] == argv
-            if other != folder and began and read_state(other)["state"] != "finished":
-                warn(
-                    f"this command began {other.root}, which is not finished; to go on with it: "
-                    f"--dataset {trained_on(other)[0]}"
+            began = json.loads(plan.read_text(encoding="utf-8"))["command"]
+            if config.data.dataset == "auto" and began == argv:
+                if read_state(other)["state"] != "finished":
+                    warn(
+                        f"this command began {other.root}, which is not finished; to go on with "
+                        f"it: --dataset {trained_on(other)[0]}"
+                    )
+            elif not folder.root.exists() and _but_for_length(began) == _but_for_length(argv):
+                note(
+                    f"{other.root} differs in its length only; to go on with it: "
+                    f"--run_dir {other.root}"
                 )
+
+
+def _but_for_length(argv: list[str]) -> list[str]:
+    words = iter(argv)
+    kept = []
+    for word in words:
+        if not (length := LENGTH.fullmatch(word)):
+            kept.append(word)
+        elif length[1] is None:
+            next(words, None)
+    return kept
 
 
 def _check_hellaswag(config: RunConfig, set_by: SetBy, plan: Plan, mixture: Mixture) -> None:
