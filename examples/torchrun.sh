@@ -14,10 +14,14 @@ patience=() # torch 2.11 has no such flag, and waits 30 seconds for a save
 trap 'stop=1; kill -TERM "$child" 2>/dev/null' TERM INT
 
 for ((try = 1; try <= tries; try++)); do
+    before=$(cat "$run/STATUS.json" 2>/dev/null)
     .venv/bin/torchrun --standalone --nproc_per_node "$processes" "${patience[@]}" \
         train.py --run_dir "$run" "$@" &
     child=$!
     wait "$child" || wait "$child"
+    own=$?
+    # Refused before it began, it leaves the record of the run before.
+    [ "$own" -ne 0 ] && [ "$before" = "$(cat "$run/STATUS.json" 2>/dev/null)" ] && exit "$own"
     code=$(.venv/bin/outpace status "$run" --json | .venv/bin/python -c '
 import json, sys
 status = json.load(sys.stdin)

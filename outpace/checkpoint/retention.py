@@ -5,12 +5,14 @@ run in the same folder, nor those that a rollback left behind. One that a stop o
 takes no place of one that was due: a rollback would find others than without the stop.
 """
 
+import contextlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from outpace.checkpoint import store
+from outpace.core.errors import StorageError
 from outpace.core.log import warn
 
 LEAST = 2
@@ -58,6 +60,12 @@ class Retention:
             stay.add(min(scored, key=lambda p: (losses or {})[store.step_of(p)]))
         return [p for p in candidates if p not in stay and self._let_go(p)]
 
+    def lasting(self, due: Sequence[Path]) -> list[Path]:
+        """Those of `due`, oldest first, that are there whatever the losses were and whenever the
+        run was interrupted: a rollback goes by them."""
+        newest = due[-max(self.last, LEAST) :]
+        return [p for p in due if p in newest or self._is_milestone(p)]
+
     def _newest(self, paths: Sequence[Path]) -> set[Path]:
         good = (path for path in reversed(paths) if self._good(path))
         return set(itertools.islice(good, max(self.last, LEAST)))
@@ -77,8 +85,9 @@ class Retention:
         return every > 0 and store.step_of(path) % every == 0
 
     def _good(self, path: Path) -> bool:
-        if path not in self.verified and store.fault(path) is None:
-            self.verified.add(path)
+        with contextlib.suppress(StorageError):  # cannot be read just now
+            if path not in self.verified and store.fault(path) is None:
+                self.verified.add(path)
         return path in self.verified
 
     @staticmethod
@@ -86,7 +95,7 @@ class Retention:
         """The run that a manifest names; "" before format 2, None when it cannot be read."""
         try:
             return str(store.read_manifest(path).get("run", ""))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except store.UNREADABLE:
             return None
 
 
@@ -97,5 +106,9 @@ def on_the_way(path: Path, left_at: Sequence[int]) -> bool:
 
 
 def is_due(path: Path, every_steps: int) -> bool:
-    """Whether a checkpoint is one that the run makes every so many steps."""
+    """Whether a checkpoint is one that the run makes every so many steps: so many as it made them
+    at that time, which its manifest says, or else `every_steps`."""
+    with contextlib.suppress(*store.UNREADABLE):
+        if isinstance(due := store.read_manifest(path).get("due"), bool):
+            return due
     return every_steps == 0 or store.step_of(path) % every_steps == 0

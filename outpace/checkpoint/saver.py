@@ -51,8 +51,14 @@ class Saver:
             return
         stall_s = time.perf_counter() - started
         arguments = (copied, write, done, started, stall_s)
-        self._thread = threading.Thread(target=self._commit, args=arguments, name="outpace-saver")
-        self._thread.start()
+        thread = threading.Thread(target=self._commit, args=arguments, name="outpace-saver")
+        try:
+            thread.start()
+        except RuntimeError as error:  # a limit on processes
+            warn(f"[SAVE-IN-FRONT] {error}: training waits for this save")
+            self._commit(copied, write, done, started, None)
+            return
+        self._thread = thread
 
     @property
     def failed(self) -> bool:

@@ -16,6 +16,7 @@ Tensors are safetensors and all else JSON: loading runs no code.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -58,6 +59,15 @@ _DTYPES = {
     torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64",
     torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
+UNREADABLE = OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError
+"""What reading something that may hold anything raises."""
+NOT_DAMAGE = {
+    errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EPERM, errno.ESTALE,
+    errno.ETIMEDOUT,
+}  # fmt: skip
+"""A file that cannot be read just now, or by this user, is none the worse."""
+LISTINGS = 5
+"""How often a reader looks again at checkpoints that the run deletes meanwhile."""
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -73,6 +83,8 @@ class Origin:
     config_sha256: str = ""
     dataset: str = ""
     environment_sha256: str = ""
+    due: bool | None = None
+    """Whether it was made because the run makes one every so many steps."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +124,9 @@ def save(
     """
     origin = origin or Origin()
     final = folder / name_of(step, origin.lineage)
+    if final.is_symlink() or final.is_file():  # which `paths` does not take for a checkpoint
+        _set_aside(final)
+        warn(f"[CKPT-BAD] {final} is no folder, and was renamed")
     save_as(final, step, tensors, state, origin)
     with contextlib.suppress(StorageError):  # a hint may be stale
         replace_file(folder / LATEST, final.name + "\n")
@@ -194,7 +209,8 @@ def step_of(path: Path) -> int:
 
 
 def fault(path: Path) -> str | None:
-    """Why the folder is not a whole checkpoint, or None when every hash is right."""
+    """Why the folder is not a whole checkpoint, or None when every hash is right. StorageError when
+    that cannot be told just now."""
     try:
         manifest = read_manifest(path)
         if manifest["format"] not in READABLE:
@@ -217,7 +233,14 @@ def fault(path: Path) -> str | None:
             return "its step is not a number"
         if not isinstance(json.loads((path / STATE).read_bytes()), dict):
             return f"{STATE} is no object"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno in NOT_DAMAGE:
+            raise StorageError(
+                "CKPT-UNREADABLE",
+                f"cannot read {path}: {error.strerror}",
+                kept="all checkpoints, untouched",
+                do="check the permissions, the disk or its network, then run it again",
+            ) from error
         return f"it cannot be read ({type(error).__name__}: {error})"
     return None
 
@@ -239,6 +262,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def load(path: Path) -> Checkpoint:
     """Verify every hash of one checkpoint, and open it; CheckpointError when it is damaged."""
     if why := fault(path):
+        if not path.is_dir():
+            raise CheckpointError("NO-CKPT", f"{path} is gone", do="use a newer one of the run")
         _refuse_other_release(path, why)
         raise CheckpointError("CKPT-BAD", f"{path}: {why}", do="use another checkpoint of the run")
     return open_verified(path)
@@ -267,16 +292,28 @@ def latest(folder: Path, *, set_aside: bool = True) -> Checkpoint | None:
     """The newest checkpoint that verifies; None when there never was one. Bad newer ones are warned
     of, and renamed out of the way with `set_aside`, which needs the run's lock; when none is good,
     or another release wrote a newer one, CheckpointError: training never restarts silently."""
-    bad: list[tuple[Path, str]] = []
-    for path in reversed(paths(folder)):
-        if (why := fault(path)) is None:
-            for other, reason in bad:
-                warn(f"[CKPT-BAD] {other.name}: {reason}; going on from {path.name}")
-                if set_aside:
-                    os.rename(other, other.with_name(f"bad-{other.name}-{uuid.uuid4().hex[:8]}"))
-            return open_verified(path)
-        _refuse_other_release(path, why)
-        bad.append((path, why))
+    for _ in range(LISTINGS):
+        listed = paths(folder)
+        bad: list[tuple[Path, str]] = []
+        for path in reversed(listed):
+            if (why := fault(path)) is None:
+                for other, reason in bad:
+                    warn(f"[CKPT-BAD] {other.name}: {reason}; going on from {path.name}")
+                    if set_aside:
+                        _set_aside(other)
+                return open_verified(path)
+            if path.is_dir():
+                _refuse_other_release(path, why)
+                bad.append((path, why))
+        if all(path.is_dir() for path in listed):
+            break  # the run deleted none meanwhile
+    else:
+        raise CheckpointError(
+            "CKPT-GONE",
+            f"the run in {folder.parent} deletes its checkpoints faster than they are read",
+            kept="the run",
+            do="run it again, or train with more --keep_checkpoints",
+        )
     if bad:
         raise CheckpointError(
             "NO-GOOD-CKPT",
@@ -286,6 +323,10 @@ def latest(folder: Path, *, set_aside: bool = True) -> Checkpoint | None:
             do="restore one from a copy, or start again in another --run_dir",
         )
     return None
+
+
+def _set_aside(path: Path) -> None:
+    os.rename(path, path.with_name(f"bad-{path.name}-{uuid.uuid4().hex[:8]}"))
 
 
 def paths(folder: Path) -> list[Path]:
@@ -315,6 +356,16 @@ def sweep(folder: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def remains_bytes(folder: Path) -> int:
+    """Bytes of what `sweep` would remove."""
+    return sum(
+        file.stat().st_size
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if _TEMPORARY.fullmatch(path.name) and not path.is_symlink()
+        for file in (path.iterdir() if path.is_dir() else [path])
+    )
 
 
 def weights_sha256(tensors: Tensors) -> str:

@@ -16,7 +16,6 @@ comparison.html  this run beside others
 
 import contextlib
 import datetime
-import errno
 import json
 import os
 import socket
@@ -28,6 +27,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from outpace.core import locks
 from outpace.core.errors import RunInUse, StorageError
 from outpace.core.files import (
     JsonObject,
@@ -42,8 +42,6 @@ from outpace.core.log import warn
 WARN_EVERY_S = 60.0
 LOCK_PATIENCE_S = 0.2
 """`outpace status` holds the lock for a moment to see who has it."""
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What a file system without locks answers."""
 _warned_at: dict[Path, float] = {}
 RUN_FORMAT = 1
 """Version of the layout above; written into plan.json and STATUS.json."""
@@ -122,23 +120,14 @@ class RunFolder:
 
     def lock(self) -> FileLock:
         """Take the run's lock, released when the process ends however it ends; RunInUse if held."""
-        lock = FileLock(self.root / ".lock")
         try:
-            lock.acquire(timeout=LOCK_PATIENCE_S)
+            return locks.take(self.root / ".lock", LOCK_PATIENCE_S)
         except Timeout as error:
             raise RunInUse(
                 "RUN-IN-USE",
                 f"another process is training in {self.root}{_holder(self.status)}",
                 do="wait for it, stop it, or choose another --run_dir",
             ) from error
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-            warn(
-                f"[NO-LOCK] the file system of {self.root} has no locks ({error.strerror}): "
-                "nothing keeps a second run out of this folder"
-            )
-        return lock
 
     def write_status(self, state: str, *, code: int | None = None, **fields: Any) -> None:
         """Replace STATUS.json. `state` is running, finished, stopped or failed."""
@@ -184,10 +173,11 @@ class RunFolder:
         for path in (self.metrics, self.evals, self.samples):
             if not path.is_file():
                 continue
-            lines = path.read_bytes().splitlines(keepends=True)
-            good = [r for r in read_json_lines(path) if _is_until(step, r.get("step", 0))]
-            if len(good) != len(lines):
-                replace_file(path, b"".join(map(json_line, good)))
+            with self._going_on(path):
+                lines = path.read_bytes().splitlines(keepends=True)
+                good = [r for r in read_json_lines(path) if _is_until(step, r.get("step", 0))]
+                if len(good) != len(lines):
+                    replace_file(path, b"".join(map(json_line, good)))
 
 
 def _is_until(step: int, recorded: Any) -> bool:

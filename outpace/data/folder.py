@@ -6,16 +6,20 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from outpace.core.errors import DataError, OutpaceError, RunInUse, Stopped, StorageError
+from outpace.core import locks
+from outpace.core.errors import DataError, OutpaceError, RunInUse, Stopped, StorageError, UsageError
 from outpace.core.log import warn
+from outpace.core.runfolder import RunFolder
+from outpace.core.signals import SAME_STOP_S, stop_signals
 from outpace.data.journal import GROWING, Growing, Journal
 from outpace.data.shard_file import DELETE, SPLITS, read_json
 from outpace.data.shard_part import restore
@@ -33,12 +37,13 @@ class Signalled(BaseException):
 def locked(output: Path) -> Iterator[None]:
     """Make the folder and keep others from preparing into it meanwhile. A fault before the first
     shard leaves nothing behind."""
+    if RunFolder(output).config.exists():
+        raise UsageError("OUTPUT", f"{output} holds a run", do="choose another --output")
     made: list[Path] = []
     try:
         made = [p for p in (output, *output.parents) if not p.exists()]
         output.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(output / LOCK)
-        lock.acquire(timeout=0)
+        lock = locks.take(output / LOCK, 0)
     except Timeout as error:
         raise RunInUse(
             "OUTPUT-IN-USE", f"another process prepares {output}", do="wait for it"
@@ -75,21 +80,22 @@ def _leave_nothing(output: Path, made: list[Path]) -> None:
 
 @contextmanager
 def stop_on_signals(output: Path) -> Iterator[None]:
-    """Turn the first SIGTERM or Ctrl-C into `Stopped`; the second ends the process at once. What
-    is half written then has another name, and the next run writes it again."""
+    """Turn the first signal that asks to stop into `Stopped`; a second one ends the process at
+    once. What is half written then has another name, and the next run writes it again."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    stopping = False
+    first: float | None = None
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        nonlocal stopping
-        if stopping:
+        nonlocal first
+        if first is None:
+            first = time.monotonic()
+            raise Signalled(signal.Signals(number).name)
+        if time.monotonic() - first > SAME_STOP_S:
             os._exit(128 + number)
-        stopping = True
-        raise Signalled(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, stop) for number in stop_signals()}
     try:
         yield
     except Signalled as name:

@@ -24,6 +24,7 @@ class TokenStream:
     def __init__(self, folder: Path, files: list[str], vocab_size: int) -> None:
         self.folder, self.files, self.vocab_size = folder, files, vocab_size
         counts = [read_header(folder / file) for file in files]
+        self._seen = [_identity(folder / file) for file in files]
         self._borders = np.array([0, *np.cumsum(counts, dtype=np.int64)], np.int64)
         self._first: list[int] = self._borders.tolist()
         self._open: dict[int, FileIO] = {}
@@ -94,7 +95,8 @@ class TokenStream:
             if len(self._open) >= most_open_files():
                 self._open.pop(next(iter(self._open))).close()
             # Again at each opening: the file may have been replaced since.
-            if read_header(path) != self._first[shard + 1] - self._first[shard]:
+            tokens = self._first[shard + 1] - self._first[shard]
+            if _identity(path) != self._seen[shard] or read_header(path) != tokens:
                 raise damaged(path, "it was replaced while it was in use")
             self._open[shard] = FileIO(str(path))
         return self._open[shard]
@@ -103,6 +105,12 @@ class TokenStream:
         for file in self._open.values():
             file.close()
         self._open.clear()
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Changes when a file is written again. Not its inode, which some network mounts make up."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def most_open_files() -> int:

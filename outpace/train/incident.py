@@ -49,7 +49,8 @@ def record(s: Session, progress: Progress, incident: Incident, data_step: int) -
     if scale_settles or len(others) >= MOST:
         return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        for made in (s.folder.incidents, folder):  # never the run folder
+            made.mkdir(exist_ok=True)
         batches = [
             s.loader.micro_batch(data_step, m) for m in range(s.plan.gradient_accumulation_steps)
         ]

@@ -1,5 +1,6 @@
 """How far training is. All of it is in a checkpoint."""
 
+import math
 import uuid
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -37,8 +38,17 @@ class Progress:
         return asdict(self)
 
     @classmethod
-    def of(cls, state: dict[str, Any]) -> "Progress":
-        """From a checkpoint's state; those before format 2 have step and time alone."""
-        return cls(
+    def of(cls, state: dict[str, Any], step: int) -> "Progress":
+        """From the state of a checkpoint of `step`; those before format 2 have step and time alone.
+        TypeError, ValueError or KeyError for what no run has written."""
+        found = cls(
             **state.get("progress", {"step": state["step"], "elapsed_s": state["elapsed_s"]})
         )
+        numbers = [found.step, found.data_shift, found.pieces, *found.left_at]
+        if not all(type(n) is int and n >= 0 for n in numbers) or not isinstance(found.run, str):
+            raise TypeError("its progress holds other things than numbers")
+        if found.step != step or not 1 <= found.pieces <= 1_000_000:
+            raise ValueError(f"its progress is at step {found.step}")
+        if not isinstance(found.elapsed_s, (int, float)) or not 0 <= found.elapsed_s < math.inf:
+            raise ValueError("its time is none")
+        return found

@@ -124,8 +124,10 @@ def _pair(folder: RunFolder, at: int | None) -> tuple[store.Checkpoint | None, s
             "NO-CKPT", f"{folder.root} has no checkpoint", do="let the run reach its first one"
         )
     left_at = newest.state.get("progress", {}).get("left_at", [])
-    found = store.paths(folder.checkpoints)
-    way = [p for p in found[: found.index(newest.path) + 1] if on_the_way(p, left_at)]
+    there = store.place(newest.path)
+    assert there is not None
+    found = [p for p in store.paths(folder.checkpoints) if (store.place(p) or there) < there]
+    way = [p for p in (*found, newest.path) if on_the_way(p, left_at)]
     here = way[-2] if len(way) > 1 else None
     if at is not None:
         here = next((p for p in way if store.step_of(p) == at), None)

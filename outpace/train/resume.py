@@ -2,6 +2,7 @@
 bad steps; and refusing to go on with another run's settings.
 """
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def roll_back(s: Session, progress: Progress, diverged: Diverged) -> Progress:
             + (", or --mixed_precision bf16" if s.plan.mixed_precision == "fp16" else "")
             + "; `outpace replay RUN` looks into the batch",
         )
-    checkpoint = _before(s.folder, progress, diverged.first - 1, s.plan.save_every_steps)
+    checkpoint = _before(s, progress, diverged.first - 1)
     if checkpoint is not None:
         found = load_checkpoint(s, checkpoint)
     else:
@@ -177,18 +178,18 @@ def roll_back(s: Session, progress: Progress, diverged: Diverged) -> Progress:
     return back
 
 
-def _before(
-    folder: RunFolder, progress: Progress, step: int, every_steps: int
-) -> store.Checkpoint | None:
+def _before(s: Session, progress: Progress, step: int) -> store.Checkpoint | None:
     """A checkpoint to roll back to: the newest of `CLEAN_STEPS` before `step`, or the oldest. Only
-    one that was due: a run that was stopped on its way goes back to where another would."""
-    good = [
+    one that was due and lasts: a run that was stopped or killed on its way, or on another disk,
+    goes back to where another would."""
+    due = [
         path
-        for path in store.paths(folder.checkpoints)
-        if is_due(path, every_steps)
+        for path in store.paths(s.folder.checkpoints)
+        if is_due(path, s.plan.save_every_steps)
         and on_the_way(path, progress.left_at)
         and store.fault(path) is None
     ]
+    good = s.retention.lasting(due)
     early = [path for path in good if store.step_of(path) <= step - CLEAN_STEPS]
     return store.open_verified((early or good[:1])[-1]) if good else None
 
@@ -201,6 +202,8 @@ def _to_resume(
     if resume == "auto":
         return store.latest(folder.checkpoints, set_aside=set_aside)
     path = Path(resume)
+    if (own := _continuation(path, folder, set_aside=set_aside)) is not None:
+        return own
     if not path.is_dir():
         raise CheckpointError("NO-CKPT", f"there is no checkpoint {resume}", do="check --resume")
     if RunFolder(path).plan.is_file():
@@ -210,12 +213,33 @@ def _to_resume(
     return store.load(path)
 
 
+def _continuation(path: Path, folder: RunFolder, *, set_aside: bool) -> store.Checkpoint | None:
+    """The newest checkpoint of `folder`, where a run begun elsewhere at `path` has gone on in it:
+    then the same command goes on from there."""
+    if not path.is_dir() or path.resolve().parent == folder.checkpoints.resolve():
+        return None
+    own = store.latest(folder.checkpoints, set_aside=set_aside)
+    with contextlib.suppress(*store.UNREADABLE):
+        if own is not None and own.run and own.run == store.read_manifest(path).get("run"):
+            return own
+    return None
+
+
 def load_checkpoint(s: Session, checkpoint: store.Checkpoint) -> Progress:
-    """Put a checkpoint's weights, moments, scale and guard into the session."""
+    """Put a checkpoint's weights, moments, scale and guard into the session. CheckpointError where
+    its state, though its hashes are right, is not one that a run has written."""
     cpu, state = torch.device("cpu"), checkpoint.state
     load_weights(s.model, checkpoint.model(cpu))
     load_optimizer(s.model, s.trainable.optimizer, checkpoint.optimizer(cpu))
-    s.trainable.scaler.load_state_dict(state["scaler"])
-    if "policy" in state:
-        s.guard.load(state["policy"])
-    return Progress.of(state)
+    try:
+        s.trainable.scaler.load_state_dict(state["scaler"])
+        if "policy" in state:
+            s.guard.load(state["policy"])
+        return Progress.of(state, checkpoint.step)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            "CKPT-BAD",
+            f"{checkpoint.path}: its state is none of a run ({type(error).__name__}: {error})",
+            kept="all checkpoints, untouched",
+            do="move it away, and go on from the one before",
+        ) from error

@@ -231,6 +231,7 @@ def _check_room(config: RunConfig, plan: Plan, folder: RunFolder) -> None:
         below = below.parent
     size = checkpoint_bytes(config, plan)
     there = sum(f.stat().st_size for p in store.paths(folder.checkpoints) for f in p.iterdir())
+    there += store.remains_bytes(folder.checkpoints)  # removed once the lock is ours
     number = checkpoints_kept(config, plan)
     free = shutil.disk_usage(below).free
     if number * size > free + there:

@@ -8,9 +8,8 @@ import signal
 import time
 from types import FrameType
 
-SAME_STOP_S = 1.0
-"""Signals this close together are one request: a scheduler may signal torchrun and its workers, and
-torchrun passes it on."""
+from outpace.core.signals import SAME_STOP_S, stop_signals
+
 CONTINUE, SAVE, STOP, OUT_OF_MEMORY, FAILED = 0, 1, 2, 3, 100
 """What processes agree on: the largest counts. FAILED + n: a process ends with exit code n."""
 
@@ -18,9 +17,8 @@ CONTINUE, SAVE, STOP, OUT_OF_MEMORY, FAILED = 0, 1, 2, 3, 100
 class StopRequest:
     """Whether and why the run should save, or save and stop.
 
-    SIGTERM, SIGINT, SIGUSR1 (what schedulers send ahead of a time limit) and SIGHUP (a terminal
-    that closes; ignored under nohup, as everywhere) stop it; a second of them ends the process at
-    once. SIGUSR2 saves and goes on. `--max_hours` acts like the first.
+    Those of `core/signals.py` stop it; a second of them ends the process at once. SIGUSR2 saves and
+    goes on. `--max_hours` acts like the first.
     """
 
     def __init__(self, max_hours: float | None = None) -> None:
@@ -31,10 +29,8 @@ class StopRequest:
 
     def listen(self) -> None:
         """Handle the signals from now on."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for number in stop_signals():
             signal.signal(number, self._on_stop)
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-            signal.signal(signal.SIGHUP, self._on_stop)
         signal.signal(signal.SIGUSR2, self._on_save)
 
     @property

@@ -7,6 +7,7 @@ import faulthandler
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from outpace.core.errors import PeerLost
@@ -15,6 +16,10 @@ from outpace.core.log import fail, warn
 TICKS = 200
 """Looks in the time allowed. A process that was stopped (SIGSTOP, a sleeping laptop) missed its
 looks and is not to blame for the time."""
+
+
+PATIENCE_S = 5.0
+"""For each thing that is told: the disk, or the reader of a stream, may be what hangs."""
 
 
 class Watchdog:
@@ -46,27 +51,40 @@ class Watchdog:
         while not self._over.wait(self.limit_s / TICKS):
             self._silent += 1
             if self._silent == TICKS // 2:
-                where = self._write_stacks()
-                warn(
+                said = (
                     f"[STUCK] {self.doing} has taken {self.limit_s / 2:.0f} s without a sign of "
-                    f"life; stacks in {where}"
+                    f"life; stacks in {self._stacks}"
                 )
+                _try(self._write_stacks, partial(warn, said))
             elif self._silent == TICKS:
                 error = PeerLost(
                     "STUCK",
                     f"{self.doing} (process {self.rank}) showed no sign of life for "
-                    f"{self.limit_s:.0f} s; stacks in {self._write_stacks()}",
+                    f"{self.limit_s:.0f} s; stacks in {self._stacks}",
                     kept="the last verified checkpoint",
                     do="look at the stacks, then run the same command again; a longer "
                     "--watchdog_minutes if the machine is that slow",
                 )
-                with contextlib.suppress(Exception):
-                    self.give_up(error)
-                fail(str(error))
+                _try(self._write_stacks, partial(self.give_up, error), partial(fail, str(error)))
                 os._exit(error.exit_code)
 
-    def _write_stacks(self) -> Path:
-        path = self.folder / f"stacks-{self.doing.replace(' ', '-')}-process-{self.rank}.txt"
-        with contextlib.suppress(OSError), open(path, "w") as f:
+    @property
+    def _stacks(self) -> Path:
+        return self.folder / f"stacks-{self.doing.replace(' ', '-')}-process-{self.rank}.txt"
+
+    def _write_stacks(self) -> None:
+        with open(self._stacks, "w") as f:
             faulthandler.dump_traceback(f, all_threads=True)
-        return path
+
+
+def _try(*acts: Callable[[], object]) -> None:
+    """Do each in turn, and wait `PATIENCE_S` for it at most. What fails, fails."""
+
+    def do(act: Callable[[], object]) -> None:
+        with contextlib.suppress(Exception):
+            act()
+
+    for act in acts:
+        thread = threading.Thread(target=do, args=[act], daemon=True)
+        thread.start()
+        thread.join(PATIENCE_S)

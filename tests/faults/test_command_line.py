@@ -328,7 +328,9 @@ def without_locks(number: int) -> None:
     fcntl.flock = flock
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP], ids=errno.errorcode.get)
+@pytest.mark.parametrize(
+    "number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS], ids=errno.errorcode.get
+)
 def test_u5_without_locks_a_run_starts_with_a_clear_warning(number, tiny_dataset, tmp_path):
     child = train(tiny_dataset, tmp_path, setup=without_locks, args=(number,))
     assert child.wait() == 0, child.err

@@ -836,6 +836,24 @@ def test_p6_a_shard_deleted_or_replaced_under_the_training_never_gives_wrong_dat
         assert "train_000000.bin" in child.err
 
 
+def test_p6_a_shard_of_equal_length_in_anothers_place_is_not_read(tiny, tiny_dataset):
+    stream = open_dataset(tiny).stream("train")
+    path = tiny / "train_000000.bin"
+    data = path.read_bytes()
+    (tiny.parent / "new").write_bytes(data[:1024] + data[:1023:-1])
+    (tiny.parent / "new").replace(path)
+    with pytest.raises(DataError, match="it was replaced while it was in use"):
+        stream.read(0, np.empty(8, np.uint16))
+
+
+def test_a_dataset_is_not_prepared_into_a_run(run, resumable):
+    (resumable / "x.txt").write_text("some text")
+    before = tree(resumable)
+    done = run("prepare", "files", "--input", "x.txt", "--output", "run")
+    assert done.code == 2 and done.error.startswith("error[OUTPUT]: run holds a run")
+    assert tree(resumable) == before
+
+
 def test_p6_a_shard_missing_from_the_sequence_is_refused(refused, folder):
     write_corpus(folder / "text", 30)
     argv = [*prepare_files("text"), "--shard_tokens", "3000"]

@@ -115,7 +115,7 @@ def test_p8_eight_kills_at_random_moments_change_nothing(corpus, uninterrupted, 
     assert content(folder) == uninterrupted, f"KILL_SEED={KILL_SEED}"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_p8_a_signal_stops_with_exit_75_and_the_same_command_goes_on(
     corpus, uninterrupted, tmp_path, number
 ):
@@ -123,6 +123,7 @@ def test_p8_a_signal_stops_with_exit_75_and_the_same_command_goes_on(
     process = start(corpus, folder)
     wait_for_shards(process, folder, 5)
     process.send_signal(number)
+    process.send_signal(number)  # as a scheduler and torchrun do
     _, errors = process.communicate()
     assert process.returncode == 75, errors
     assert f"error[STOPPED]: {number.name} received; kept: " in errors

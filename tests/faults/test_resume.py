@@ -460,7 +460,7 @@ def test_r12_a_resume_decides_as_the_run_would_have(tiny_dataset, tmp_path, bad)
 def test_r12_a_rollback_after_a_stop_goes_where_it_would_have_gone(tiny_dataset, tmp_path, number):
     """The checkpoint that a stop or a request made is none to roll back to, and pushes none out."""
     bad, asked = (poison.loss_of_data, (34, 35)), (poison.signalled, 23, number)
-    extra = ("--save_every_steps", "7", "--keep_checkpoints", "2", "--max_skipped_steps", "2")
+    extra = ("--save_every_steps", "7", "--keep_checkpoints", "3", "--max_skipped_steps", "2")
 
     def run(name: str, *faults: tuple[object, ...]) -> int:
         arguments = command(tiny_dataset, tmp_path / name, *extra, steps=50)
@@ -586,3 +586,47 @@ def test_r15_an_older_checkpoint_in_the_same_folder_is_refused(
     elsewhere = [*command(tiny_dataset, tmp_path / "run"), "--resume", str(older)]
     done = call(*elsewhere, cwd=tmp_path)
     assert done.code == 0 and hashes(tmp_path / "run")[STEPS] == hashes(straight)[STEPS]
+
+
+def test_r12_a_longer_run_rolls_back_to_what_the_shorter_one_saved(tiny_dataset, tmp_path):
+    """An interval of `auto` is another one then, and the checkpoints are none of its multiples."""
+    run = tmp_path / "run"
+    extra = ("--schedule", "constant", "--warmup_steps", "2", "--save_every_steps", "auto")
+    extra += ("--max_skipped_steps", "2", "--keep_checkpoints", "2", "--no_keep_best")
+    train(tiny_dataset, run, *extra, steps=120)
+    assert [store.step_of(p) for p in store.paths(run / "checkpoints")] == [108, 120]
+    longer = command(tiny_dataset, run, *extra, steps=170)
+    done = call(*longer, cwd=tmp_path, setup=poison.loss_of_data, args=((121, 122),))
+    assert done.code == 0, done.err
+    assert [e["path"] for e in events(run, "rollback")] == ["step-00000108"]
+
+
+def test_r12_a_rollback_goes_where_it_would_have_without_a_kill(tiny_dataset, tmp_path):
+    """Killed between the commit of a checkpoint and the removal of an older one."""
+    bad = {"setup": poison.loss_of_data, "args": ((20, 21, 22, 23, 24),)}
+    extra = ("--save_every_steps", "5", "--max_skipped_steps", "3", "--keep_checkpoints", "2")
+    extra += ("--no_keep_best",)
+    straight = command(tiny_dataset, tmp_path / "straight", *extra, steps=40)
+    assert call(*straight, cwd=tmp_path, **bad).code == 0
+    run = tmp_path / "run"
+    kill = Fault("rename", "kill", 1, "checkpoints/step-00000010")
+    killed = command(tiny_dataset, run, *extra, steps=40)
+    assert call(*killed, cwd=tmp_path, faults=[kill], **bad).code == -signal.SIGKILL
+    assert len(store.paths(run / "checkpoints")) == 3, "the premise of this test"
+    assert call(*killed, cwd=tmp_path, **bad).code == 0
+    went = [[e["back_to"] for e in events(r, "rollback")] for r in (run, tmp_path / "straight")]
+    assert went[0] == went[1] != []
+    assert final_hash(run) == final_hash(tmp_path / "straight")
+
+
+def test_r15_a_run_begun_from_a_checkpoint_elsewhere_goes_on_by_the_same_command(
+    straight, tiny_dataset, tmp_path
+):
+    older = straight / "checkpoints" / store.name_of(12, 0)
+    run = tmp_path / "run"
+    same = [*command(tiny_dataset, run), "--resume", str(older)]
+    stopped = call(*same, cwd=tmp_path, setup=poison.signalled, args=(20, signal.SIGTERM))
+    assert stopped.code == 75, stopped.err
+    done = call(*same, cwd=tmp_path)
+    assert done.code == 0 and f"resuming from {run}/checkpoints/" in done.out, done.err
+    assert final_hash(run) == final_hash(straight)

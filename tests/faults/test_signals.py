@@ -1,6 +1,8 @@
 """Signals at any time: asked to stop, a run saves once and leaves with 75, whatever it was doing;
 asked twice, it stops at once and loses nothing that was saved."""
 
+import contextlib
+import fcntl
 import json
 import os
 import random
@@ -374,6 +376,36 @@ def test_s10_a_machine_that_sleeps_is_not_taken_for_a_hang(straight, tiny_datase
     assert final_hash(run) == final_hash(straight)
     rates = [r["tokens_per_second"] for r in read_json_lines(run / "metrics.jsonl")]
     assert all(rate is None or rate > 0 for rate in rates)
+
+
+def test_a_hang_ends_the_process_though_nobody_reads_what_it_says(tiny_dataset, tmp_path):
+    """Both of its streams go into a pipe that is full, where a warning waits for ever."""
+    run = tmp_path / "run"
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    os.set_blocking(reader, False)
+    much = ("--sample_every_steps", "1", "--sample_tokens", "20", "--watchdog_minutes", "0.1")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "outpace", *command(tiny_dataset, run, *much, steps=100_000)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=writer,
+        stderr=writer,
+    )
+    os.close(writer)
+    try:
+        deadline = time.monotonic() + 90
+        while process.poll() is None and time.monotonic() < deadline:
+            if not logged(run):
+                with contextlib.suppress(BlockingIOError):
+                    os.read(reader, 4096)
+            time.sleep(0.05)
+        assert process.poll() == 9
+    finally:
+        process.kill()
+        process.wait()
+        os.close(reader)
+    assert list(run.glob("stacks-*")) and status(run)["code"] == 9
 
 
 def two(dataset: Path, run: Path) -> list[str]:

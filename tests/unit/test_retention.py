@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from outpace.checkpoint import store
-from outpace.checkpoint.retention import LEAST, Retention, on_the_way
+from outpace.checkpoint.retention import LEAST, Retention, is_due, on_the_way
 
 
 def save(folder: Path, *steps: int, run: str = "us", lineage: int = 0) -> None:
@@ -140,3 +140,18 @@ def test_the_step_of_a_name():
         34,
         0,
     ]
+
+
+def test_what_a_rollback_goes_by_is_there_whatever_the_losses(tmp_path):
+    save(tmp_path, 10, 20, 30, 40, 50)
+    keep = Retention(last=2, milestone_every_steps=20, best=True)
+    lasting = keep.lasting(store.paths(tmp_path))
+    assert [store.step_of(p) for p in lasting] == [20, 40, 50]
+
+
+def test_a_manifest_says_whether_it_was_due(tmp_path):
+    for step, due in ((10, False), (13, True)):
+        origin = store.Origin(run="us", due=due)
+        store.save(tmp_path, step, {store.MODEL: {"w": torch.zeros(1)}}, {}, origin)
+    save(tmp_path, 20)
+    assert [is_due(p, 10) for p in store.paths(tmp_path)] == [False, True, True]

@@ -125,3 +125,14 @@ def test_without_memory_for_a_copy_training_waits(monkeypatch, capsys):
     saver.save(files(4.0), write, lambda *_: None)
     assert write.written == [4.0] and write.threads == ["MainThread"]
     assert not saver.background and "SAVE-IN-FRONT" in capsys.readouterr().err
+
+
+def test_where_no_thread_can_be_started_training_waits_for_the_save(monkeypatch, capsys):
+    def start(_thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    saver, write, told = Saver(background=True), Writer(), []
+    saver.save(files(), write, lambda *_: told.append(1))
+    saver.wait()
+    assert write.written and told == [1] and "[SAVE-IN-FRONT]" in capsys.readouterr().err

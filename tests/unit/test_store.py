@@ -1,5 +1,6 @@
 """The commit protocol: what is written is whole, what is damaged is found, what is old goes."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from outpace.checkpoint import store
-from outpace.core.errors import CheckpointError
+from outpace.core.errors import CheckpointError, StorageError
 
 
 def tensors(seed: int = 0) -> dict[str, dict[str, torch.Tensor]]:
@@ -91,3 +92,72 @@ def test_the_weights_hash_tells_weights_apart_and_nothing_else():
     assert store.weights_sha256(a) == store.weights_sha256({k: v.clone() for k, v in a.items()})
     assert store.weights_sha256(a) != store.weights_sha256(a | {"x": torch.ones(3, 2)})
     assert store.weights_sha256(a) != store.weights_sha256(a | {"y": torch.zeros(1) + 1e-30})
+
+
+@pytest.mark.parametrize("what", ["link", "dangling", "file"])
+def test_what_has_the_next_ones_name_is_renamed_and_not_in_the_way(tmp_path, capsys, what):
+    place = tmp_path / "step-00000002"
+    if what == "file":
+        place.write_text("mine")
+    else:
+        (tmp_path / "there").mkdir()
+        place.symlink_to(tmp_path / ("there" if what == "link" else "nowhere"))
+    assert store.fault(save(tmp_path, 2)) is None
+    assert "is no folder, and was renamed" in capsys.readouterr().err
+    assert len(list(tmp_path.glob("bad-step-00000002-*"))) == 1
+
+
+def test_what_cannot_be_read_just_now_is_not_taken_for_damaged(tmp_path, monkeypatch):
+    save(tmp_path, 1), save(tmp_path, 2)
+
+    def stale(_path):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(store, "sha256_file", stale)
+    with pytest.raises(StorageError, match=os.strerror(errno.ESTALE)) as caught:
+        store.latest(tmp_path)
+    assert caught.value.exit_code == 5
+    monkeypatch.undo()
+    found = store.latest(tmp_path)
+    assert found is not None and found.step == 2
+
+
+def test_a_reader_looks_again_when_the_run_has_deleted_what_it_reads(tmp_path, monkeypatch):
+    """A checkpoint is committed and both that were listed are deleted, while the first is read."""
+    save(tmp_path, 1), save(tmp_path, 2)
+    real = store.fault
+
+    def fault(path):
+        if store.step_of(path) == 2:
+            store.discard(tmp_path / "step-00000001")
+            store.discard(path)
+            save(tmp_path, 3)
+        return real(path)
+
+    monkeypatch.setattr(store, "fault", fault)
+    found = store.latest(tmp_path, set_aside=False)
+    assert found is not None and found.step == 3
+
+
+def test_a_run_that_deletes_faster_than_it_is_read_is_told_as_that(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+
+    def gone(path):
+        store.discard(path)
+        save(tmp_path, store.step_of(path) + 1)
+        return "gone"
+
+    monkeypatch.setattr(store, "fault", gone)
+    with pytest.raises(CheckpointError, match="faster than they are read") as caught:
+        store.latest(tmp_path, set_aside=False)
+    assert caught.value.name == "CKPT-GONE"
+
+
+def test_what_a_sweep_will_free_is_known(tmp_path):
+    save(tmp_path, 1)
+    assert store.remains_bytes(tmp_path) == store.remains_bytes(tmp_path / "none") == 0
+    (tmp_path / ".tmp-2-0123abcd").mkdir()
+    (tmp_path / ".tmp-2-0123abcd" / "model.safetensors").write_bytes(bytes(1000))
+    assert store.remains_bytes(tmp_path) == 1000
+    store.sweep(tmp_path)
+    assert store.remains_bytes(tmp_path) == 0
