@@ -89,7 +89,7 @@ class ScheduleConfig:
     lr: Annotated[float | Auto, Range(0, 100, above=True)] = "auto"
     """Peak learning rate.
     auto: GPT-3's for the size (6e-4 for 124M), times the size's channels over the model's; less for
-    smaller batches, by their square root; a tenth with --init_from."""
+    smaller batches, by their fourth root; a tenth with --init_from."""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     """Learning rate after warm-up; constant, or:
     cosine: down to min_lr_ratio over the run.

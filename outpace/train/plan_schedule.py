@@ -1,6 +1,5 @@
 """The plan's length, learning rate and validation."""
 
-import math
 
 from outpace.config.presets import REFERENCE_TOKENS_PER_STEP, size
 from outpace.core.errors import UsageError
@@ -13,6 +12,9 @@ MOST_EPOCHS = 4
 """Up to 4 passes repeated text is nearly as good as new (Muennighoff et al. 2023)."""
 MANY_EPOCHS = 16
 """From about here on another pass teaches next to nothing (the same)."""
+BATCH_POWER = 0.25
+"""By which the learning rate follows a smaller batch: between 0, which is right where curvature is
+the limit, and 1/2, where noise is (Malladi et al. 2022). Measured: docs/lab-log.md."""
 TRAINED_LR = 0.1
 """Share of the pre-training rate for weights that are trained already (OpenAI's guide to
 fine-tuning: 0.02 to 0.2)."""
@@ -67,8 +69,8 @@ def learning_rate(p: Planning, tokens_per_step: int) -> float:
         lr *= published.n_embd / channels
         reason += f" x {published.n_embd:,} / {channels:,} channels"
     if tokens_per_step < REFERENCE_TOKENS_PER_STEP:
-        lr *= math.sqrt(tokens_per_step / REFERENCE_TOKENS_PER_STEP)
-        reason += f" x sqrt({tokens_per_step:,} / 524,288 tokens a step)"
+        lr *= (tokens_per_step / REFERENCE_TOKENS_PER_STEP) ** BATCH_POWER
+        reason += f" x ({tokens_per_step:,} / 524,288 tokens a step)^{BATCH_POWER:g}"
     if p.config.model.init_from:
         lr *= TRAINED_LR
         reason += f" x {TRAINED_LR:g}, for weights that are trained already"

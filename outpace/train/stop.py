@@ -4,6 +4,7 @@ between the batches of an evaluation; all processes agree on the answer.
 
 import contextlib
 import os
+import select
 import signal
 import time
 from types import FrameType
@@ -59,6 +60,8 @@ class StopRequest:
 
 
 def _tell(text: str) -> None:
-    # Straight to the descriptor: the handler may run inside a write to standard error.
+    # Straight to the descriptor: the handler may run inside a write to standard error. Not where
+    # that would wait for a reader.
     with contextlib.suppress(OSError):
-        os.write(2, f"warning: {text}\n".encode())
+        if os.name == "nt" or select.select([], [2], [], 0)[1]:
+            os.write(2, f"warning: {text}\n".encode())

@@ -314,22 +314,31 @@ def test_by_default_a_small_dataset_is_read_four_times_and_a_large_one_for_10_bi
     assert plan([]).max_tokens == pytest.approx(1e10, rel=1e-3)
 
 
+def test_a_pass_over_a_small_text_has_four_steps_unless_the_batch_was_asked_for():
+    small = plan([], data=TINY)
+    assert small.tokens_per_step == 8192 and small.max_steps == 4 * 50_000 // 8192
+    assert "4 steps or more" in chosen(small)["tokens_per_step"]
+    given = plan(["--gradient_accumulation_steps", 8], data=TINY)
+    assert (given.micro_batch_size, given.tokens_per_step) == (1, 8192) and not given.warnings
+    assert plan(["--tokens_per_step", 65_536], data=TINY).tokens_per_step == 65_536
+
+
 @pytest.mark.parametrize(
     ("argv", "lr"),
     [
         ([], 6e-4),
-        (["--tokens_per_step", 131_072], 3e-4),
-        (["--tokens_per_step", 32_768], 1.5e-4),
+        (["--tokens_per_step", 131_072], 4.2e-4),
+        (["--tokens_per_step", 32_768], 3e-4),
         (["--tokens_per_step", 1_048_576], 6e-4),
         (["--model_size", "355M"], 3e-4),
         (["--model_size", "350M"], 3e-4),
         (["--n_embd", 192], 2.4e-3),
         (["--n_embd", 1536], 3e-4),
-        (["--n_embd", 192, "--tokens_per_step", 32_768], 6e-4),
+        (["--n_embd", 192, "--tokens_per_step", 32_768], 1.2e-3),
         (["--tokens_per_step", 131_072, "--lr", 0.01], 0.01),
     ],
 )
-def test_the_learning_rate_follows_size_and_width_and_the_root_of_a_smaller_batch(argv, lr):
+def test_the_learning_rate_follows_size_and_width_and_the_fourth_root_of_a_smaller_batch(argv, lr):
     assert plan(argv).lr == lr
 
 
