@@ -101,7 +101,7 @@ def _prepared(options: Options, output: Path) -> "Dataset | None":
     TOKENIZERS.check(options.tokenizer)
     preload(options.tokenizer, options.tokenizer_engine)  # while all else is imported
 
-    from outpace.data.prepare import PrepareOptions
+    from outpace.data.prepare import BY_INPUT, PrepareOptions
     from outpace.data.sources import SOURCES
 
     SOURCES.check(options.source, "hellaswag")
@@ -114,16 +114,17 @@ def _prepared(options: Options, output: Path) -> "Dataset | None":
     else:
         if options.source == "pretokenized":
             note("the split of these files is not kept: validation is chosen anew, by document")
+        apart = _apart(options)
         prepared = PrepareOptions(
             options.tokenizer,
-            options.val_fraction,
+            0.0 if apart else options.val_fraction,
             options.limit_tokens,
             options.shard_tokens,
             options.limit_documents,
             options.filter,
             options.near_duplicates,
             benchmarks(options.decontaminate, output),
-            options.split,
+            BY_INPUT if apart else options.split,
         )
         engine = options.tokenizer_engine
         made = prepare_with(
@@ -135,6 +136,16 @@ def _prepared(options: Options, output: Path) -> "Dataset | None":
     if hasattr(source, "finished"):
         source.finished()
     return dataset
+
+
+def _apart(options: Options) -> bool:
+    """Whether validation is text of its own. UsageError for flags that say otherwise."""
+    for flag in ("val_fraction", "split") if options.val_input else ():
+        if getattr(options, flag) != getattr(Options(), flag):
+            raise UsageError(
+                "BAD-VALUE", f"--{flag} and --val_input were given", do="leave one out"
+            )
+    return bool(options.val_input)
 
 
 def _as_it_is(source: Any, options: Options) -> bool:

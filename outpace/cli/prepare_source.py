@@ -1,6 +1,6 @@
 """`outpace prepare`'s sources: the flags that each understands, and how it is made of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from outpace.data.sources.hub import Wanted
 
 FLAGS = {
-    "files": ("input", "text_field", "errors", "separator", "keep_downloads"),
+    "files": ("input", "val_input", "text_field", "errors", "separator", "keep_downloads"),
     "openwebtext": ("input", "text_field", "revision", "keep_downloads"),
     "fineweb": ("text_field", "revision", "sample", "keep_downloads"),
     "fineweb-edu": ("text_field", "revision", "sample", "keep_downloads"),
@@ -39,6 +39,9 @@ class SourceOptions:
     input: tuple[str, ...] = ()
     """Paths, globs, folders or addresses (https://, s3://, gs://, ...). files: .txt, .md, .jsonl,
     .parquet, also .gz .bz2 .xz .zst. openwebtext: its original tars. pretokenized: .bin, .npy."""
+    val_input: tuple[str, ...] = ()
+    """For files: text that all is validation, named as --input is; --val_fraction then has no
+    say."""
     text_field: Annotated[str, tyro.conf.arg(aliases=["--column"])] = "text"
     """Field of .jsonl and column of .parquet that holds the text, or lists of GPT-2's token ids."""
     errors: Literal["strict", "replace", "skip"] = "strict"
@@ -68,6 +71,14 @@ def make_source(
         if flag != "source" and getattr(options, flag) != default and flag not in FLAGS[kind]:
             shown = "a second name" if flag == "name" else f"--{flag}"
             raise UsageError("BAD-VALUE", f"{shown} is not for {kind}", do="leave it out")
+    if options.val_input:
+        from outpace.data.sources.apart import WithValidation
+
+        train, val = (
+            make_source(kind, replace(options, input=paths, val_input=()), output, workers)
+            for paths in (options.input, options.val_input)
+        )
+        return WithValidation(train, val)
     from outpace.data.sources import SOURCES
     from outpace.data.sources.readers import Reading
     from outpace.data.sources.remote import AddressedSource, Downloading

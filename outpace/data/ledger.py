@@ -95,15 +95,21 @@ class Ledger:
     def done(self) -> bool:
         return self.full and (self.rules.val_fraction == 0 or self.kept["val"] > 0)
 
-    def judge(self, piece: Piece, start: int) -> Judged:
-        """Decide on the documents of a piece from `start` on."""
+    def judge(self, piece: Piece, start: int, held_out: bool | None = None) -> Judged:
+        """Decide on the documents of a piece from `start` on. `held_out` says which side of the
+        split all of it is on, where that is known."""
         why = piece.removed.copy()
         fresh = why[start:] == KEPT
         if self.rules.copies:
             candidates = np.flatnonzero(fresh) + start
             first = self.seen.first_of_each(piece.digests[candidates])
             why[candidates[~first]] = COPY
-        judged = Judged(piece, start, len(piece), why, self._validation(piece, start))
+        val = (
+            self._validation(piece, start)
+            if held_out is None
+            else np.full(len(piece), held_out, bool)
+        )
+        judged = Judged(piece, start, len(piece), why, val)
         if piece.sketches is not None:
             self._near(judged)
         if self.rules.limit_tokens is not None or self.rules.limit_documents is not None:

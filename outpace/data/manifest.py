@@ -54,7 +54,7 @@ def manifest_of(
         },
         "end_of_text": "first token of every document",
         "options": options,
-        "split": _split(ledger),
+        "split": _split(ledger, options["split"]),
         "documents": {
             "source": ledger.documents,
             **{KEYS[why]: ledger.removed.get(why, 0) for why in REASONS[1:]},
@@ -68,7 +68,9 @@ def manifest_of(
     }
 
 
-def _split(ledger: Ledger) -> str:
+def _split(ledger: Ledger, split: str) -> str:
+    if split == "input":
+        return "--val_input is validation, all else training"
     if ledger.rules.held_out is not None:
         return "nanoGPT's: permutation of numpy.random.default_rng(2357), first 0.0005"
     if ledger.cut is not None:

@@ -48,6 +48,7 @@ from outpace.data.manifest import manifest_of, settings_in
 from outpace.data.shard_file import DELETE, MOST_TOKENS
 from outpace.data.shards import JOURNAL, MANIFEST, Dataset, open_dataset
 from outpace.data.sources import Chunk, Source
+from outpace.data.sources.apart import WithValidation
 from outpace.data.threads import Task, ThreadEngine
 from outpace.data.unchanged import check_unchanged, content_of, is_content, stamps_of
 from outpace.data.writer import ShardWriter
@@ -59,6 +60,8 @@ __all__ = ["PrepareOptions", "Stopped", "prepare"]
 Engine = Callable[[Sequence[Task], Work], Generator[tuple[int, Piece], None, None]]
 """Turns (number, chunk, documents to skip) to (number, piece), in order; closed, it stops."""
 SPLITS_BY = ("hash", "nanogpt")
+BY_INPUT = "input"
+"""How a source that brings its own validation is split."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def prepare(
     tokenizer_engine: str = "auto",
 ) -> Dataset:
     """Tokenise `source` into `output` and return the dataset; continues what was interrupted."""
-    _check(options)
+    _check(options, source)
     started = time.perf_counter()
     workers = workers or usable_cores()
     TOKENIZERS.check(options.tokenizer)
@@ -127,11 +130,15 @@ def work_of(options: PrepareOptions, tokenizer_engine: str = "auto") -> Work:
     )
 
 
-def _check(options: PrepareOptions) -> None:
+def _check(options: PrepareOptions, source: Source) -> None:
     if options.shard_tokens > MOST_TOKENS:
         raise UsageError("BAD-VALUE", f"--shard_tokens must be at most {MOST_TOKENS:,}")
-    if options.split not in SPLITS_BY:
+    if options.split not in ((BY_INPUT,) if isinstance(source, WithValidation) else SPLITS_BY):
         raise UsageError("BAD-VALUE", f"no split {options.split!r}", do=f"one of {SPLITS_BY}")
+    if options.split == BY_INPUT and (options.limit_tokens or options.limit_documents):
+        raise UsageError(
+            "BAD-VALUE", "a limit may end before --val_input begins", do="leave the limit out"
+        )
     if options.split == "nanogpt":
         for flag in ("limit_tokens", "limit_documents", "filters", "near_duplicates",
                      "decontaminate"):  # fmt: skip
@@ -277,13 +284,19 @@ class _Run:
             progress.begin(at)
             for number, piece in pieces if not self.ledger.done else ():
                 start = max(0, skip - piece.first) if number == at else 0
-                judged = self.ledger.judge(piece, start)
+                judged = self.ledger.judge(piece, start, self._held_out(number))
                 self.writer.add(judged, number, self.chunks[number].name)
                 for what, count in piece.notes.items():
                     self.ledger.notes[what] = self.ledger.notes.get(what, 0) + count
                 progress.advance(number, piece, self.ledger)
                 if self.ledger.done:
                     break
+
+    def _held_out(self, chunk: int) -> bool | None:
+        """Whether a chunk is validation; None where the split goes by document."""
+        if not isinstance(self.source, WithValidation):
+            return None
+        return chunk >= self.source.validation_from
 
     def _decision(self) -> dict[str, Any] | None:
         """How to split where the fraction left one side empty, though there is text for both."""

@@ -1,6 +1,5 @@
 """The plan's length, learning rate and validation."""
 
-
 from outpace.config.presets import REFERENCE_TOKENS_PER_STEP, size
 from outpace.core.errors import UsageError
 from outpace.core.units import count
@@ -104,8 +103,9 @@ def val_tokens(p: Planning) -> int:
         return min(10_485_760, available)
     forward = cost.flops_per_token(p.shape) / 3
     budget = max(4 * T, min(1_048_576, int(8e12 / forward)) // T * T)
-    tokens = min(budget, available)
-    return p.choose("val_tokens", tokens, "bounded so that a CPU scores it quickly")
+    if available <= budget:
+        return p.choose("val_tokens", available, "all that there are")
+    return p.choose("val_tokens", budget, "bounded so that a CPU scores it quickly")
 
 
 def bos_aligned(p: Planning) -> bool:

@@ -29,7 +29,7 @@ NUMBER = itertools.count()
 def place(tmp_path_factory):
     """A folder with a dataset in it."""
     folder = tmp_path_factory.mktemp("standin")
-    (folder / "text.txt").write_text("The sea was calm, and nobody spoke of it. " * 60_000)
+    (folder / "text.txt").write_text("The sea was calm, and nobody spoke of it. " * 260_000)
     outpace("prepare", "files", "--input", "text.txt", "--output", "data/sea", place=folder)
     return folder
 
