@@ -133,8 +133,8 @@ def environment_changes(checkpoint: store.Checkpoint, environment: dict[str, Any
 
 def roll_back(s: Session, progress: Progress, diverged: Diverged) -> Progress:
     """Load the newest checkpoint that `CLEAN_STEPS` good steps followed, or else the oldest, or
-    else the initial weights, and go on behind the data that led here. NumericsError when the run
-    has rolled back too often."""
+    else what the run began with, and go on behind the data that led here. NumericsError when the
+    run has rolled back too often."""
     if progress.lineage >= s.config.safety.max_rollbacks:
         raise NumericsError(
             "NON-FINITE",
@@ -146,6 +146,8 @@ def roll_back(s: Session, progress: Progress, diverged: Diverged) -> Progress:
             + "; `outpace replay RUN` looks into the batch",
         )
     checkpoint = _before(s, progress, diverged.first - 1)
+    if checkpoint is None and s.config.run.resume not in ("auto", "never"):
+        checkpoint = store.load(Path(s.config.run.resume))  # where it began, in another folder
     if checkpoint is not None:
         found = load_checkpoint(s, checkpoint)
     else:

@@ -630,3 +630,15 @@ def test_r15_a_run_begun_from_a_checkpoint_elsewhere_goes_on_by_the_same_command
     done = call(*same, cwd=tmp_path)
     assert done.code == 0 and f"resuming from {run}/checkpoints/" in done.out, done.err
     assert final_hash(run) == final_hash(straight)
+
+
+def test_r12_a_run_begun_from_a_checkpoint_elsewhere_rolls_back_to_it(
+    straight, tiny_dataset, tmp_path
+):
+    """Before it has saved anything of its own."""
+    older, run = straight / "checkpoints" / store.name_of(12, 0), tmp_path / "run"
+    extra = ("--save_every_steps", "0", "--max_skipped_steps", "2", "--resume", str(older))
+    bad = {"setup": poison.loss_of_data, "args": ((16, 17),)}
+    done = call(*command(tiny_dataset, run, *extra), cwd=tmp_path, **bad)
+    assert done.code == 0, done.err
+    assert [(e["back_to"], e["path"]) for e in events(run, "rollback")] == [(12, older.name)]
