@@ -108,16 +108,16 @@ class Guard:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Put `state` back."""
+        """Put `state` back. KeyError, TypeError or ValueError for what is none."""
         pending = state["pending"]
         self.pending = None
         if pending is not None:
             step, loss, norm, skipped = (math.nan if v is None else v for v in pending)
             self.pending = Values(int(step), loss, norm, bool(skipped))
-        self._losses = deque(state["losses"], WINDOW)
-        self._norms = deque(state["norms"], WINDOW)
-        self._skipped_in_a_row = state["skipped_in_a_row"]
-        self._spikes_in_a_row = state["spikes_in_a_row"]
+        self._losses = deque(map(float, state["losses"]), WINDOW)
+        self._norms = deque(map(float, state["norms"]), WINDOW)
+        self._skipped_in_a_row = int(state["skipped_in_a_row"])
+        self._spikes_in_a_row = int(state["spikes_in_a_row"])
 
     def _limit(self, window: deque[float]) -> float:
         if not self.threshold or len(window) < WARM:

@@ -45,8 +45,10 @@ class Progress:
             **state.get("progress", {"step": state["step"], "elapsed_s": state["elapsed_s"]})
         )
         numbers = [found.step, found.data_shift, found.pieces, *found.left_at]
-        if not all(type(n) is int and n >= 0 for n in numbers) or not isinstance(found.run, str):
-            raise TypeError("its progress holds other things than numbers")
+        if not all(type(n) is int and 0 <= n < 2**48 for n in numbers) or not isinstance(
+            found.run, str
+        ):
+            raise TypeError("its progress holds other things than step numbers")
         if found.step != step or not 1 <= found.pieces <= 1_000_000:
             raise ValueError(f"its progress is at step {found.step}")
         if not isinstance(found.elapsed_s, (int, float)) or not 0 <= found.elapsed_s < math.inf:

@@ -53,6 +53,9 @@ def check_startable(
     checkpoint = _to_resume(config.run.resume, folder)
     if checkpoint is None:
         return
+    for name, kind in (("identity", dict), ("environment", dict), ("max_steps", int)):
+        if not isinstance(checkpoint.state.get(name, kind()), kind):
+            raise _no_state(checkpoint, f"{name} is no {kind.__name__}")
     newest = (checkpoint.lineage, checkpoint.step)
     newer = [p for p in store.paths(folder.checkpoints) if (store.place(p) or newest) > newest]
     if newer and config.run.resume != "auto":
@@ -116,7 +119,7 @@ def resume(s: Session, environment: dict[str, Any]) -> Progress:
                 "[NOT-BIT-EXACT] same data in the same order, but not the same bits: "
                 + ", ".join(changed)
             )
-        if (before := checkpoint.state["max_steps"]) != s.plan.max_steps:
+        if (before := checkpoint.state.get("max_steps", 0)) != s.plan.max_steps:
             warn(
                 f"the run's length changes from {before:,} to {s.plan.max_steps:,} steps, and its "
                 "schedule with it"
@@ -239,9 +242,13 @@ def load_checkpoint(s: Session, checkpoint: store.Checkpoint) -> Progress:
             s.guard.load(state["policy"])
         return Progress.of(state, checkpoint.step)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(
-            "CKPT-BAD",
-            f"{checkpoint.path}: its state is none of a run ({type(error).__name__}: {error})",
-            kept="all checkpoints, untouched",
-            do="move it away, and go on from the one before",
-        ) from error
+        raise _no_state(checkpoint, f"{type(error).__name__}: {error}") from error
+
+
+def _no_state(checkpoint: store.Checkpoint, why: str) -> CheckpointError:
+    return CheckpointError(
+        "CKPT-BAD",
+        f"{checkpoint.path}: its state is none of a run ({why})",
+        kept="all checkpoints, untouched",
+        do="move it away, and go on from the one before",
+    )

@@ -8,17 +8,19 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import poison
 import pytest
 import torch
 import trials
-from conftest import write_corpus
+from conftest import TINY, write_corpus
 from harness import Fault, assert_nothing_lost, assert_tidy, call, events, status
 from trials import command, stopped_by
 
 from outpace.checkpoint import store
 from outpace.checkpoint.retention import Retention
+from outpace.cli.main import main
 from outpace.core.errors import CheckpointError
 from outpace.core.runfolder import RunFolder
 from outpace.data.prepare import PrepareOptions, prepare
@@ -511,3 +513,44 @@ def _made(folder: Path) -> Path:
 
 def _weights() -> dict[str, dict[str, torch.Tensor]]:
     return {store.MODEL: {"w": torch.arange(12.0).reshape(3, 4)}}
+
+
+def _progress(key: str, value: object) -> Callable[[dict[str, Any]], object]:
+    return lambda state: state["progress"].__setitem__(key, value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _progress("step", -5), _progress("step", 3), _progress("step", "7"), _progress("zzz", 1),
+        _progress("data_shift", 10**30), _progress("pieces", 0), _progress("left_at", "abc"),
+        _progress("elapsed_s", "x"),
+        lambda state: state["policy"].pop("losses"),
+        lambda state: state["policy"].__setitem__("losses", ["a"] * 40),
+        lambda state: state.__setitem__("environment", None),
+        lambda state: state.__setitem__("identity", None),
+        lambda state: state.__setitem__("max_steps", "many"),
+        lambda state: state.pop("scaler"),
+    ],
+)  # fmt: skip
+def test_c5_a_state_with_right_hashes_that_no_run_has_written_is_refused(
+    tiny_dataset, tmp_path, change, capsys
+):
+    run = tmp_path / "run"
+    argv = ["train", *TINY, "--dataset", str(tiny_dataset), "--run_dir", str(run)]
+    assert main([*argv, "--max_steps", "2", "--save_every_steps", "2"]) == 0
+    path = run / "checkpoints" / "step-00000002"
+    state = json.loads((path / store.STATE).read_text())
+    change(state)
+    data = store._json(state)
+    (path / store.STATE).write_bytes(data)
+    manifest = store.read_manifest(path)
+    entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    body = {k: v for k, v in manifest.items() if k != "sha256"}
+    body["files"][store.STATE] = entry
+    sealed = {**body, "sha256": hashlib.sha256(store._json(body)).hexdigest()}
+    (path / store.MANIFEST).write_bytes(store._json(sealed))
+    assert store.fault(path) is None, "the premise of this test"
+    capsys.readouterr()
+    assert main([*argv, "--max_steps", "4", "--save_every_steps", "2"]) == 4
+    assert "error[CKPT-BAD]" in capsys.readouterr().err
