@@ -82,11 +82,15 @@ def open_mixture(text: str, *, make: bool = False, is_main: bool = True) -> Mixt
 
 
 def trained_on(folder: RunFolder) -> tuple[str, str]:
-    """The dataset of a run, as `--dataset` would name it, and its fingerprint. DataError when the
-    run's plan does not say."""
+    """The dataset of a run, as `--dataset` would name it, and its fingerprint; where that is no
+    path from here, the one from the folder that holds runs/. DataError when the run's plan does not
+    say."""
     try:
         dataset = json.loads(folder.plan.read_text(encoding="utf-8"))["dataset"]
-        return str(dataset["path"]), str(dataset["fingerprint"])
+        path, beside = str(dataset["path"]), folder.root.resolve().parent.parent
+        if not Path(path).exists() and (beside / path).exists():
+            path = str(beside / path)
+        return path, str(dataset["fingerprint"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise DataError(
             "PLAN",

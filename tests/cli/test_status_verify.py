@@ -125,3 +125,13 @@ def test_a_failed_run_says_the_last_step_that_was_logged(run, done):
     del status["last_step"]
     (done / "STATUS.json").write_text(json.dumps(status | {"state": "failed"}))
     assert run("status", "run").out.startswith("run: failed, step 3 of 3\n")
+
+
+def test_a_run_is_evaluated_from_another_folder_and_without_hellaswag(run, tiny, monkeypatch):
+    """On the dataset that it was trained on, a path from the folder of runs/."""
+    assert run(*TRAIN, "--run_dir", "runs/one").code == 0
+    (Path.cwd() / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    done = run("evaluate", "../runs/one")
+    assert done.code == 0 and "validation loss" in done.out, done.err
+    assert "no HellaSwag: there is no" in done.err
