@@ -102,6 +102,8 @@ def run(argv: list[str]) -> int:
             limit=options.limit,
         )
     )  # first: a bad file costs no time
+    if options.tasks == "auto" and len(tasks) == 1:
+        note(f"no HellaSwag: there is no {options.hellaswag_path} (outpace prepare hellaswag)")
     dirty = contamination.read(options.contamination) if options.contamination else None
     ranks = from_environment()
     device = choose_device(options.device, ranks.local_rank)
@@ -260,10 +262,7 @@ def _tasks(options: Options) -> list[str]:
     from outpace.evals.tasks import TASKS
 
     if options.tasks == "auto":
-        if options.hellaswag_path.exists():
-            return [LOSS, "hellaswag"]
-        note(f"no HellaSwag: there is no {options.hellaswag_path} (outpace prepare hellaswag)")
-        return [LOSS]
+        return [LOSS, "hellaswag"] if options.hellaswag_path.exists() else [LOSS]
     known = (LOSS, *TASKS.names(), TEXT)
     tasks = [name.strip() for name in options.tasks.split(",")]
     for task in tasks:

@@ -55,6 +55,7 @@ def uninterrupted(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 def start(corpus: Path, folder: Path, *, most_bytes: int | None = None) -> subprocess.Popen[str]:
     def limit() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
         if most_bytes is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
 
