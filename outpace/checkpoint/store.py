@@ -350,22 +350,25 @@ def discard(path: Path) -> None:
 def sweep(folder: Path) -> None:
     """Remove what a killed save, prune or replacement of a record left, and only that. Call with
     the run's lock held."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if _TEMPORARY.fullmatch(path.name) and not path.is_symlink():
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+    for path in _remains(folder):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def remains_bytes(folder: Path) -> int:
     """Bytes of what `sweep` would remove."""
     return sum(
         file.stat().st_size
-        for path in (folder.iterdir() if folder.is_dir() else ())
-        if _TEMPORARY.fullmatch(path.name) and not path.is_symlink()
+        for path in _remains(folder)
         for file in (path.iterdir() if path.is_dir() else [path])
     )
+
+
+def _remains(folder: Path) -> list[Path]:
+    found = folder.iterdir() if folder.is_dir() else ()
+    return [p for p in found if _TEMPORARY.fullmatch(p.name) and not p.is_symlink()]
 
 
 def weights_sha256(tensors: Tensors) -> str:

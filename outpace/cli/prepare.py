@@ -101,8 +101,9 @@ def _prepared(options: Options, output: Path) -> "Dataset | None":
     TOKENIZERS.check(options.tokenizer)
     preload(options.tokenizer, options.tokenizer_engine)  # while all else is imported
 
-    from outpace.data.prepare import BY_INPUT, PrepareOptions
+    from outpace.data.prepare import PrepareOptions
     from outpace.data.sources import SOURCES
+    from outpace.data.sources.apart import BY_INPUT
 
     SOURCES.check(options.source, "hellaswag")
     workers = options.workers or usable_cores()

@@ -11,6 +11,7 @@ from outpace.data.ledger import Ledger
 from outpace.data.shard_file import SPLITS
 from outpace.data.shards import MANIFEST_FORMAT
 from outpace.data.sources import Source
+from outpace.data.sources.apart import BY_INPUT
 from outpace.data.writer import ShardWriter
 from outpace.tokenizer import Tokenizer
 
@@ -69,7 +70,7 @@ def manifest_of(
 
 
 def _split(ledger: Ledger, split: str) -> str:
-    if split == "input":
+    if split == BY_INPUT:
         return "--val_input is validation, all else training"
     if ledger.rules.held_out is not None:
         return "nanoGPT's: permutation of numpy.random.default_rng(2357), first 0.0005"

@@ -48,7 +48,7 @@ from outpace.data.manifest import manifest_of, settings_in
 from outpace.data.shard_file import DELETE, MOST_TOKENS
 from outpace.data.shards import JOURNAL, MANIFEST, Dataset, open_dataset
 from outpace.data.sources import Chunk, Source
-from outpace.data.sources.apart import WithValidation
+from outpace.data.sources.apart import BY_INPUT, WithValidation
 from outpace.data.threads import Task, ThreadEngine
 from outpace.data.unchanged import check_unchanged, content_of, is_content, stamps_of
 from outpace.data.writer import ShardWriter
@@ -60,8 +60,6 @@ __all__ = ["PrepareOptions", "Stopped", "prepare"]
 Engine = Callable[[Sequence[Task], Work], Generator[tuple[int, Piece], None, None]]
 """Turns (number, chunk, documents to skip) to (number, piece), in order; closed, it stops."""
 SPLITS_BY = ("hash", "nanogpt")
-BY_INPUT = "input"
-"""How a source that brings its own validation is split."""
 
 
 @dataclass(frozen=True)
@@ -284,7 +282,7 @@ class _Run:
             progress.begin(at)
             for number, piece in pieces if not self.ledger.done else ():
                 start = max(0, skip - piece.first) if number == at else 0
-                judged = self.ledger.judge(piece, start, self._held_out(number))
+                judged = self.ledger.judge(piece, start, self._is_validation(number))
                 self.writer.add(judged, number, self.chunks[number].name)
                 for what, count in piece.notes.items():
                     self.ledger.notes[what] = self.ledger.notes.get(what, 0) + count
@@ -292,7 +290,7 @@ class _Run:
                 if self.ledger.done:
                     break
 
-    def _held_out(self, chunk: int) -> bool | None:
+    def _is_validation(self, chunk: int) -> bool | None:
         """Whether a chunk is validation; None where the split goes by document."""
         if not isinstance(self.source, WithValidation):
             return None

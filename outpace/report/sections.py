@@ -1,6 +1,5 @@
 """A run's records as pieces of HTML. Every text from a record passes `markup.escape`."""
 
-import json
 import tomllib
 from collections.abc import Sequence
 
@@ -95,7 +94,6 @@ def comparison(runs: Sequence[Run]) -> str:
         ["peak memory, GiB", *(decimals(s.memory_gib, 1) for s in summaries)],
     ]  # fmt: skip
     settings = differing([_settings(run) for run in runs])
-    settings = {k: v for k, v in settings.items() if len({shown(k, one) for one in v}) > 1}
     split = "settings that differ" if settings else "same settings"
     rows.append([f'<span class="split">{split}</span>', *[""] * len(runs)])
     rows += [
@@ -111,14 +109,10 @@ def legend(runs: Sequence[Run]) -> str:
 
 
 def differing(records: Sequence[JsonObject]) -> dict[str, list[object]]:
-    """Keys whose values are not the same in every record, with each record's value."""
+    """Keys whose values do not look the same in every record, with each record's value."""
     keys = dict.fromkeys(key for record in records for key in record)
     rows = {key: [record.get(key) for record in records] for key in keys}
-    return {
-        k: v
-        for k, v in rows.items()
-        if len({json.dumps(one, sort_keys=True, default=str) for one in v}) > 1
-    }
+    return {key: row for key, row in rows.items() if len({shown(key, v) for v in row}) > 1}
 
 
 def details(run: Run) -> str:

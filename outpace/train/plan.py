@@ -5,6 +5,7 @@ made in `planner.py`.
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
 from outpace.config.load import SetBy
@@ -152,23 +153,22 @@ class Plan:
         return {"plan": settings, "choices": choices, "warnings": warnings}
 
 
+@dataclass
 class Planning:
     """One planning: what it depends on, and the reasons and warnings gathered on the way."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        set_by: SetBy,
-        machine: Machine,
-        dataset: DatasetFacts,
-        world_size: int,
-        can: Capabilities,
-    ) -> None:
-        self.config, self.set_by, self.machine = config, set_by, machine
-        self.dataset, self.world_size, self.can = dataset, world_size, can
-        self.shape = model_shape(config, dataset.vocab_size)
-        self.choices: list[Choice] = []
-        self.warnings: list[str] = []
+    config: RunConfig
+    set_by: SetBy
+    machine: Machine
+    dataset: DatasetFacts
+    world_size: int
+    can: Capabilities
+    choices: list[Choice] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @cached_property
+    def shape(self) -> GPT2Shape:
+        return model_shape(self.config, self.dataset.vocab_size)
 
     def choose(self, setting: str, value: T, reason: str) -> T:
         """Take `value` for a setting that was left open, and keep the reason."""

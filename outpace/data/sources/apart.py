@@ -6,6 +6,9 @@ from typing import Any
 from outpace.core.errors import UsageError
 from outpace.data.sources import Chunk, Source
 
+BY_INPUT = "input"
+"""How such a source is split, in a manifest's options."""
+
 
 class WithValidation:
     """`train`, and behind it `val`, of which every document is validation. One that is in both is a
