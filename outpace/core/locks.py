@@ -13,6 +13,8 @@ from outpace.core.log import warn
 
 NONE_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What a file system without locks answers."""
+FOR_EVER = -1.0
+"""Patience that does not end."""
 
 
 def take(path: Path, patience_s: float) -> FileLock:

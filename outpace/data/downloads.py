@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
 
-from filelock import FileLock
-
+from outpace.core import locks
 from outpace.core.crash import first_line
 from outpace.core.errors import DataError, NetworkError, OutpaceError, StorageError
 from outpace.core.files import fsync_folder, storage_error
@@ -156,7 +155,8 @@ def download(remote: Remote, store: Store, folder: Path) -> Path:
     target = folder / remote.path
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_name(f".{target.name}.lock")):
+        lock = locks.take(target.with_name(f".{target.name}.lock"), locks.FOR_EVER)
+        try:
             for found in (target, store.at_hand(remote)):
                 if found is not None and found.is_file():
                     if is_sound(found, remote):
@@ -165,6 +165,8 @@ def download(remote: Remote, store: Store, folder: Path) -> Path:
             with _CONNECTIONS:
                 _complete(remote, store, _part(target))
             os.replace(_part(target), target)
+        finally:
+            lock.release()
         fsync_folder(target.parent)
     except OSError as error:
         raise storage_error(target, error) from error

@@ -21,6 +21,14 @@ DATA = Path("data")
 """Where prepared datasets live by name."""
 KNOWN = ("openwebtext", "fineweb", "fineweb-edu", "pydocs")
 """What `outpace prepare` makes by its name alone."""
+OPENWEBTEXT = DatasetFacts("openwebtext", 50257, 9_035_582_198, 4_434_897)
+"""What a plan assumes without a dataset: its size as nanoGPT prepares it (nanoGPT,
+data/openwebtext/prepare.py)."""
+
+
+def is_default_prepared() -> bool:
+    """Whether `--dataset auto` finds a dataset without making one."""
+    return any((DATA / name / MANIFEST).exists() for name in ("openwebtext", "pydocs"))
 
 
 def find_dataset(name: str, *, make: bool = False, is_main: bool = True) -> Path:
@@ -30,7 +38,7 @@ def find_dataset(name: str, *, make: bool = False, is_main: bool = True) -> Path
         if (DATA / "openwebtext" / MANIFEST).exists():
             note("dataset: data/openwebtext")
             return DATA / "openwebtext"
-        if not make and not (DATA / "pydocs" / MANIFEST).exists():
+        if not make and not is_default_prepared():
             raise DataError(
                 "NO-DATASET", "no dataset is prepared", do="outpace prepare pydocs, or --dataset"
             )

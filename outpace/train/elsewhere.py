@@ -13,13 +13,10 @@ from outpace.ops.attention import BACKENDS, MATERIALISING, document_mask_why_not
 from outpace.runtime.hardware import Machine
 from outpace.runtime.machines import Gpu, named
 from outpace.runtime.precision import DTYPES
-from outpace.train.corpus import facts_of, open_mixture
+from outpace.train.corpus import OPENWEBTEXT, facts_of, open_mixture
 from outpace.train.plan import Capabilities, DatasetFacts, Plan
-from outpace.train.plan_lines import data_line
+from outpace.train.plan_lines import assumed, data_line
 from outpace.train.planner import make_plan
-
-OPENWEBTEXT = DatasetFacts("openwebtext", 50257, 9_035_582_198, 4_434_897)
-"""Its size as nanoGPT prepares it (nanoGPT, data/openwebtext/prepare.py)."""
 
 MEASURED_THERE = "assumed; it is measured where it runs"
 
@@ -55,12 +52,7 @@ def _dataset(config: RunConfig) -> tuple[DatasetFacts, str]:
     try:
         mixture = open_mixture("openwebtext" if name == "auto" else name)
     except DataError:
-        known = OPENWEBTEXT
-        what = "OpenWebText" if name == "auto" else f"{name}, as large as OpenWebText"
-        return known, (
-            f"assumed to be {what}, for it is not prepared here: {known.train_tokens:,} training "
-            f"and {known.val_tokens:,} validation tokens"
-        )
+        return OPENWEBTEXT, assumed(name)
     return facts_of(mixture, config), data_line(mixture)
 
 

@@ -9,14 +9,14 @@ from outpace.runtime import calibration
 from outpace.runtime.distributed import from_environment
 from outpace.runtime.hardware import Machine
 from outpace.runtime.machines import by_device_name
-from outpace.train.assemble import make_loader
-from outpace.train.corpus import facts_of
+from outpace.train.assemble import choose_device, make_loader
+from outpace.train.corpus import OPENWEBTEXT, facts_of, is_default_prepared
 from outpace.train.elsewhere import plan_elsewhere
 from outpace.train.forecast import Forecast, forecast, lines, rates_here, sheet_rates
 from outpace.train.initial import take_shape
 from outpace.train.plan import DatasetFacts, Plan
-from outpace.train.plan_lines import data_line
-from outpace.train.run import plan_run
+from outpace.train.plan_lines import assumed, data_line
+from outpace.train.run import plan_for, plan_run
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,16 @@ def expect(config: RunConfig, set_by: SetBy, price_per_hour: float) -> Expected:
     """Of this machine: predicted from its calibration, else from its data sheet. DataError, as
     `outpace train` would raise it, when the dataset is too small for a step."""
     config = take_shape(config, set_by)
-    plan, machine, mixture, device = plan_run(config, set_by, from_environment())
-    make_loader(plan, mixture, 0, device)  # refuses a dataset that is too small
-    facts = facts_of(mixture, config)
+    ranks = from_environment()
+    if config.data.dataset == "auto" and not is_default_prepared():
+        device = choose_device(config.compute.device, ranks.local_rank)
+        facts = OPENWEBTEXT
+        plan, machine = plan_for(config, set_by, ranks, facts, device)
+        data = f"{assumed('auto')}; training without it makes pydocs and reads that"
+    else:
+        plan, machine, mixture, device = plan_run(config, set_by, ranks)
+        make_loader(plan, mixture, 0, device)  # refuses a dataset that is too small
+        facts, data = facts_of(mixture, config), data_line(mixture, plan)
     gpu = by_device_name(machine.device_name) if machine.device == "cuda" else None
     rates, why_not = rates_here(plan, gpu, calibration.read(machine.device_name))
     predicted = forecast(
@@ -63,7 +70,7 @@ def expect(config: RunConfig, set_by: SetBy, price_per_hour: float) -> Expected:
         watts=gpu.watts if gpu else None,
         price_per_hour=price_per_hour,
     )
-    return Expected(plan, machine, facts, data_line(mixture, plan), predicted)
+    return Expected(plan, machine, facts, data, predicted)
 
 
 def expect_elsewhere(

@@ -8,6 +8,7 @@ from outpace.core.runfolder import RunFolder
 from outpace.core.units import count, gib
 from outpace.data.mixture import Mixture
 from outpace.runtime.hardware import Machine
+from outpace.train.corpus import OPENWEBTEXT
 from outpace.train.plan import Plan
 
 
@@ -25,6 +26,15 @@ def data_line(mixture: Mixture, plan: Plan | None = None) -> str:
                 f"{dataset.tokens('train'):,} tokens, {times:.2f} times"
             )
     return text
+
+
+def assumed(dataset: str) -> str:
+    """The data of a plan whose `--dataset` is not prepared here."""
+    what = "OpenWebText" if dataset == "auto" else f"{dataset}, as large as OpenWebText"
+    return (
+        f"assumed to be {what}, for it is not prepared here: {OPENWEBTEXT.train_tokens:,} training "
+        f"and {OPENWEBTEXT.val_tokens:,} validation tokens"
+    )
 
 
 def print_plan(

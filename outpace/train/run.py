@@ -42,7 +42,7 @@ from outpace.train.forecast import checkpoint_bytes, checkpoints_kept
 from outpace.train.guard import Diverged
 from outpace.train.initial import take_shape
 from outpace.train.loop import agree, train
-from outpace.train.plan import Plan, identity, run_name
+from outpace.train.plan import DatasetFacts, Plan, identity, run_name
 from outpace.train.plan_lines import data_line, print_plan
 from outpace.train.planner import make_plan
 from outpace.train.progress import Progress
@@ -59,11 +59,22 @@ def plan_run(
     """Everything up to the plan. Nothing is written, but for the default dataset with
     `make_data`."""
     device = choose_device(config.compute.device, ranks.local_rank)
-    machine = _share(detect(device.type))
     mixture = open_mixture(config.data.dataset, make=make_data, is_main=ranks.local_rank == 0)
-    facts = facts_of(mixture, config)
-    plan = make_plan(config, set_by, machine, facts, ranks.world_size, capabilities(device))
+    plan, machine = plan_for(config, set_by, ranks, facts_of(mixture, config), device)
     return plan, machine, mixture, device
+
+
+def plan_for(
+    config: RunConfig,
+    set_by: SetBy,
+    ranks: distributed.Ranks,
+    facts: DatasetFacts,
+    device: torch.device,
+) -> tuple[Plan, Machine]:
+    """The plan of a run on this machine, on a dataset of which these facts are known."""
+    machine = _share(detect(device.type))
+    plan = make_plan(config, set_by, machine, facts, ranks.world_size, capabilities(device))
+    return plan, machine
 
 
 def _share(machine: Machine) -> Machine:

@@ -1,6 +1,8 @@
 """Datasets from a hub on this machine that breaks off, corrupts, refuses, hangs and redirects: the
 same bytes in the end or exit 10, and never a file under its final name that is not whole."""
 
+import errno
+import fcntl
 import os
 import random
 from pathlib import Path
@@ -98,6 +100,22 @@ def test_h6_a_download_goes_on_where_an_earlier_process_ended(tmp_path, data, mo
         assert download(remote, store, tmp_path / "d").read_bytes() == data
     assert hub.ranges == ["bytes=100001-"]
     assert not part.exists()
+
+
+def test_h6_a_kill_leaves_no_lock_where_the_file_system_has_none(
+    tmp_path, data, monkeypatch, capsys
+):
+    def flock(_fd: int, _how: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    left = tmp_path / "d" / f"{Path(NAME).parent}/.{Path(NAME).name}.lock"
+    left.parent.mkdir(parents=True)
+    left.touch()  # of a process that was killed
+    with serve({NAME: data}, victim=NAME) as hub:
+        store, remote = listed(hub, tmp_path, monkeypatch)
+        assert download(remote, store, tmp_path / "d").read_bytes() == data
+    assert "[NO-LOCK]" in capsys.readouterr().err
 
 
 def test_h4_a_damaged_part_is_found_by_its_hash_and_fetched_again(tmp_path, data, monkeypatch):

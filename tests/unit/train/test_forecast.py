@@ -196,6 +196,14 @@ def test_a_gpu_and_a_cpu_at_once_are_refused():
         expected("h100", "--device", "cpu")
 
 
+def test_a_plan_before_anything_is_prepared_says_what_it_assumes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "--model_size", "124M"]) == 0
+    out = capsys.readouterr().out
+    assert "data assumed to be OpenWebText" in out and "makes pydocs" in out
+    assert not (tmp_path / "data").exists() and not (tmp_path / "runs").exists()
+
+
 def test_a_plan_for_elsewhere_needs_no_data_and_says_what_it_assumes():
     e = expected("t4")
     assert e.facts.train_tokens == 9_035_582_198
