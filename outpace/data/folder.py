@@ -36,10 +36,11 @@ class Signalled(BaseException):
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
     """Make the folder and keep others from preparing into it meanwhile. A fault before the first
-    shard leaves nothing behind."""
+    shard leaves nothing behind. A finished dataset may lie where nobody can write."""
     if RunFolder(output).config.exists():
         raise UsageError("OUTPUT", f"{output} holds a run", do="choose another --output")
     made: list[Path] = []
+    lock = None
     try:
         made = [p for p in (output, *output.parents) if not p.exists()]
         output.mkdir(parents=True, exist_ok=True)
@@ -49,11 +50,12 @@ def locked(output: Path) -> Iterator[None]:
             "OUTPUT-IN-USE", f"another process prepares {output}", do="wait for it"
         ) from error
     except OSError as error:
-        raise StorageError(
-            "OUTPUT",
-            f"cannot write to {output}: {error.strerror or error}",
-            do="choose another --output",
-        ) from error
+        if not (output / MANIFEST).exists():
+            raise StorageError(
+                "OUTPUT",
+                f"cannot write to {output}: {error.strerror or error}",
+                do="choose another --output",
+            ) from error
     untouched = not [path for path in output.iterdir() if path.name != LOCK]
     try:
         yield
@@ -62,7 +64,8 @@ def locked(output: Path) -> Iterator[None]:
             _leave_nothing(output, made)
         raise
     finally:
-        lock.release()
+        if lock is not None:
+            lock.release()
 
 
 def _leave_nothing(output: Path, made: list[Path]) -> None:

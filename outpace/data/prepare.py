@@ -190,8 +190,9 @@ def _already_there(
     if not same:
         known = settings_in(dataset.manifest)
         raise other_dataset(output, difference(known, settings))
-    for name in (JOURNAL, *GROWING.values()):
-        (output / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # of a disk that is read-only
+        for name in (JOURNAL, *GROWING.values()):
+            (output / name).unlink(missing_ok=True)
     return dataset
 
 

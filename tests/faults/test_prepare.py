@@ -2,6 +2,7 @@
 the same files as one that was left alone.
 """
 
+import errno
 import json
 import os
 import random
@@ -17,6 +18,7 @@ import harness
 import pytest
 import xxhash
 from conftest import ROOT, write_corpus
+from trials import mount, mounted
 
 from outpace.core.errors import DataError, StorageError
 from outpace.data.journal import Journal
@@ -382,6 +384,21 @@ def test_p8_of_two_at_once_the_second_is_refused_and_the_first_undisturbed(
     assert f"error[OUTPUT-IN-USE]: another process prepares {folder}" in second.err
     assert first.wait() == 0, first.err
     assert content(folder) == uninterrupted
+
+
+def test_p8_a_finished_dataset_may_lie_on_a_disk_that_is_read_only(corpus, uninterrupted, tmp_path):
+    with mounted(tmp_path / "disk", "-t", "tmpfs", "none") as disk:
+        flags = prepare_flags(corpus, disk / "made")
+        assert harness.call(*flags, cwd=tmp_path).code == 0
+        (disk / "made/.lock").unlink()
+        mount("-o", "remount,ro", disk)
+        again = harness.call(*flags, cwd=tmp_path)
+        assert again.code == 0, again.err
+        assert content(disk / "made") == uninterrupted
+        other = harness.call(*flags, "--val_fraction", "0.5", cwd=tmp_path)
+        assert other.code == 3 and "error[OTHER-DATASET]" in other.err, other.err
+        new = harness.call(*prepare_flags(corpus, disk / "new"), cwd=tmp_path)
+        assert new.code == 5 and os.strerror(errno.EROFS) in new.err, new.err
 
 
 def test_p8_a_file_system_that_is_full_is_exit_5_and_the_same_command_goes_on(
