@@ -35,7 +35,8 @@ class Options:
     task_data: str = "data/tasks"
     """Rows of the other tasks: a folder, a file, or `hub`, as for `outpace evaluate`."""
     output: Path | None = None
-    """The record to write. Default: contamination-TASK.json in the dataset's folder."""
+    """The record to write. Default: contamination-TASK.json in the dataset's folder, for the split
+    val contamination-TASK-val.json, which no verdict reads."""
     json: bool = False
     """Print JSON only."""
 
@@ -50,7 +51,7 @@ def run(argv: list[str]) -> int:
     from outpace.train.questions import questions
 
     dataset = open_named(options.dataset)
-    output = options.output or dataset.folder / records.file_name(options.task)
+    output = options.output or dataset.folder / records.file_name(options.task, options.split)
     asked = questions(
         [options.task],
         ["completion"],

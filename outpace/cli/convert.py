@@ -1,6 +1,5 @@
 """`outpace convert SRC DST`: to and from other programs' formats, checked logit for logit."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,7 +8,7 @@ import tyro
 
 from outpace.config.load import parse_flags
 from outpace.core.errors import UsageError
-from outpace.core.log import say
+from outpace.core.log import say, show_json
 
 BY_SUFFIX = {".gguf": "gguf", ".bin": "llmc"}
 
@@ -62,7 +61,7 @@ def run(argv: list[str]) -> int:
             "dtype": options.dtype,
             "largest_logit_difference": difference,
         }
-        say(json.dumps(result, indent=2))
+        show_json(result)
     else:
         say(f"{target}: {to}; logits agree with transformers' GPT-2 to {difference:.1e}")
     return 0

@@ -1,5 +1,7 @@
 """`outpace data export DIR OUTPUT --to FORMAT`: prepared shards in another trainer's format."""
 
+import contextlib
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,7 +20,7 @@ class Options:
     """A prepared dataset: its folder, or its name below data/."""
     output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """Folder to write into; a file that exists is not replaced. An address (s3://BUCKET/NAME, ...):
-    written to data/NAME first, then copied there."""
+    written beside data/NAME first, then copied there."""
     to: Literal["nanogpt", "llmc", "megatron", "olmo", "huggingface"]
     """nanogpt: train.bin and val.bin. llmc: .bin shards, for modded-nanogpt too, as hard links.
     megatron: .bin with .idx. olmo: OLMo-core's raw .npy. huggingface: parquet with input_ids."""
@@ -36,18 +38,25 @@ def run(argv: list[str]) -> int:
 
     dataset = open_named(options.dataset)
     verify_dataset(dataset)
-    is_url = "://" in options.output
-    output = staging(options.output) if is_url else Path(options.output)
-    paths = EXPORTS.load(options.to).export(dataset, output)
-    if is_url:
-        publish(output, options.output)
+    export = EXPORTS.load(options.to).export
+    with contextlib.ExitStack() as stack:
+        output = Path(options.output)
+        if "://" in options.output:  # in a folder of its own, of which all is copied
+            beside = staging(options.output).parent
+            beside.mkdir(exist_ok=True)
+            own = tempfile.TemporaryDirectory(prefix=".export-", dir=beside)
+            output = Path(stack.enter_context(own))
+        sizes = {
+            str(path.relative_to(output)): path.stat().st_size for path in export(dataset, output)
+        }
+        if "://" in options.output:
+            publish(output, options.output)
     if options.json:
-        files = {str(p.relative_to(output)): p.stat().st_size for p in paths}
-        show_json({"output": options.output, "bytes": files})
+        show_json({"output": options.output, "bytes": sizes})
         return 0
-    size = sum(p.stat().st_size for p in paths)
     say(
-        f"{options.output}: {len(paths):,} files of {options.to}, {size / 1e6:,.1f} MB: "
+        f"{options.output}: {len(sizes):,} files of {options.to}, "
+        f"{sum(sizes.values()) / 1e6:,.1f} MB: "
         f"{dataset.tokens('train'):,} training and {dataset.tokens('val'):,} validation tokens"
     )
     return 0

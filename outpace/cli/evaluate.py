@@ -38,7 +38,7 @@ class Options:
     hf:NAME."""
     tasks: str = "auto"
     """Comma-separated: loss, hellaswag, lambada, piqa, arc_easy, winogrande, text.
-    auto: loss, and hellaswag where its questions are prepared."""
+    auto: loss, hellaswag where its questions are prepared, and text where --text names one."""
     protocol: str = "completion"
     """HellaSwag's rendering: completion (raw ctx, normalised by tokens), harness (as lm-eval), or
     both. Other tasks have one, lm-eval's."""
@@ -261,10 +261,11 @@ def _tasks(options: Options) -> list[str]:
     """The tasks of `--tasks`; UsageError for an unknown one, or none."""
     from outpace.evals.tasks import TASKS
 
-    if options.tasks == "auto":
-        return [LOSS, "hellaswag"] if options.hellaswag_path.exists() else [LOSS]
     known = (LOSS, *TASKS.names(), TEXT)
     tasks = [name.strip() for name in options.tasks.split(",")]
+    if options.tasks == "auto":
+        there = {LOSS: True, "hellaswag": options.hellaswag_path.exists(), TEXT: options.text}
+        tasks = [task for task, is_there in there.items() if is_there]
     for task in tasks:
         if task not in known:
             raise UsageError(
@@ -274,6 +275,10 @@ def _tasks(options: Options) -> list[str]:
             )
     if TEXT in tasks and options.text is None:
         raise UsageError("NO-TEXT", "the task text needs a file", do="name one with --text")
+    for flag, of in (("text", (TEXT,)), ("subset", ("hellaswag",)), ("limit", TASKS.names())):
+        if getattr(options, flag) and not set(tasks) & set(of):
+            do = f"add {' or '.join(of)} to --tasks, or leave it out"
+            raise UsageError("BAD-VALUE", f"--{flag} is for no task of {','.join(tasks)}", do=do)
     return list(dict.fromkeys(tasks))
 
 

@@ -4,7 +4,6 @@
 
 import atexit
 import gc
-import json
 import os
 import sys
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from outpace.cli.prepare_cleaning import CleaningOptions, benchmarks
 from outpace.cli.prepare_engines import EngineOptions, prepare_with
-from outpace.cli.prepare_source import SourceOptions, make_source
+from outpace.cli.prepare_source import SourceOptions, check_flags, make_source
 from outpace.config.load import parse_flags
 from outpace.config.ranges import Range
 from outpace.core.errors import DataError, UsageError
@@ -63,13 +62,13 @@ def run(argv: list[str]) -> int:
         from outpace.data.publish import publish, staging
 
         output = staging(url)
+    check_flags(options.source, options)
     if options.source == "hellaswag":
-        from outpace.evals.tasks import hellaswag_source
-
-        given = Path(options.input[0]) if options.input else None
-        path = hellaswag_source.prepare(output, given)
+        path = _hellaswag(options, output)
+        if url:
+            publish(output, url)
         if options.json:
-            say(json.dumps({"path": str(path), "questions": 10_042}, indent=2))
+            show_json({"path": str(path), "questions": 10_042})
         else:
             say(f"{path}: 10,042 questions, content hash as published")
         return 0
@@ -81,10 +80,22 @@ def run(argv: list[str]) -> int:
         publish(output, url)
     if options.json:
         manifest = {k: v for k, v in dataset.manifest.items() if k != "shards"}
-        say(json.dumps({"path": str(output), **manifest}, indent=2))
+        show_json({"path": str(output), **manifest})
         return 0
     _tell(dataset, output)
     return 0
+
+
+def _hellaswag(options: Options, output: Path) -> Path:
+    """The questions, fetched or from a file that is given. UsageError for flags of datasets."""
+    from outpace.evals.tasks import hellaswag_source
+
+    for flag, default in vars(Options()).items():
+        if flag not in ("source", "input", "output", "json") and getattr(options, flag) != default:
+            raise UsageError("BAD-VALUE", f"--{flag} is not for hellaswag", do="leave it out")
+    if len(options.input) > 1:
+        raise UsageError("BAD-VALUE", "--input takes one file of questions", do="name one")
+    return hellaswag_source.prepare(output, Path(options.input[0]) if options.input else None)
 
 
 def _leave() -> None:
@@ -102,10 +113,8 @@ def _prepared(options: Options, output: Path) -> "Dataset | None":
     preload(options.tokenizer, options.tokenizer_engine)  # while all else is imported
 
     from outpace.data.prepare import PrepareOptions
-    from outpace.data.sources import SOURCES
     from outpace.data.sources.apart import BY_INPUT
 
-    SOURCES.check(options.source, "hellaswag")
     workers = options.workers or usable_cores()
     source: Any = make_source(options.source, options, output, workers, options.limit_tokens)
     if options.source == "pretokenized" and _as_it_is(source, options):
@@ -153,7 +162,8 @@ def _as_it_is(source: Any, options: Options) -> bool:
     """Whether token files can be the shards, and nothing was asked for that changes them."""
     from outpace.data.adopt import can_adopt
 
-    changed = {f for f in vars(CleaningOptions()) if getattr(options, f) != getattr(Options(), f)}
+    decide = (*vars(CleaningOptions()), "tokenizer", "val_fraction", "shard_tokens")
+    changed = {flag for flag in decide if getattr(options, flag) != getattr(Options(), flag)}
     if options.limit_tokens and not options.name:
         changed.add("limit_tokens")
     return not changed and can_adopt(source.files)

@@ -63,14 +63,23 @@ class SourceOptions:
     """Keep downloaded files, in .downloads below the output, instead of deleting each after use."""
 
 
+def check_flags(kind: str, options: SourceOptions) -> None:
+    """UsageError for a source that there is not, and for a flag that it does not know."""
+    if kind not in FLAGS:
+        from outpace.data.sources import SOURCES
+
+        SOURCES.check(kind, "hellaswag")
+    for flag, default in vars(SourceOptions()).items():
+        known = flag == "source" or flag in FLAGS.get(kind, ())
+        if not known and getattr(options, flag) != default:
+            shown = "a second name" if flag == "name" else f"--{flag}"
+            raise UsageError("BAD-VALUE", f"{shown} is not for {kind}", do="leave it out")
+
+
 def make_source(
     kind: str, options: SourceOptions, output: Path, workers: int, limit_tokens: int | None = None
 ) -> "Source":
-    """The source `kind` as the flags describe it. UsageError for a flag that it does not know."""
-    for flag, default in vars(SourceOptions()).items():
-        if flag != "source" and getattr(options, flag) != default and flag not in FLAGS[kind]:
-            shown = "a second name" if flag == "name" else f"--{flag}"
-            raise UsageError("BAD-VALUE", f"{shown} is not for {kind}", do="leave it out")
+    """The source `kind` as the flags, which are checked, describe it."""
     if options.val_input:
         from outpace.data.sources.apart import WithValidation
 

@@ -48,8 +48,11 @@ class Benchmark:
                         yield f"{self.name} {number}", line
                         continue
                     record = json.loads(line)
+                    # WikiHow and ActivityNet count apart: `ind` alone names two questions.
+                    part = str(record.get("source_id", "")).partition("~")[0]
+                    question = " ".join(f"{self.name} {part} {record.get('ind', number)}".split())
                     for text in _texts(record):
-                        yield f"{self.name} {record.get('ind', number)}", text
+                        yield question, text
         except UnicodeDecodeError as error:
             raise DataError(
                 "BAD-INPUT", f"{self.path} is not UTF-8 text ({error})", do="convert it to UTF-8"

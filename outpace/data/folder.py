@@ -19,7 +19,7 @@ from outpace.core import locks
 from outpace.core.errors import DataError, OutpaceError, RunInUse, Stopped, StorageError, UsageError
 from outpace.core.log import warn
 from outpace.core.runfolder import RunFolder
-from outpace.core.signals import SAME_STOP_S, stop_signals
+from outpace.core.signals import SAME_STOP_S, leave_at_once, stop_signals
 from outpace.data.journal import GROWING, Growing, Journal
 from outpace.data.shard_file import DELETE, SPLITS, read_json
 from outpace.data.shard_part import restore
@@ -96,7 +96,7 @@ def stop_on_signals(output: Path) -> Iterator[None]:
             first = time.monotonic()
             raise Signalled(signal.Signals(number).name)
         if time.monotonic() - first > SAME_STOP_S:
-            os._exit(128 + number)
+            leave_at_once(number)
 
     before = {number: signal.signal(number, stop) for number in stop_signals()}
     try:

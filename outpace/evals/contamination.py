@@ -47,9 +47,9 @@ class Contamination:
         return record
 
 
-def file_name(task: str) -> str:
+def file_name(task: str, split: str = "train") -> str:
     """Of the record in the dataset's folder."""
-    return f"contamination-{task}.json"
+    return f"contamination-{task}{'' if split == 'train' else f'-{split}'}.json"
 
 
 def read(path: Path) -> Contamination:

@@ -17,6 +17,8 @@ class Ranks:
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
+    local_world_size: int = 1
+    """Processes on this host."""
 
     @property
     def is_main(self) -> bool:
@@ -27,14 +29,19 @@ def from_environment() -> Ranks:
     """What torchrun set, or a single process. UsageError when only a part of it is there."""
     if "RANK" not in os.environ:
         return Ranks()
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        if not os.environ.get(name, "").isdecimal():
+    found = []
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        value = os.environ.get(name, "")
+        if name == "LOCAL_WORLD_SIZE" and value in ("", "0"):  # not every launcher knows it
+            value = "1"
+        if not value.isdecimal():
             raise UsageError(
                 "RANKS",
                 f"RANK is set in the environment, and {name} is {os.environ.get(name)!r}",
                 do="start it by torchrun, or unset RANK for a single process",
             )
-    return Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+        found.append(int(value))
+    return Ranks(*found)
 
 
 LOST = (

@@ -72,7 +72,7 @@ def convert(loaded: LoadedModel, to: str, path: Path, dtype: torch.dtype) -> flo
             raise StorageError(
                 "STORAGE", f"cannot write {path}: {error}", do="free space or choose another folder"
             ) from error
-        if dtype != torch.float32:
+        if dtype != torch.float32 or model.compute.document_mask:  # which transformers has not
             model = GPT2(model.shape)
             model.load_state_dict(weights)
         difference = _compare(model, again, "what was written")
@@ -135,6 +135,7 @@ def _outpace(path: Path, loaded: LoadedModel, weights: Tensors, dtype: torch.dty
         "shape": asdict(shape),
         "tokenizer": loaded.tokenizer,
         "source": loaded.source,
+        "document_mask": loaded.model.compute.document_mask is not None,
     }
     store.save_as(path, step, {store.MODEL: weights}, state)
     written = load_model(str(path), torch.device("cpu")).model.state_dict()

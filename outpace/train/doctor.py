@@ -152,16 +152,18 @@ def _gpus() -> Iterator[Finding]:
         return
     driver = _driver()
     for i in range(torch.cuda.device_count()):
-        name, check = torch.cuda.get_device_name(i), f"GPU {i}"
+        name, check, why = torch.cuda.get_device_name(i), f"GPU {i}", "a wrong product"
         try:
             free, total = torch.cuda.mem_get_info(i)
             ones = torch.ones(64, 64, device=f"cuda:{i}")
             right = bool((ones @ ones == 64).all())
         except RuntimeError as error:
-            right, free, total, driver = False, 0, 0, first_line(error)
+            right, free, total, why = False, 0, 0, first_line(error)
         if not right:
             do = "restart the machine, or leave this GPU out with CUDA_VISIBLE_DEVICES"
-            yield fault(check, UsageError("GPU", f"{name} does not compute ({driver})", do=do))
+            yield fault(
+                check, UsageError("GPU", f"{name} does not compute ({why}, {driver})", do=do)
+            )
         elif free < TRAINING_BYTES:
             found = f"{name}, {gib(free)} free of {gib(total)}, {driver}"
             yield warning(check, found, "end what else runs on it (nvidia-smi)")

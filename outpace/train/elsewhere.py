@@ -18,6 +18,8 @@ from outpace.train.plan import Capabilities, DatasetFacts, Plan
 from outpace.train.plan_lines import assumed, data_line
 from outpace.train.planner import make_plan
 
+HALF_ONLY, SINCE_AMPERE = ("cudnn", "flash", "flash_attn"), ("flash", "flash_attn", "flex")
+"""Rows of the attention table and what they need, as their `why_not` says of a GPU that is here."""
 MEASURED_THERE = "assumed; it is measured where it runs"
 
 
@@ -68,6 +70,10 @@ def _assumed(gpu: Gpu) -> Capabilities:
             return no_mask, ""
         if backend in MATERIALISING:
             return None, "materialised"
+        if backend in HALF_ONLY and precision == "no":
+            return f"{backend} computes in bf16 or fp16, not in fp32", ""
+        if backend in SINCE_AMPERE and not gpu.bf16:
+            return f"{backend} needs compute capability 8.0", ""
         fused = precision != "no" and gpu.bf16 and head_dim <= 256
         return None, "FLASH_ATTENTION" if fused else "EFFICIENT_ATTENTION"
 

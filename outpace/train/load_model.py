@@ -91,8 +91,8 @@ def _from_checkpoint(checkpoint: store.Checkpoint, device: torch.device) -> Load
             f"{checkpoint.path} holds no model ({type(error).__name__}: {error})",
             do="use another checkpoint",
         ) from error
-    # Trained with its documents kept apart, it is to read them so.
-    identity = checkpoint.state.get("identity")
+    # Trained with its documents kept apart, it is to read them so. Converted, it has no identity.
+    identity = checkpoint.state.get("identity", checkpoint.state)
     apart = isinstance(identity, dict) and identity.get("document_mask") is True
     loaded = _loaded(shape, weights, device, str(checkpoint.path), checkpoint.step, apart)
     if checkpoint.state.get("tokenizer") != loaded.tokenizer:

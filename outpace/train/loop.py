@@ -42,7 +42,7 @@ def train(
     Diverged, the checkpoints as they are, when too many steps in a row were bad."""
     plan, saved_at = s.plan, progress.step
     end = plan.max_steps if until is None else min(until, plan.max_steps)
-    clock, books = _Clock(progress), Books(s, progress)
+    books = Books(s, progress)
 
     def commit() -> None:
         nonlocal saved_at
@@ -64,6 +64,7 @@ def train(
             for line in evaluation.missed():
                 display.line(line)
             asked = agree(s)
+            clock = _Clock(progress)
             while progress.step < end and asked < STOP:
                 s.watchdog.beat(f"step {progress.step + 1}")
                 batches = next(steps)

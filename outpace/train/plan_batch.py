@@ -32,10 +32,10 @@ def batch(p: Planning, memory: Memory) -> tuple[int, int]:
     fits = memory.most_sequences(T, p.machine.memory_bytes * MEMORY_SHARE)
     if M != "auto" and A != "auto":
         return _checked(p, M, memory), A
-    target = _target(p) if S == "auto" else S
+    target, why = _target(p) if S == "auto" else (S, "")
     if M != "auto":
         needed = max(1, round(target / (T * W * M)))
-        _accumulates(p, needed, target)
+        _chosen(p, needed, M * T * needed * W, why)
         return _checked(p, M, memory), needed
     if A != "auto":
         if S != "auto":
@@ -44,21 +44,23 @@ def batch(p: Planning, memory: Memory) -> tuple[int, int]:
         M = _fitting(p, wanted, fits, memory)
         if (tokens := M * T * A * W) != target:
             _warn_batch(p, tokens, target)
+        elif why:
+            p.choose("tokens_per_step", tokens, why)
         return M, A
     sequences = max(1, target // (T * W))
     M = _fitting(p, sequences, fits, memory, divisor_of=sequences)
     A = sequences // M
-    _accumulates(p, A, target)
+    _chosen(p, A, M * T * A * W, why)
     return M, A
 
 
-def _target(p: Planning) -> int:
-    """Tokens a step when none were asked for: the recipe's, or what a small text has steps for."""
+def _target(p: Planning) -> tuple[int, str]:
+    """Tokens a step when none were asked for: the recipe's, or what a small text has steps for, and
+    then why."""
     most = p.dataset.train_tokens // STEPS_A_PASS
     if most >= REFERENCE_TOKENS_PER_STEP:
-        return REFERENCE_TOKENS_PER_STEP
-    return p.choose(
-        "tokens_per_step",
+        return REFERENCE_TOKENS_PER_STEP, ""
+    return (
         1 << max(0, most.bit_length() - 1),
         f"a pass over {p.dataset.train_tokens:,} tokens then has {STEPS_A_PASS} steps or more",
     )
@@ -110,8 +112,11 @@ def _checked(p: Planning, micro: int, memory: Memory) -> int:
     return micro
 
 
-def _accumulates(p: Planning, A: int, target: int) -> None:
-    p.choose("gradient_accumulation_steps", A, f"to reach {target:,} tokens a step")
+def _chosen(p: Planning, A: int, tokens: int, why: str) -> None:
+    """The accumulation, and the tokens a step where a small text decides them."""
+    p.choose("gradient_accumulation_steps", A, f"to reach {tokens:,} tokens a step")
+    if why:
+        p.choose("tokens_per_step", tokens, why)
 
 
 def _warn_batch(p: Planning, tokens: int, target: int) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import os
 import re
 import shutil
 import tomllib
@@ -72,14 +71,14 @@ def plan_for(
     device: torch.device,
 ) -> tuple[Plan, Machine]:
     """The plan of a run on this machine, on a dataset of which these facts are known."""
-    machine = _share(detect(device.type))
+    machine = _share(detect(device.type), ranks)
     plan = make_plan(config, set_by, machine, facts, ranks.world_size, capabilities(device))
     return plan, machine
 
 
-def _share(machine: Machine) -> Machine:
+def _share(machine: Machine, ranks: distributed.Ranks) -> Machine:
     """Processes of one host that train on its CPU share its memory."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    here = ranks.local_world_size
     if machine.device != "cpu" or here == 1:
         return machine
     return dataclasses.replace(

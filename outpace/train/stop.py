@@ -9,7 +9,7 @@ import signal
 import time
 from types import FrameType
 
-from outpace.core.signals import SAME_STOP_S, stop_signals
+from outpace.core.signals import SAME_STOP_S, leave_at_once, stop_signals
 
 CONTINUE, SAVE, STOP, OUT_OF_MEMORY, FAILED = 0, 1, 2, 3, 100
 """What processes agree on: the largest counts. FAILED + n: a process ends with exit code n."""
@@ -53,7 +53,7 @@ class StopRequest:
             self.reason = self.reason or f"{name} received"
             _tell(f"{name} received: saving, then stopping; once more to stop at once")
         elif now - self._signalled > SAME_STOP_S:
-            os._exit(128 + (number if number != signal.SIGUSR1 else signal.SIGTERM))
+            leave_at_once(number)
 
     def _on_save(self, _number: int, _frame: FrameType | None) -> None:
         self.wants_save = True

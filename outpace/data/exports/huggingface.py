@@ -1,7 +1,8 @@
 """A Hugging Face dataset of token ids: parquet files with a column `input_ids`, a row a document,
 and a README.md that names the splits, so that `datasets.load_dataset(FOLDER)` finds them.
 
-Each row begins with end-of-text, as in the shards: the rows joined are the training stream.
+A row is a document as in the shards, and begins with end-of-text, but where the shards are another
+program's that cut documents: the rows joined are the training stream.
 """
 
 from pathlib import Path
@@ -21,8 +22,9 @@ configs:
 {files}---
 
 Token ids of `{name}`: {tokens}. Tokenizer: {tokenizer}, {vocabulary} ids. A row is a document and
-begins with the end-of-text token; the rows joined are the training stream.
+begins with the end-of-text token{cut}; the rows joined are the training stream.
 """
+CUT = ", but where a shard begins in the middle of one"
 
 
 def export(dataset: Dataset, output: Path) -> list[Path]:
@@ -59,6 +61,7 @@ def export(dataset: Dataset, output: Path) -> list[Path]:
         tokens=", ".join(f"{dataset.tokens(s):,} in {NAMES[s]}" for s in splits(dataset)),
         tokenizer=dataset.tokenizer,
         vocabulary=f"{dataset.vocab_size:,}",
+        cut=CUT if dataset.manifest.get("cut_documents") else "",
     )
     replace_file(output / "README.md", card)
     return [*paths, output / "README.md"]

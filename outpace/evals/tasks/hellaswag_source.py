@@ -151,5 +151,8 @@ def _is_right(data: bytes) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    text = redact(getattr(error, "stderr", None) or str(error))  # before it is cut
+    told = getattr(error, "stderr", None) or str(error)
+    if isinstance(told, bytes):  # of what ran out of time, though text was asked for
+        told = told.decode(errors="replace")
+    text = redact(told)  # before it is cut
     return text.strip().splitlines()[-1][:160] if text.strip() else type(error).__name__

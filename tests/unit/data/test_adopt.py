@@ -7,6 +7,7 @@ import struct
 import numpy as np
 import pytest
 
+from outpace.cli.main import main
 from outpace.core.errors import DataError
 from outpace.data.adopt import adopt, can_adopt
 from outpace.data.exports import EXPORTS
@@ -61,6 +62,17 @@ def test_exported_documents_are_whole_again(size, tmp_path):
     (count,) = struct.unpack_from("<Q", index, 18)
     ends = np.cumsum(struct.unpack_from(f"<{count}i", index, 34))
     assert ends.tolist() == [n + 1 for n, t in enumerate(tokens) if t == END]
+
+
+@pytest.mark.parametrize("flag", ["--val_fraction", "--shard_tokens"])
+def test_flags_that_change_the_shards_are_obeyed(flag, tmp_path, monkeypatch, capsys):
+    shards(tmp_path / "fineweb")
+    monkeypatch.chdir(tmp_path)
+    argv = ["prepare", "pretokenized", "--input", "fineweb", "--output", "made"]
+    assert main([*argv, flag, {"--val_fraction": "0.3", "--shard_tokens": "4"}[flag]]) == 0
+    made = open_dataset(tmp_path / "made")
+    assert "is not kept" in capsys.readouterr().err
+    assert not any((tmp_path / "made" / s.file).stat().st_nlink > 1 for s in made.shards)
 
 
 def test_a_disk_without_hard_links_gets_copies(tmp_path, monkeypatch):

@@ -308,8 +308,8 @@ def test_the_novels_that_stand_twice_are_found(shared, tmp_path):
 
 def test_documents_with_thirteen_words_of_an_evaluation_are_left_out(tmp_path):
     rng = random.Random(7)
-    questions = [{"ind": n, "ctx": sentence(rng, 20), "endings": [sentence(rng, 9)] * 4}
-                 for n in range(9)]  # fmt: skip
+    questions = [{"ind": n, "ctx": sentence(rng, 20), "endings": [sentence(rng, 9)] * 4,
+                  "source_id": f"wikihow~{n}"} for n in range(9)]  # fmt: skip
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, questions)))
     clean = [sentence(rng, 300) for _ in range(20)]
     across = questions[4]["ctx"].split()[-8:] + questions[4]["endings"][0].split()[:5]
@@ -322,7 +322,7 @@ def test_documents_with_thirteen_words_of_an_evaluation_are_left_out(tmp_path):
     assert read_texts(tmp_path / "made", "train") == [*clean, twelve]
     [line] = [json.loads(line) for line in (tmp_path / "made" / "removed.jsonl").open()]
     assert line["why"] == "contaminated"
-    assert line["detail"] == f"1 n-grams of hellaswag 4: {' '.join(across)}"
+    assert line["detail"] == f"1 n-grams of hellaswag wikihow 4: {' '.join(across)}"
 
 
 def test_nanogpts_split_keeps_every_document_in_order(folder, texts):

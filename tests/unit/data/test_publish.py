@@ -84,6 +84,29 @@ def test_an_export_there(tmp_path, capsys):
     assert {n: memory.info(f"/bucket/out/{n}")["size"] for n in sizes} == sizes
 
 
+def test_an_export_there_takes_nothing_else_along_and_leaves_the_dataset_alone(tmp_path):
+    """Even where the address ends in the dataset's own name."""
+    (tmp_path / "a.txt").write_text("some text, and more of it")
+    assert prepare("--input", "a.txt", "--output", "data/d") == 0
+    before = files(tmp_path / "data/d")
+    assert main(["data", "export", "data/d", "memory://bucket/d", "--to", "nanogpt"]) == 0
+    memory = fsspec.filesystem("memory")
+    names = {path.rpartition("/")[2] for path in memory.find("/bucket/d")}
+    assert names and names <= {"train.bin", "val.bin", "meta.pkl"}
+    assert files(tmp_path / "data/d") == before
+    assert [p.name for p in (tmp_path / "data").iterdir()] == ["d"]
+
+
+@pytest.mark.shared
+def test_questions_there(shared):
+    questions = str(shared / "hellaswag" / "hellaswag_val.jsonl")
+    address = "memory://bucket/hellaswag"
+    assert main(["prepare", "hellaswag", "--input", questions, "--output", address]) == 0
+    memory = fsspec.filesystem("memory")
+    with open(questions, "rb") as f:
+        assert memory.cat("/bucket/hellaswag/hellaswag_val.jsonl") == f.read()
+
+
 def test_a_protocol_that_cannot_be_used_is_told_before_any_work(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("text")
     assert prepare("--input", "a.txt", "--output", "nosuch://bucket/owt") == 2

@@ -2,6 +2,7 @@
 weights."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,20 @@ def test_the_time_of_an_evaluation_is_that_of_its_step_however_seldom_steps_are_
     run = train(tiny_dataset, tmp_path / "run", 30, *flags)
     at = [r["elapsed_s"] for r in records(run, "validation")]
     assert len(at) == 3 and 0 < at[0] < at[1] < at[2]
+
+
+def test_what_comes_before_the_first_step_is_no_training(tiny_dataset, tmp_path, monkeypatch):
+    """Encoding questions, say, or an evaluation that was missed."""
+    late, real = [0.0], time.perf_counter
+
+    def missed(self: object) -> list[str]:
+        late[0] += 1e6
+        return []
+
+    monkeypatch.setattr(time, "perf_counter", lambda: real() + late[0])
+    monkeypatch.setattr(evaluate.Evaluation, "missed", missed)
+    run = train(tiny_dataset, tmp_path / "run", 2, *QUIET)
+    assert all(r["elapsed_s"] < 1e6 for r in read_json_lines(run / "metrics.jsonl"))
 
 
 def test_questions_that_were_asked_for_and_are_not_there_are_refused_before_training(

@@ -196,6 +196,13 @@ def test_a_gpu_and_a_cpu_at_once_are_refused():
         expected("h100", "--device", "cpu")
 
 
+def test_a_plan_for_elsewhere_takes_only_kernels_that_run_there():
+    exact = expected("h100", "--deterministic", "on", "--mixed_precision", "no").plan
+    assert exact.attention_backend not in ("flash", "cudnn", "flash_attn")
+    apart = expected("t4", "--document_mask").plan
+    assert apart.attention_backend != "flex"
+
+
 def test_a_plan_before_anything_is_prepared_says_what_it_assumes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["plan", "--model_size", "124M"]) == 0

@@ -199,6 +199,16 @@ def test_what_is_left_open_is_filled_in(argv, world, expected):
     assert (p.micro_batch_size, p.gradient_accumulation_steps, p.tokens_per_step) == expected
 
 
+def test_what_a_plan_says_of_its_batch_is_what_a_step_has():
+    """A micro-batch that does not divide what suits a small text."""
+    small = DatasetFacts("small", 50257, 1_000_000, 10_000)
+    p = plan(["--micro_batch_size", 3, "--context", 64], data=small)
+    assert p.tokens_per_step == 3 * 64 * p.gradient_accumulation_steps != 1 << 17
+    [said] = [c.value for c in p.choices if c.setting == "tokens_per_step"]
+    assert said == p.tokens_per_step
+    assert f"{p.tokens_per_step:,} tokens a step" in chosen(p)["gradient_accumulation_steps"]
+
+
 def test_three_flags_that_disagree_are_refused_with_the_arithmetic():
     text = refusal(
         ["--recipe", "gpt2_124M", "--micro_batch_size", 8, "--gradient_accumulation_steps", 4],
