@@ -43,7 +43,7 @@ from outpace.train.audit import audit_run
 from outpace.train.corpus import DATA
 from outpace.train.forecast import STATE_BYTES
 
-PYTHON, TORCH = (3, 11), ((2, 11), (2, 14))
+PYTHON, TORCH = (3, 11), ((2, 11), (2, 16))
 """The least Python; the least torch, and the first that is too new. As in pyproject.toml."""
 CHECKPOINT_BYTES = STATE_BYTES * 124_439_808
 """Weights and two moments of the 124M model in fp32."""
