@@ -147,7 +147,7 @@ def attention_rows(k: Kernels) -> Iterator[Row]:
 
         def forward(module: Any = module, qkv: torch.Tensor = qkv) -> torch.Tensor:
             q, key, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # (B, H, T, D)
-            out: torch.Tensor = module.attend(q, key, v, causal=True, dropout_p=0.0)
+            out: torch.Tensor = module.attend(q, key, v, dropout_p=0.0)
             return out
 
         def both(

@@ -116,9 +116,9 @@ def _trainable(s: StepSettings, device: torch.device) -> Trainable:
 
 
 def _fused(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool, dropout_p: float = 0.0
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, dropout_p: float = 0.0
 ) -> torch.Tensor:
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal, dropout_p=dropout_p)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout_p)
 
 
 ATTEND = {"fused": _fused, "eager": eager.attend, "reference": reference.attend}

@@ -69,7 +69,7 @@ class CausalSelfAttention(nn.Module):
         dropout_p = self.dropout if self.training else 0.0
         attend = attend or self.attend
         masked = {} if mask is None else {"mask": mask}
-        y = attend(q, k, v, causal=True, dropout_p=dropout_p, **masked)  # (B, H, T, D)
+        y = attend(q, k, v, dropout_p=dropout_p, **masked)  # (B, H, T, D)
         y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
         return F.dropout(y, self.dropout, self.training)
 

@@ -30,12 +30,12 @@ def test_backend_equals_the_reference(name, dtype, device, T, S):
     if why := backend.why_not(torch.device(device), dtype, 32):
         pytest.skip(why)
     q, k, v = inputs(device, dtype, T, S)
-    out = backend.attend(q, k, v, causal=True)
+    out = backend.attend(q, k, v)
     upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
     grads = torch.autograd.grad(out, (q, k, v), upstream)
 
     exact = [x.detach().float().requires_grad_() for x in (q, k, v)]
-    expected = reference.attend(*exact, causal=True)
+    expected = reference.attend(*exact)
     expected_grads = torch.autograd.grad(expected, exact, upstream.float())
     for got, want in zip((out, *grads), (expected, *expected_grads), strict=True):
         error = (got.float() - want).norm() / want.norm().clamp_min(1e-1)
@@ -48,7 +48,7 @@ def test_the_flags_know_which_rows_store_the_matrix():
 
 def test_the_reference_equals_a_loop_written_out():
     q, k, v = (x.detach() for x in inputs("cpu", torch.float32, 5, 5, D=4))
-    out = reference.attend(q, k, v, causal=True)
+    out = reference.attend(q, k, v)
     for b in range(2):
         for h in range(3):
             for t in range(5):
@@ -76,7 +76,7 @@ def alone(q, k, v):
     rows = []
     for row, lengths in enumerate(LENGTHS):
         parts = zip(*(x[row : row + 1].split(lengths, dim=2) for x in (q, k, v)), strict=True)
-        rows.append(torch.cat([reference.attend(*part, causal=True) for part in parts], dim=2))
+        rows.append(torch.cat([reference.attend(*part) for part in parts], dim=2))
     return torch.cat(rows)
 
 
@@ -92,7 +92,7 @@ def test_documents_apart_are_what_each_is_alone(name, dtype, device):
     made = torch.randn(3, 4, 3, 64, 32, generator=torch.Generator().manual_seed(1))
     q, k, v = (x.to(device, dtype).requires_grad_() for x in made)
     mask = backend.document_mask(document_numbers(device))
-    out = backend.attend(q, k, v, causal=True, mask=mask)
+    out = backend.attend(q, k, v, mask=mask)
     upstream = torch.randn_like(out)
     grads = torch.autograd.grad(out, (q, k, v), upstream)
     exact = [x.detach().float().requires_grad_() for x in (q, k, v)]
@@ -109,7 +109,7 @@ def test_flex_keeps_documents_apart_too():
     flex, (q, k, v) = BACKENDS.load("flex"), made
     with torch.no_grad():
         mask = flex.document_mask(document_numbers("cpu"))
-        got = flex.attend(q, k, v, causal=True, mask=mask)
+        got = flex.attend(q, k, v, mask=mask)
         assert torch.allclose(got, alone(q, k, v), atol=1e-5)
 
 
@@ -130,9 +130,9 @@ def test_no_token_sees_the_future(name):
         pytest.skip(why)
     attend = backend.attend
     q, k, v = (x.detach() for x in inputs("cpu", torch.float32, 16, 16))
-    before = attend(q, k, v, causal=True)
+    before = attend(q, k, v)
     k[:, :, 9:], v[:, :, 9:] = 100.0, -100.0
-    after = attend(q, k, v, causal=True)
+    after = attend(q, k, v)
     assert torch.equal(before[:, :, :9], after[:, :, :9])
     assert not torch.equal(before[:, :, 9:], after[:, :, 9:])
 
@@ -160,7 +160,7 @@ def test_pytorchs_operators_give_and_take_the_layout_of_the_model(name):
     forward and backward work on the model's views, and that no copy follows."""
     qkv = torch.empty(2, 128, 3 * 96, device="meta", dtype=torch.bfloat16, requires_grad=True)
     views = [x.view(2, 128, 3, 32).transpose(1, 2) for x in qkv.split(96, dim=-1)]
-    y = BACKENDS.load(name).attend(*views, causal=True)
+    y = BACKENDS.load(name).attend(*views)
     assert y.shape == (2, 3, 128, 32)
     assert y.transpose(1, 2).is_contiguous()
     y.transpose(1, 2).reshape(2, 128, 96).sum().backward()
@@ -179,12 +179,12 @@ def test_flex_compiled_in_a_model_sees_no_future():
     q, k, v = (x.detach() for x in inputs("cpu", torch.float32, 100, 100))
     flex = BACKENDS.load("flex")
     surrounded = torch.compile(
-        lambda q, k, v: flex.attend(q * 2, k, v, causal=True) + 1, dynamic=False, fullgraph=True
+        lambda q, k, v: flex.attend(q * 2, k, v) + 1, dynamic=False, fullgraph=True
     )
-    expected = reference.attend(q * 2, k, v, causal=True) + 1
+    expected = reference.attend(q * 2, k, v) + 1
     with torch.no_grad():
         assert torch.allclose(surrounded(q, k, v), expected, atol=1e-5)
-        assert torch.allclose(flex.attend(q * 2, k, v, causal=True) + 1, expected, atol=1e-5)
+        assert torch.allclose(flex.attend(q * 2, k, v) + 1, expected, atol=1e-5)
 
 
 def test_bf16_on_a_cpu_without_units_for_it_is_computed_in_fp32(monkeypatch):
@@ -192,7 +192,7 @@ def test_bf16_on_a_cpu_without_units_for_it_is_computed_in_fp32(monkeypatch):
     monkeypatch.setattr(sdpa, "BF16_UNITS", False)
     q, k, v = inputs("cpu", torch.bfloat16, 33, 33)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = sdpa.attend(q, k, v, causal=True)
+        y = sdpa.attend(q, k, v)
     (gradient,) = torch.autograd.grad(y.float().sum(), q)
     assert y.dtype == gradient.dtype == torch.bfloat16
     exact = torch.nn.functional.scaled_dot_product_attention(

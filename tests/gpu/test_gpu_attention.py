@@ -31,7 +31,7 @@ def passes(attend) -> list[torch.Tensor]:
     g = torch.Generator("cuda").manual_seed(0)
     qkv = torch.randn(4, 256, 3, 4, 64, device="cuda", dtype=torch.bfloat16, generator=g)
     qkv.requires_grad_()
-    out = attend(*(x.transpose(1, 2) for x in qkv.unbind(2)), causal=True, dropout_p=0.0)
+    out = attend(*(x.transpose(1, 2) for x in qkv.unbind(2)), dropout_p=0.0)
     upstream = torch.randn(out.shape, device="cuda", dtype=out.dtype, generator=g)
     return [out.detach(), *torch.autograd.grad(out, qkv, upstream)]
 

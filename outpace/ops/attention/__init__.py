@@ -1,6 +1,6 @@
 """The attention table. A backend is a module, or an object, with three functions:
 
-    attend(q, k, v, *, causal, dropout_p) -> (B, H, T, D), from q (B, H, T, D), k and v (B, H, S, D)
+    attend(q, k, v, *, dropout_p) -> (B, H, T, D), from q (B, H, T, D), k and v (B, H, S, D)
     why_not(device, dtype, head_dim) -> reason it cannot serve there, or None
     kernel(device, dtype, head_dim, dropout_p) -> name of the kernel that runs
 
@@ -10,8 +10,8 @@ A backend that can keep the documents of a sequence apart has one more, and take
     attend(..., mask), kernel(..., masked)
 
 What a backend cannot do itself (a cache of keys, dropout, fp32) it leaves to `sdpa`, and says so.
-q, k and v may be views of one tensor, (B, T, H, D) transposed. `causal` lines the last query up
-with the last key: query t sees keys up to S - T + t.
+q, k and v may be views of one tensor, (B, T, H, D) transposed. All is causal, and the last query
+is in line with the last key: query t sees keys up to S - T + t.
 Every backend is tested, forward and backward, against `reference`.
 """
 
@@ -84,7 +84,7 @@ def _candidates(
     inputs = [x.requires_grad_() for x in (q, k, v)]
 
     def work(name: str) -> Sequence[torch.Tensor]:
-        out = BACKENDS.load(name).attend(*inputs, causal=True, dropout_p=0.0)
+        out = BACKENDS.load(name).attend(*inputs, dropout_p=0.0)
         return out, *torch.autograd.grad(out, inputs, upstream)
 
     return partial(work, "reference"), {name: partial(work, name) for name in names}

@@ -9,14 +9,13 @@ import torch
 
 
 def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool, dropout_p: float = 0.0
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, dropout_p: float = 0.0
 ) -> torch.Tensor:
     """q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D)."""
     T, S = q.size(-2), k.size(-2)
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, S)
-    if causal:
-        visible = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-        scores = scores.masked_fill(~visible, float("-inf"))
+    visible = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    scores = scores.masked_fill(~visible, float("-inf"))
     weights = torch.dropout(scores.softmax(-1), dropout_p, train=dropout_p > 0)
     return weights.to(v.dtype) @ v
 

@@ -28,15 +28,15 @@ except ImportError:
 
 
 def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool, dropout_p: float = 0.0
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, dropout_p: float = 0.0
 ) -> torch.Tensor:
     """q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D)."""
     version, function = _suits(torch.cuda.get_device_capability(q.device))
     extra = {"dropout_p": dropout_p} if version == 2 else {}
     if function is None or q.dtype not in HALF or (dropout_p and not extra):
-        return sdpa.attend(q, k, v, causal=causal, dropout_p=dropout_p)
+        return sdpa.attend(q, k, v, dropout_p=dropout_p)
     # Their layout is (B, T, H, D).
-    out = function(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), causal=causal, **extra)
+    out = function(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), causal=True, **extra)
     y: torch.Tensor = out[0] if isinstance(out, tuple) else out  # some return the log-sum-exp too
     return y.transpose(1, 2)
 

@@ -18,7 +18,6 @@ def attend(
     k: torch.Tensor,
     v: torch.Tensor,
     *,
-    causal: bool,
     dropout_p: float = 0.0,
     mask: BlockMask | None = None,
 ) -> torch.Tensor:
@@ -27,8 +26,8 @@ def attend(
     if mask is not None:
         assert not dropout_p, "FlexAttention has no dropout"
         return _flex(q, k, v, mask) if torch.compiler.is_compiling() else _compiled()(q, k, v, mask)
-    if not causal or dropout_p or k.size(-2) != T:
-        return sdpa.attend(q, k, v, causal=causal, dropout_p=dropout_p)
+    if dropout_p or k.size(-2) != T:
+        return sdpa.attend(q, k, v, dropout_p=dropout_p)
     if torch.compiler.is_compiling():  # the mask of every layer is the same, and made once
         return _flex(q, k, v, _causal_mask(T, q.device))
     return _compiled()(q, k, v, _cached_mask(T, q.device))

@@ -36,14 +36,13 @@ class Fused:
         k: torch.Tensor,
         v: torch.Tensor,
         *,
-        causal: bool,
         dropout_p: float = 0.0,
     ) -> torch.Tensor:
         """q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D)."""
-        whole = causal and q.size(-2) == k.size(-2)
+        whole = q.size(-2) == k.size(-2)
         alike = q.dtype == k.dtype == v.dtype  # which cuDNN's kernel takes for granted
         if not (whole and alike) or q.dtype not in self.dtypes or q.device.type == "cpu":
-            return sdpa.attend(q, k, v, causal=causal, dropout_p=dropout_p)
+            return sdpa.attend(q, k, v, dropout_p=dropout_p)
         return self.run(q, k, v, dropout_p)
 
     def why_not(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:

@@ -10,7 +10,6 @@ def attend(
     k: torch.Tensor,
     v: torch.Tensor,
     *,
-    causal: bool,
     dropout_p: float = 0.0,
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -18,10 +17,9 @@ def attend(
     T, S = q.size(-2), k.size(-2)
     with torch.autocast(q.device.type, enabled=False):
         scores = q.float() @ k.float().transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, S)
-        if causal:
-            visible = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-            visible = visible if mask is None else visible & mask
-            scores = scores.masked_fill(~visible, float("-inf"))
+        visible = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+        visible = visible if mask is None else visible & mask
+        scores = scores.masked_fill(~visible, float("-inf"))
         weights = torch.dropout(scores.softmax(-1), dropout_p, train=dropout_p > 0)
         return (weights @ v.float()).to(q.dtype)  # (B, H, T, D)
 

@@ -22,30 +22,28 @@ def attend(
     k: torch.Tensor,
     v: torch.Tensor,
     *,
-    causal: bool,
     dropout_p: float = 0.0,
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D)."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and not BF16_UNITS:
         with torch.autocast("cpu", enabled=False):
-            y = _attend(q.float(), k.float(), v.float(), causal, dropout_p, mask)
+            y = _attend(q.float(), k.float(), v.float(), dropout_p, mask)
         return y.to(q.dtype)
-    return _attend(q, k, v, causal, dropout_p, mask)
+    return _attend(q, k, v, dropout_p, mask)
 
 
 def _attend(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    causal: bool,
     dropout_p: float,
     mask: torch.Tensor | None,
 ) -> torch.Tensor:
     T, S = q.size(-2), k.size(-2)
     if mask is not None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
-    if not causal or T == 1:
+    if T == 1:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
     if T == S:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)
@@ -58,7 +56,6 @@ def attend_each(
     k: torch.Tensor,
     v: torch.Tensor,
     *,
-    causal: bool,
     dropout_p: float = 0.0,
     mask: Sequence[torch.Tensor],
 ) -> torch.Tensor:
@@ -70,9 +67,7 @@ def attend_each(
     for visible in mask:
         begin, end = end, end + visible.size(-1)
         part = (x[:, :, begin:end] for x in (q, k, v))
-        y[:, :, begin:end] = attend(
-            *part, causal=causal, dropout_p=dropout_p, mask=visible.unsqueeze(1)
-        )
+        y[:, :, begin:end] = attend(*part, dropout_p=dropout_p, mask=visible.unsqueeze(1))
     return y
 
 
