@@ -207,14 +207,12 @@ def _nanogpt_model(checkpoint: Path, steps: int) -> GPT2:
 
 def _score(model: GPT2, dataset: Dataset, s: Settings) -> Any:
     stream, tokenizer = dataset.stream("val"), get_tokenizer(dataset.tokenizer)
-    device = torch.device("cpu")
     return validation_loss(
         model,
         stream.read,
         tokens=min(s.val_tokens, len(stream) - 1),
         context=s.context,
         token_bytes=tokenizer.token_bytes(),
-        device=device,
         precision="no",
-        group=Group(Ranks(), device),
+        group=Group(Ranks(), torch.device("cpu")),
     )

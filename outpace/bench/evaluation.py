@@ -156,7 +156,7 @@ def _ours(model: GPT2, protocol: str) -> Score:
         watch = _Watch()
         questions = hellaswag.parse("\n".join(map(json.dumps, rows)).encode())
         asked = hellaswag.ask(questions, protocol, tokenizer)
-        scored = task.evaluate(model, asked, device=CPU, precision="no", group=alone)
+        scored = task.evaluate(model, asked, precision="no", group=alone)
         assert scored is not None
         return Turn(*watch.read(), [e["pred_norm"] == e["label"] for e in scored[1]])
 

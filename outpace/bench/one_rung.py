@@ -21,14 +21,13 @@ from outpace.config.load import load
 from outpace.config.schema import RunConfig
 from outpace.core.errors import DataError, OutOfMemory, UsageError
 from outpace.core.files import replace_json
-from outpace.data.loader import BatchShape, Loader
 from outpace.ops.fastest import synchronise
 from outpace.optim.schedules import multiplier as lr_multiplier
 from outpace.runtime.distributed import Group, Ranks
 from outpace.runtime.driver import State, state_amid
 from outpace.runtime.hardware import memory_in_use
 from outpace.tokenizer import get_tokenizer
-from outpace.train.assemble import build_trainable
+from outpace.train.assemble import build_trainable, make_loader
 from outpace.train.plan import Plan
 from outpace.train.run import plan_run
 from outpace.train.step import TooLarge, train_step
@@ -65,11 +64,9 @@ class Stepper:
             self.config,
             self.plan,
             group=Group(ranks, self.device),
-            device=self.device,
             end_of_text=get_tokenizer(mixture.tokenizer).end_of_text,
         )
-        shape = BatchShape(self.plan.micro_batch_size, self.plan.gradient_accumulation_steps)
-        loader = Loader(mixture, shape, self.plan.order, device=self.device)
+        loader = make_loader(self.plan, mixture, 0, self.device)
         self.batches = loader.steps(0, MOST_STEPS)
         self.done = 0
         self.losses: list[float] = []

@@ -24,11 +24,11 @@ from outpace.bench.profile_parts import Part, Roof, Shapes, table
 from outpace.bench.result import check_writable, write_result
 from outpace.core.errors import DataError, StorageError
 from outpace.core.log import note, say, warn
-from outpace.data.loader import BatchShape, Loader
 from outpace.data.mixture import Mixture
 from outpace.ops.fastest import synchronise
 from outpace.runtime.hardware import detect
 from outpace.runtime.precision import DTYPES
+from outpace.train.assemble import make_loader
 from outpace.train.plan import Plan
 from outpace.train.step import Trainable, train_step
 
@@ -52,8 +52,7 @@ def profile_step(
     the trace cannot be written, DataError when the dataset is too short."""
     device = t.device
     check_writable(f"profile-{device.type}", output)
-    shape = BatchShape(plan.micro_batch_size, plan.gradient_accumulation_steps)
-    loader = Loader(mixture, shape, plan.order, device=device)
+    loader = make_loader(plan, mixture, 0, device)
     needed = (skip_steps + 2 * steps) * plan.tokens_per_step
     if needed > mixture.tokens("train"):
         raise DataError(

@@ -51,7 +51,11 @@ SLACK_BYTES = 1 << 18
 """Room for names, JSON and the file system's own books, besides the tensors."""
 MOST_MANIFEST_BYTES = 1_000_000
 _NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,17})(?:-r([1-9][0-9]{0,5}))?")
-_TEMPORARY = re.compile(r"\.(tmp|del)-[0-9]+-[0-9a-f]{8}|\..+\.tmp-[0-9]+-[0-9]+")
+_TEMPORARY = re.compile(
+    r"\.(tmp|del)-[0-9]+-[0-9a-f]{8}"
+    r"|\.(LATEST|STATUS\.json|plan\.json|config\.toml|verdict\.json|(report|comparison)\.html"
+    r"|(metrics|evals|samples)\.jsonl)\.tmp-[0-9]+-[0-9]+"
+)
 _DTYPES = {
     torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64",
     torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",

@@ -49,7 +49,6 @@ def run(argv: list[str]) -> int:
             options,
             plan,
             group=Group(ranks, device),
-            device=device,
             end_of_text=get_tokenizer(mixture.tokenizer).end_of_text,
         )
         path = profile_step(

@@ -171,7 +171,7 @@ class _Results:
     @property
     def how(self) -> dict[str, Any]:
         """The arguments that every evaluation takes."""
-        return {"device": self.group.device, "precision": self.precision, "group": self.group}
+        return {"precision": self.precision, "group": self.group}
 
 
 def _score(

@@ -9,6 +9,7 @@ def run(argv: list[str]) -> int:
 
     from outpace.core.errors import StorageError
     from outpace.core.log import say, warn
+    from outpace.core.runfolder import RunFolder
     from outpace.runtime.distributed import from_environment
     from outpace.train.run import run as train
 
@@ -17,7 +18,7 @@ def run(argv: list[str]) -> int:
         try:
             from outpace.report.page import write_report
 
-            say(f"report {write_report([folder], folder / 'report.html')}")
+            say(f"report {write_report([folder], RunFolder(folder).report)}")
         except (StorageError, ImportError) as error:  # the run itself is whole
             warn(f"no report was written: {error}")
     return code

@@ -100,10 +100,9 @@ def run(argv: list[str]) -> int:
             )
         )
     group = Group(ranks, device)
-    how: dict[str, Any] = {"device": device, "precision": options.mixed_precision, "group": group}
     try:
         for side, name in ((model, "model"), (against, "baseline")):
-            examples = v.score(side, asked, **how)
+            examples = v.score(side, asked, precision=options.mixed_precision, group=group)
             if options.details and ranks.is_main:
                 v.keep(options.details, name, examples)
     finally:

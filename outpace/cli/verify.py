@@ -13,7 +13,7 @@ from outpace.core.runfolder import RunFolder
 from outpace.core.runstate import read_state
 
 if TYPE_CHECKING:
-    from outpace.train.audit import Verdict
+    from outpace.train.audit import Audit
 
 
 @dataclass
@@ -63,16 +63,16 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def _dataset(folder: Path) -> tuple["Verdict", DataError | None]:
+def _dataset(folder: Path) -> tuple["Audit", DataError | None]:
     """Compare every hash of a dataset; the error that names what differs."""
     from outpace.data.shards import open_dataset, verify_dataset
-    from outpace.train.audit import Verdict
+    from outpace.train.audit import Audit
 
     try:
         verify_dataset(open_dataset(folder))
     except DataError as error:
-        return Verdict(folder.name, error.what), error
-    return Verdict(folder.name), None
+        return Audit(folder.name, error.what), error
+    return Audit(folder.name), None
 
 
 def _nothing(run: RunFolder) -> UsageError:

@@ -17,10 +17,16 @@ from outpace.core.secrets import redact
 JsonObject = dict[str, Any]
 
 
+def existing_folder(place: Path) -> Path:
+    """The folder that is there already, in which `place` is or would be."""
+    place = place.absolute()
+    while not place.is_dir() and place != place.parent:
+        place = place.parent
+    return place
+
+
 def fsync_folder(folder: Path) -> None:
-    """Make the names inside `folder` survive a power loss (a no-op on Windows)."""
-    if os.name == "nt":
-        return
+    """Make the names inside `folder` survive a power loss."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

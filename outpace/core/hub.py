@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 from outpace.core.crash import first_line
-from outpace.core.errors import UsageError
 from outpace.core.network import Answer, retrying, within
 
 CONTACT_S = 8
@@ -16,17 +15,6 @@ DOWNLOAD_S, LEAST_BYTES_PER_S = 60, 200_000
 """A download may take this long, and more for its size at the least speed."""
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EFBIG)
 """Errors of the disk that is written to, not of the network."""
-
-
-def client(what: str) -> Any:
-    """The module `huggingface_hub`; UsageError says that `what` needs it."""
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise UsageError(
-            "NO-HUB", f"{what} needs huggingface_hub", do="pip install huggingface_hub"
-        ) from error
-    return huggingface_hub
 
 
 def faults() -> tuple[type[BaseException], ...]:

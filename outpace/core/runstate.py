@@ -2,21 +2,15 @@
 Reads only, and may read while the run writes.
 """
 
+import fcntl
 import os
 import socket
 import time
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from outpace.core.errors import UsageError
 from outpace.core.files import JsonObject, parse_object
 from outpace.core.runfolder import RunFolder, boot_id
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 STATES = ("running", "finished", "stopped", "failed")
 """What STATUS.json may say. `interrupted` is what a reader makes of `running` without a process."""
@@ -58,19 +52,10 @@ def read_state(folder: RunFolder) -> JsonObject:
 def is_held(folder: RunFolder, status: JsonObject | None = None) -> bool:
     """Whether a process holds the run's lock. Where the file system cannot tell, whether the
     process that `status` names is alive on this machine."""
-    path = folder.root / ".lock"
-    try:
-        if fcntl is None:
-            lock = FileLock(path)
-            if path.exists():
-                lock.acquire(timeout=0)
-                lock.release()
-            return False
-        fd = os.open(path, os.O_RDONLY)  # a folder of another user's can be asked, too
+    try:  # to read only, for a folder of another user's can be asked, too
+        fd = os.open(folder.root / ".lock", os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except Timeout:
-        return True
     except OSError:
         return _is_alive(status or {})
     try:

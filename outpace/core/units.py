@@ -17,6 +17,11 @@ def gib(n_bytes: float) -> str:
     return f"{n_bytes / GIB:.2f} GiB" if n_bytes >= GIB / 10 else f"{n_bytes / MIB:.1f} MiB"
 
 
+def gb(n_bytes: float) -> str:
+    """Bytes as GB, as disks and networks count them, or MB when small."""
+    return f"{n_bytes / 1e9:,.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:,.2f} MB"
+
+
 def duration(seconds: float) -> str:
     """3725 -> '1h02m'."""
     s = round(seconds)

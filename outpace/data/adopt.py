@@ -19,10 +19,11 @@ import numpy as np
 from outpace.core.errors import DataError
 from outpace.core.files import replace_file, replace_json, sha256_file, sha256_json, storage_error
 from outpace.core.log import note
+from outpace.data.arrays import Int64
 from outpace.data.entropy import unigram_entropy
 from outpace.data.exports.stream import link
 from outpace.data.folder import other_dataset
-from outpace.data.shard_file import SHARD_NAME, SPLITS, Int64, ShardFile
+from outpace.data.shard_file import SHARD_NAME, SPLITS, ShardFile
 from outpace.data.shards import MANIFEST, MANIFEST_FORMAT, Dataset, open_dataset
 from outpace.data.token_files import MOST_DOCUMENT_TOKENS, TokenFile, token_file_fault
 from outpace.tokenizer import Tokenizer, get_tokenizer

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from outpace.data.ngrams import Census, Ints, NgramIndex, words
-from outpace.data.shard_file import UInt16
+from outpace.data.arrays import Int64, UInt16
+from outpace.data.ngrams import Census, NgramIndex, words
 from outpace.data.shards import Dataset
 from outpace.data.stream import TokenStream
 from outpace.tokenizer import Tokenizer, get_tokenizer
@@ -104,7 +104,7 @@ def _cuttable(name: str) -> npt.NDArray[np.bool_]:
     return begins
 
 
-def _by_name(index: NgramIndex, documents: Ints, ngrams: Ints) -> dict[str, dict[str, Any]]:
+def _by_name(index: NgramIndex, documents: Int64, ngrams: Int64) -> dict[str, dict[str, Any]]:
     """Of each name found: in how many documents, the first ones, and words that they share."""
     place, holder = index.pairs(ngrams)
     pairs, first = np.unique(np.stack([holder, documents[place]]), axis=1, return_index=True)

@@ -8,8 +8,8 @@ train_gpt.py).
 
 import numpy as np
 
+from outpace.data.arrays import Int64
 from outpace.data.mixture import Mixture
-from outpace.data.shard_file import Int64
 from outpace.data.shards import Dataset
 
 

@@ -26,6 +26,7 @@ from outpace.core.files import fsync_folder, storage_error
 from outpace.core.hub import DISK, DOWNLOAD_S, LEAST_BYTES_PER_S, reason, refusal
 from outpace.core.log import note, warn
 from outpace.core.network import BUSY, TRIES, in_background, pause, within
+from outpace.core.units import gb
 
 CONNECTIONS = 4
 """Files that are fetched at the same time, at most."""
@@ -132,8 +133,8 @@ def announce(remotes: Sequence[Remote], store: Store, folder: Path, *, at_once: 
         return
     most = sum(sorted(missing)[-at_once:] if at_once else missing)
     note(
-        f"{len(remotes):,} files, {_gb(sum(r.size for r in remotes))}, of which {_gb(total)} to "
-        f"download; disk for downloads: {_gb(most)}"
+        f"{len(remotes):,} files, {gb(sum(r.size for r in remotes))}, of which {gb(total)} to "
+        f"download; disk for downloads: {gb(most)}"
         + (
             " at most, as each is deleted after use (--keep_downloads keeps them)"
             if at_once
@@ -144,7 +145,7 @@ def announce(remotes: Sequence[Remote], store: Store, folder: Path, *, at_once: 
     if (free := shutil.disk_usage(folder).free) < most + SPARE_BYTES:
         raise StorageError(
             "DISK",
-            f"downloads need {_gb(most)} in {folder}, where {_gb(free)} are free",
+            f"downloads need {gb(most)} in {folder}, where {gb(free)} are free",
             do="free space or choose another --output"
             + ("" if at_once else ", or leave out --keep_downloads"),
         )
@@ -175,8 +176,8 @@ def download(remote: Remote, store: Store, folder: Path) -> Path:
 
 def _complete(remote: Remote, store: Store, part: Path) -> None:
     """Make `part` the whole file. One with a wrong hash is fetched once more, then given up."""
-    have = f", {_gb(_size(part))} of it here" if part.exists() else ""
-    note(f"fetching {remote.path}: {_gb(remote.size)}{have}")
+    have = f", {gb(_size(part))} of it here" if part.exists() else ""
+    note(f"fetching {remote.path}: {gb(remote.size)}{have}")
     for again in (False, True):
         _fetch(remote, store, part)
         if is_sound(part, remote):
@@ -269,7 +270,3 @@ def _part(target: Path) -> Path:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"

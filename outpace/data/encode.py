@@ -15,6 +15,7 @@ import numpy.typing as npt
 import xxhash
 
 from outpace.core.errors import DataError
+from outpace.data.arrays import Int64, UInt64
 from outpace.data.decontaminate import Benchmark, overlaps
 from outpace.data.filters import LENGTHS, Filter, columns_of
 from outpace.data.shard_file import DELETE
@@ -31,8 +32,6 @@ KEPT, EMPTY, FILTERED, CONTAMINATED, COPY, NEAR = range(6)
 DIGEST = "xxh3-64"
 CHECKED = 1024
 """One document in so many is encoded again with tiktoken, chosen by its hash."""
-UInt64 = npt.NDArray[np.uint64]
-Int64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

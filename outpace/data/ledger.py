@@ -9,11 +9,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from outpace.data.encode import COPY, DIGEST, EMPTY, KEPT, NEAR, REASONS, Piece
+from outpace.data.arrays import Bools
+from outpace.data.encode import (
+    CONTAMINATED,
+    COPY,
+    DIGEST,
+    EMPTY,
+    FILTERED,
+    KEPT,
+    NEAR,
+    REASONS,
+    Piece,
+)
 from outpace.data.seen import Seen
 from outpace.data.sketch import THRESHOLD, NearDuplicates
 
-Bools = npt.NDArray[np.bool_]
 RECORD = np.dtype([("digest", "<u8"), ("why", "u1")])
 """A document in `.documents.tmp`."""
 MOST_LABELS = 2000
@@ -244,5 +254,5 @@ class Ledger:
 
 BEYOND = 255
 """Kept, were it not for the limit."""
-FINAL = (2, 3)
+FINAL = (FILTERED, CONTAMINATED)
 """Reasons of the document alone: copies of it are judged anew."""

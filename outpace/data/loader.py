@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from outpace.core.errors import DataError
+from outpace.data.arrays import UInt16
 from outpace.data.documents import aligned_samples, document_starts
 from outpace.data.mixture import Mixture
 from outpace.data.order import Order, OrderSpec, Samples, Source
-from outpace.data.shard_file import UInt16
 from outpace.data.staging import Arrival, Staging
 
 AHEAD = 4

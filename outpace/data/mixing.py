@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
-import numpy.typing as npt
 
-Int64 = npt.NDArray[np.int64]
+from outpace.data.arrays import Int64
 
 MOST_SLOTS = 1 << 16
 """Weights of up to four decimals are exact; others are rounded to a multiple of a 65,536th."""

@@ -8,10 +8,10 @@ all documents with NumPy's default generator and takes the first ceil(0.0005 n) 
 import math
 
 import numpy as np
-import numpy.typing as npt
+
+from outpace.data.arrays import Int64
 
 SEED, FRACTION = 2357, 0.0005
-Int64 = npt.NDArray[np.int64]
 
 
 def order(documents: int) -> tuple[Int64, Int64]:

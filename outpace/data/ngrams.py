@@ -21,7 +21,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-N = 13
+from outpace.data.arrays import Int64, UInt64
+
+NGRAM_WORDS = 13
 PIECE_BYTES = 1 << 16
 """Hashed at once; bounds memory at some 3 MB beyond the text, whatever a document's length."""
 BITS_AN_NGRAM = 64
@@ -42,14 +44,11 @@ _FOLD = bytes(
 the rest a separator."""
 _OTHERS = re.compile("[^\x00-\x7f]+")
 
-Ints = npt.NDArray[np.int64]
-Hashes = npt.NDArray[np.uint64]
-
 
 class NgramIndex:
     """The n-grams of a benchmark's passages, each with a number, to be looked for in documents."""
 
-    def __init__(self, passages: Iterable[tuple[str, str]], n: int = N) -> None:
+    def __init__(self, passages: Iterable[tuple[str, str]], n: int = NGRAM_WORDS) -> None:
         """`passages` are (name, text); several may have one name, as the parts of a question."""
         assert n >= 2
         self.n = n
@@ -79,11 +78,11 @@ class NgramIndex:
     def __len__(self) -> int:
         return len(self._hashes)
 
-    def find(self, text: str) -> Ints:
+    def find(self, text: str) -> Int64:
         """Numbers of the n-grams that occur in one document, ascending."""
         return self.find_in([text])[0]
 
-    def find_in(self, texts: Sequence[str]) -> list[Ints]:
+    def find_in(self, texts: Sequence[str]) -> list[Int64]:
         """`find` for several documents at once, faster for short ones. Nothing is found across the
         border of two."""
         folded = [_folded(text) for text in texts]
@@ -106,11 +105,11 @@ class NgramIndex:
     def _words(self, number: int) -> list[bytes]:
         return _words_of(self._text[self._begins[number] : self._ends[number]])
 
-    def holders(self, ngrams: Ints) -> Ints:
+    def holders(self, ngrams: Int64) -> Int64:
         """Numbers of the names that have any of these n-grams, ascending."""
         return np.unique(self.pairs(ngrams)[1])
 
-    def pairs(self, ngrams: Ints) -> tuple[Ints, Ints]:
+    def pairs(self, ngrams: Int64) -> tuple[Int64, Int64]:
         """(places in `ngrams`, numbers of names): an entry for each name that has the n-gram."""
         first, last = (np.searchsorted(self._holders[0], ngrams, side) for side in SIDES)
         count = last - first
@@ -118,10 +117,10 @@ class NgramIndex:
         within = np.arange(len(place)) - np.repeat(np.cumsum(count) - count, count)
         return place, self._holders[1, np.repeat(first, count) + within]
 
-    def _slots(self, hashes: Hashes) -> Hashes:
+    def _slots(self, hashes: UInt64) -> UInt64:
         return hashes >> np.uint64(64 - self._log2)
 
-    def _candidates(self, hashes: Hashes) -> Iterator[tuple[int, int]]:
+    def _candidates(self, hashes: UInt64) -> Iterator[tuple[int, int]]:
         """Positions whose hash is that of an n-gram, with its number."""
         slots = self._slots(hashes)
         bit = self._bits[slots >> np.uint64(3)] >> (slots & np.uint64(7)).astype(np.uint8)
@@ -140,8 +139,8 @@ class Census:
     def __init__(self, index: NgramIndex) -> None:
         self.index = index
         self.characters = 0
-        self._documents: list[Ints] = []
-        self._ngrams: list[Ints] = []
+        self._documents: list[Int64] = []
+        self._ngrams: list[Int64] = []
 
     def add(self, documents: Sequence[int], texts: Sequence[str]) -> None:
         """Texts, with the number of the document that each is, or is a part of."""
@@ -151,7 +150,7 @@ class Census:
                 self._documents.append(np.full(len(found), document))
                 self._ngrams.append(found)
 
-    def findings(self, most_documents_per_gb: float | None = None) -> tuple[Ints, Ints]:
+    def findings(self, most_documents_per_gb: float | None = None) -> tuple[Int64, Int64]:
         """(documents, n-grams), one entry a finding, each once, by document. N-grams that occur in
         more than `most_documents_per_gb` documents a 10^9 characters of all (of smaller corpora, as
         if they had 10^9) are left out: a licence or a stock phrase is nobody's benchmark."""
@@ -192,7 +191,7 @@ def _fold_letters(text: str) -> str:
     return "".join(c if c.isalnum() else " " for c in text.lower())
 
 
-def _ngrams(text: bytes, n: int) -> Iterator[tuple[Hashes, Ints, Ints]]:
+def _ngrams(text: bytes, n: int) -> Iterator[tuple[UInt64, Int64, Int64]]:
     """Hashes of all runs of `n` words, where each begins and where it ends, piece by piece."""
     at = 0
     while at < len(text):
@@ -208,7 +207,7 @@ def _ngrams(text: bytes, n: int) -> Iterator[tuple[Hashes, Ints, Ints]]:
         at = at + int(begins[1 - n]) if goes_on else stop
 
 
-def _words(text: bytes) -> tuple[Hashes, Ints, Ints]:
+def _words(text: bytes) -> tuple[UInt64, Int64, Int64]:
     """Hash, begin and end of each word."""
     folded = np.frombuffer(text, np.uint8)
     inside = np.zeros(len(folded) + 2, bool)
@@ -224,14 +223,14 @@ def _words(text: bytes) -> tuple[Hashes, Ints, Ints]:
     return hashes, begins, ends
 
 
-def _rolling(hashes: Hashes, n: int) -> Hashes:
+def _rolling(hashes: UInt64, n: int) -> UInt64:
     """Hash of each run of `n` of the given."""
     powers, inverses = _powers(_WORD_BASE)
     sums = _prefix_sums(hashes * powers[: len(hashes)])
     return (sums[n:] - sums[:-n]) * inverses[: len(hashes) - n + 1]
 
 
-def _prefix_sums(values: Hashes) -> Hashes:
+def _prefix_sums(values: UInt64) -> UInt64:
     """Sum of all values before each position, modulo 2^64."""
     sums = np.zeros(len(values) + 1, np.uint64)
     np.cumsum(values, out=sums[1:])
@@ -239,10 +238,10 @@ def _prefix_sums(values: Hashes) -> Hashes:
 
 
 @cache
-def _powers(base: int) -> tuple[Hashes, Hashes]:
+def _powers(base: int) -> tuple[UInt64, UInt64]:
     """base^i and base^-i modulo 2^64, for every place in a piece."""
 
-    def powers(of: int) -> Hashes:
+    def powers(of: int) -> UInt64:
         factors = np.full(PIECE_BYTES + 1, of, np.uint64)
         factors[0] = 1
         return np.cumprod(factors, dtype=np.uint64)
@@ -250,19 +249,19 @@ def _powers(base: int) -> tuple[Hashes, Hashes]:
     return powers(base), powers(pow(base, -1, 1 << 64))
 
 
-def _bit_table(slots: Hashes, log2: int) -> npt.NDArray[np.uint8]:
+def _bit_table(slots: UInt64, log2: int) -> npt.NDArray[np.uint8]:
     flags = np.zeros(1 << log2, bool)
     flags[slots] = True
     return np.packbits(flags, bitorder="little")
 
 
-def _borders(texts: Sequence[bytes]) -> Ints:
+def _borders(texts: Sequence[bytes]) -> Int64:
     """Where each text begins once they are joined by one character, and one past the last's."""
     lengths = np.array([len(text) + 1 for text in texts], np.int64)
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
 
 
-def _joined(pieces: Iterable[tuple[Hashes, Ints, Ints]]) -> tuple[Hashes, Ints, Ints]:
+def _joined(pieces: Iterable[tuple[UInt64, Int64, Int64]]) -> tuple[UInt64, Int64, Int64]:
     none = np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, np.int64)
     hashes, begins, ends = zip(none, *pieces, strict=True)
     return np.concatenate(hashes), np.concatenate(begins), np.concatenate(ends)

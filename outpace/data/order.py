@@ -20,15 +20,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
-import numpy.typing as npt
 
+from outpace.data.arrays import Int64, UInt64
 from outpace.data.mixing import Shares
 
 ROUNDS = 6
 VERSION = 2
 """Of the order: a run keeps to the one it began with."""
-Int64 = npt.NDArray[np.int64]
-UInt64 = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from outpace.core.errors import DataError, Stopped, UsageError
+from outpace.core.errors import DataError, UsageError
 from outpace.core.files import fsync_folder, replace_json, sha256_json
 from outpace.core.limits import usable_cores
 from outpace.core.log import note
@@ -54,8 +54,6 @@ from outpace.data.unchanged import check_unchanged, content_of, is_content, stam
 from outpace.data.writer import ShardWriter
 from outpace.tokenizer import TOKENIZERS, Tokenizer
 from outpace.tokenizer.shared import preload, release
-
-__all__ = ["PrepareOptions", "Stopped", "prepare"]
 
 Engine = Callable[[Sequence[Task], Work], Generator[tuple[int, Piece], None, None]]
 """Turns (number, chunk, documents to skip) to (number, piece), in order; closed, it stops."""

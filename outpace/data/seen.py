@@ -1,10 +1,9 @@
 """A set of 64-bit hashes that takes 8 bytes each, for as many as a corpus has documents."""
 
 import numpy as np
-import numpy.typing as npt
 
-UInt64 = npt.NDArray[np.uint64]
-Bools = npt.NDArray[np.bool_]
+from outpace.data.arrays import Bools, UInt64
+
 RECENT = 1 << 16
 
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from outpace.core.errors import DataError
 from outpace.core.files import sha256_file, whole_file
+from outpace.data.arrays import Int64, UInt16
 
 MAGIC, VERSION = 20240520, 1
 HEADER_BYTES = 256 * 4
@@ -31,8 +31,6 @@ SHARD_NAME = r"\w[\w.-]*\.bin"
 SPLITS = ("train", "val")
 DELETE = "delete that dataset (.bin, .len, .json)"
 """A remedy. Its folder may hold other things."""
-UInt16 = npt.NDArray[np.uint16]
-Int64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from outpace.core.files import fsync_folder, sha256_file, storage_error
-from outpace.data.shard_file import HEADER_BYTES, ShardFile, UInt16, header
+from outpace.data.arrays import UInt16
+from outpace.data.shard_file import HEADER_BYTES, ShardFile, header
 
 
 @dataclass

@@ -15,10 +15,10 @@ import numpy as np
 from outpace.core.errors import DataError
 from outpace.core.files import sha256_json
 from outpace.core.registry import nearest
+from outpace.data.arrays import Int64
 from outpace.data.shard_file import (
     HEADER_BYTES,
     SPLITS,
-    Int64,
     ShardFile,
     damaged,
     read_header,

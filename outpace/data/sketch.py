@@ -12,11 +12,10 @@ form, sees only documents of about the same length.
 from functools import cache
 
 import numpy as np
-import numpy.typing as npt
 
+from outpace.data.arrays import UInt64
 from outpace.data.seen import Seen, sorted_set
 
-UInt64 = npt.NDArray[np.uint64]
 WORDS = 5
 SCALE = 64
 LOWEST = 16

@@ -1,4 +1,4 @@
-"""Where remote files are read: the Hugging Face hub and plain HTTP by the hub's client, all else
+"""Where remote files are read: the Hugging Face hub and plain HTTP by the hub's all else
 (s3://, gs://, memory://, ...) by fsspec. Each store finds files and reads one from any byte on.
 """
 
@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from outpace.core.crash import first_line
 from outpace.core.errors import DataError, NetworkError, OutpaceError, UsageError
-from outpace.core.hub import CONTACT_S, ask, client, faults, reason
+from outpace.core.hub import CONTACT_S, ask, faults, reason
 from outpace.core.network import within
 from outpace.data.downloads import Remote
 
@@ -32,7 +32,8 @@ class HttpStore:
 
     def find(self, url: str) -> list[Remote]:
         """The file at `url`; its size is what the server says."""
-        hub = client("an http address")
+        import huggingface_hub as hub
+
         try:
             found = ask(CONTACT_S, hub.get_hf_file_metadata, url, token=False)
         except faults() as error:
@@ -79,13 +80,14 @@ class HubStore(HttpStore):
     @classmethod
     def at(cls, name: str, revision: str = "main") -> "HubStore":
         """The dataset as `revision`, a branch, tag or commit, has it now."""
-        hub = client(f"the dataset {name}")
+        import huggingface_hub as hub
+
         found = _ask_hub(CONTACT_S, name, hub.HfApi().dataset_info, name, revision=revision)
         return cls(name, found.sha)
 
     def find(self, under: str = "") -> list[Remote]:
         """Every file below the folder `under`, by path, with size and hash."""
-        hub = client(f"the dataset {self.name}")
+        import huggingface_hub as hub
 
         def tree() -> list[Any]:
             return list(
@@ -111,11 +113,15 @@ class HubStore(HttpStore):
         ]
 
     def headers(self) -> dict[str, str]:
-        return dict(client(self.name).utils.build_hf_headers())
+        from huggingface_hub.utils import build_hf_headers
+
+        return dict(build_hf_headers())
 
     def at_hand(self, remote: Remote) -> Path | None:
         """In the hub's own cache, from an earlier download by whomever."""
-        found = client(self.name).try_to_load_from_cache(
+        import huggingface_hub as hub
+
+        found = hub.try_to_load_from_cache(
             self.name, remote.path, revision=self.commit, repo_type="dataset"
         )
         return Path(found) if isinstance(found, str) else None

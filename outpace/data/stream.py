@@ -2,19 +2,18 @@
 
 import bisect
 import os
-import sys
+import resource
 import threading
 from io import FileIO
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from outpace.data.shard_file import HEADER_BYTES, UInt16, damaged, read_header, token_fault
+from outpace.data.arrays import Int64, UInt16
+from outpace.data.shard_file import HEADER_BYTES, damaged, read_header, token_fault
 
 MOST_OPEN_FILES = 512
-_PREADV = getattr(os, "preadv", None)  # not on Windows
-Int64 = npt.NDArray[np.int64]
+_PREADV = getattr(os, "preadv", None)  # not everywhere
 
 
 class TokenStream:
@@ -115,9 +114,5 @@ def _identity(path: Path) -> tuple[int, int]:
 
 def most_open_files() -> int:
     """Shards kept open at once: a quarter of what the process may have open (`ulimit -n`)."""
-    if sys.platform == "win32":
-        return MOST_OPEN_FILES // 4
-    import resource
-
     allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return max(1, min(MOST_OPEN_FILES, allowed // 4 if allowed > 0 else MOST_OPEN_FILES))

@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from outpace.core.errors import DataError
-from outpace.data.shard_file import HEADER_BYTES, MAGIC, VERSION, UInt16, check_regular
+from outpace.data.arrays import UInt16
+from outpace.data.shard_file import HEADER_BYTES, MAGIC, VERSION, check_regular
 
 LLAMA_MAGIC = 20240801
 NPY_MAGIC = b"\x93NUMPY"

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from outpace.core.errors import DataError
-from outpace.data.encode import UInt64, Work, batches, digests_of
+from outpace.data.arrays import UInt64
+from outpace.data.encode import Work, batches, digests_of
 from outpace.data.journal import Growing, Journal
 from outpace.data.ledger import RECORD
 from outpace.data.shard_file import DELETE

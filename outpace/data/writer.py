@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from outpace.core.errors import DataError
-from outpace.data.encode import KEPT, Int64, UInt64
+from outpace.data.arrays import Int64, UInt16, UInt64
+from outpace.data.encode import KEPT
 from outpace.data.journal import Growing, Journal
 from outpace.data.ledger import Judged, Ledger
-from outpace.data.shard_file import MOST_TOKENS, SPLITS, UInt16
+from outpace.data.shard_file import MOST_TOKENS, SPLITS
 from outpace.data.shard_part import ShardPart
 from outpace.tokenizer import Tokenizer
 
@@ -30,10 +31,6 @@ class ShardWriter:
         numbers = journal.numbers()
         self._parts = {s: ShardPart(folder, s, numbers[s], journal.parts[s]) for s in SPLITS}
         self.growing = {name: Growing(folder, name, size) for name, size in journal.sizes.items()}
-
-    @property
-    def tokens(self) -> int:
-        return self.ledger.tokens
 
     def add(self, judged: Judged, chunk: int, name: str) -> None:
         """Write the documents of a judged piece of a chunk, in parts between full shards."""

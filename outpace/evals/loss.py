@@ -44,7 +44,6 @@ def validation_loss(
     tokens: int,
     context: int,
     token_bytes: list[int],
-    device: torch.device,
     precision: str,
     group: Group,
     batch_size: int | None = None,
@@ -55,6 +54,7 @@ def validation_loss(
     fit in memory is scored in halves; OutOfMemory, on all processes, when one window does not fit.
     """
     width = min(context, tokens)
+    device = group.device
     batch_size = batch_size or max(1, BATCH_TOKENS[device.type] // width)
     windows = tokens // width
     bytes_of = np.asarray(token_bytes, np.int64)

@@ -7,8 +7,6 @@ import math
 import time
 from pathlib import Path
 
-import torch
-
 from outpace.core.errors import DataError
 from outpace.evals import KeepGoing, LanguageModel, always
 from outpace.evals.packing import Request
@@ -49,7 +47,6 @@ def evaluate(
     tokenizer: Tokenizer,
     text: str,
     *,
-    device: torch.device,
     precision: str,
     group: Group,
     keep_going: KeepGoing = always,
@@ -61,7 +58,6 @@ def evaluate(
     scores = score(
         model,
         windows(ids, tokenizer.end_of_text, model.shape.context),
-        device=device,
         precision=precision,
         group=group,
         keep_going=keep_going,

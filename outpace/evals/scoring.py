@@ -50,7 +50,6 @@ def score(
     model: LanguageModel,
     requests: Sequence[Request],
     *,
-    device: torch.device,
     precision: str,
     group: Group,
     greedy: bool = False,
@@ -64,7 +63,7 @@ def score(
     Requests longer than the model's context lose the start of theirs. A batch that does not fit in
     memory is scored in halves; OutOfMemory, on all processes, when one row does not fit.
     """
-    ranks = group.ranks
+    ranks, device = group.ranks, group.device
     counts = [len(r.continuations) for r in requests]
     # nats and misses of each continuation; tokens read, processes that stopped or failed
     totals = torch.zeros(2 * sum(counts) + 3, dtype=torch.float64, device=device)

@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from outpace.core.files import JsonObject
 from outpace.evals import KeepGoing, LanguageModel, always
 from outpace.evals.packing import Request
@@ -87,7 +85,6 @@ def evaluate(
     model: LanguageModel,
     asked: Asked,
     *,
-    device: torch.device,
     precision: str,
     group: Group,
     keep_going: KeepGoing = always,
@@ -99,7 +96,6 @@ def evaluate(
     scores = score(
         model,
         asked.requests,
-        device=device,
         precision=precision,
         group=group,
         greedy=asked.task.greedy,

@@ -17,7 +17,6 @@ from outpace.evals import statistics
 from outpace.evals.answers import Answers
 
 BEATS, CANNOT_TELL, DOES_NOT = "beats", "cannot tell", "does not"
-ANSWERS = (BEATS, CANNOT_TELL, DOES_NOT)
 
 
 @dataclass(frozen=True)

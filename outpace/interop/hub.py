@@ -19,7 +19,6 @@ from outpace.core.hub import (
     DOWNLOAD_S,
     LEAST_BYTES_PER_S,
     ask,
-    client,
     faults,
     reason,
 )
@@ -37,7 +36,9 @@ def fetch(
     NetworkError when the hub cannot be reached and the cache has no sound copy, or sends something
     else twice; StorageError when the cache cannot be written.
     """
-    hub, of = client("hf:NAME"), {"repo_type": kind, "revision": revision}
+    import huggingface_hub as hub
+
+    of = {"repo_type": kind, "revision": revision}
     try:
         try:
             paths = _download(hub, name, files, of)

@@ -24,7 +24,7 @@ from outpace.ops.mlp import gelu_linear
 
 @dataclass(frozen=True)
 class Compute:
-    """How the model computes; nothing here changes what it computes, but for rounding."""
+    """How the model computes: the same function but for rounding, and for `document_mask`."""
 
     attend: Attend = sdpa.attend
     loss_sum: Callable[..., torch.Tensor] = eager.loss_sum

@@ -7,6 +7,8 @@ objects, and never imports torch, so a report can be made anywhere, of a run tha
     summary  Run -> the few numbers a reader wants first
     figures  Runs -> plotly figures
     markup   escaping, and numbers as people read them
+    corpus   what a run was trained on -> HTML
+    verdict  its verdict -> HTML
     sections Run -> pieces of HTML
     style    the page's CSS, script and colours
     page     everything above -> one HTML file

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import logging
 import os
-import platform
 import shlex
 import shutil
 import struct
@@ -112,13 +111,8 @@ def _is_cut(library: Path) -> bool:
 
 def why_not(device: torch.device) -> str | None:
     """A reason why torch.compile cannot serve on this device, or None after a probe that ran."""
-    if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "cl"))):
+    if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++"))):
         return "no C++ compiler was found (g++ or clang++)"
-    if device.type == "cuda" and platform.system() == "Windows":
-        try:
-            import triton  # noqa: F401
-        except ImportError:
-            return "Triton is not installed"
 
     def probe(x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.gelu(x @ x).sum()

@@ -4,6 +4,7 @@ no peak, and then no MFU is printed.
 
 import contextlib
 import platform
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def detect(device: str) -> Machine:
         index = torch.cuda.current_device()
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)
-        peak, source = peak_of(name)
+        gpu = by_device_name(name)
         return Machine(
             device,
             name,
@@ -51,8 +52,8 @@ def detect(device: str) -> Machine:
             total,
             free,
             torch.cuda.is_bf16_supported(including_emulation=False),
-            peak,
-            source,
+            gpu.half if gpu else None,
+            gpu.source if gpu else None,
         )
     memory = psutil.virtual_memory()
     total, free = memory.total, memory.available
@@ -62,12 +63,6 @@ def detect(device: str) -> Machine:
                 total, free = min(total, limit), min(free, max(0, limit - used))
     bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return Machine("cpu", _cpu_name(), usable_cores(), total, free, bf16)
-
-
-def peak_of(name: str) -> tuple[float | None, str | None]:
-    """Peak FLOP/s of a GPU and its source, or None for one that is not in the table."""
-    gpu = by_device_name(name)
-    return (gpu.half, gpu.source) if gpu else (None, None)
 
 
 def memory_in_use(device: torch.device) -> int:
@@ -85,10 +80,6 @@ def peak_resident_bytes() -> int:
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
-    if platform.system() == "Windows":
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -130,11 +130,10 @@ def capabilities(device: torch.device) -> Capabilities:
     )
 
 
-def build_trainable(
-    config: RunConfig, plan: Plan, *, group: Group, device: torch.device, end_of_text: int
-) -> Trainable:
+def build_trainable(config: RunConfig, plan: Plan, *, group: Group, end_of_text: int) -> Trainable:
     """Model, compiled forward, optimiser and loss scaler as planned. Weights are the seed's, or
     those of `--init_from`. Documents that are kept apart begin with the token `end_of_text`."""
+    device = group.device
     use_tf32(plan.tf32)
     use_deterministic_kernels(plan.deterministic)
     loss_sum = cross_entropy.LOSSES.load(plan.cross_entropy).loss_sum
@@ -188,7 +187,6 @@ def assemble(
     folder: RunFolder,
     group: Group,
     mixture: Mixture,
-    device: torch.device,
     stop: StopRequest,
     identity: dict[str, object],
     watchdog: Watchdog,
@@ -196,9 +194,7 @@ def assemble(
     """Build all that the loop works with, as planned. A checkpoint is loaded over it later."""
     ranks = group.ranks
     tokenizer = get_tokenizer(mixture.tokenizer)
-    trainable = build_trainable(
-        config, plan, group=group, device=device, end_of_text=tokenizer.end_of_text
-    )
+    trainable = build_trainable(config, plan, group=group, end_of_text=tokenizer.end_of_text)
     return Session(
         config=config,
         plan=plan,
@@ -208,7 +204,7 @@ def assemble(
         tokenizer=tokenizer,
         model=trainable.model,
         trainable=trainable,
-        loader=make_loader(plan, mixture, ranks.rank, device),
+        loader=make_loader(plan, mixture, ranks.rank, group.device),
         stop=stop,
         identity=identity,
         guard=_guard(config, plan),

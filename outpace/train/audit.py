@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Audit:
     """What was found of one checkpoint or dataset."""
 
     name: str
@@ -36,7 +36,7 @@ class Verdict:
     """What could not be compared, or is worth knowing."""
 
 
-def audit_run(run: RunFolder, *, deep: bool = False) -> list[Verdict]:
+def audit_run(run: RunFolder, *, deep: bool = False) -> list[Audit]:
     """`audit` of each checkpoint of a run, oldest first, and of the newest that STATUS.json names
     but that is not there. A run that is training may delete one while it is read: that one is
     left out, and the folder read again when the newest was among them."""
@@ -47,7 +47,7 @@ def audit_run(run: RunFolder, *, deep: bool = False) -> list[Verdict]:
         if newest is None or newest in {v.name for v in found}:
             break
         if acknowledged(run) == newest:  # what it names is deleted only once it names a newer one
-            found.append(Verdict(newest, "STATUS.json names it, but it is not there"))
+            found.append(Audit(newest, "STATUS.json names it, but it is not there"))
             break
     return found
 
@@ -61,19 +61,19 @@ def acknowledged(run: RunFolder) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def audit(path: Path, *, deep: bool = False) -> Verdict:
+def audit(path: Path, *, deep: bool = False) -> Audit:
     """Compare every hash; with `deep`, load it, too."""
     if why := store.fault(path):
-        return Verdict(path.name, why)
+        return Audit(path.name, why)
     try:
-        return _audit_deep(store.open_verified(path)) if deep else Verdict(path.name)
+        return _audit_deep(store.open_verified(path)) if deep else Audit(path.name)
     except CheckpointError as error:
-        return Verdict(path.name, error.what)
+        return Audit(path.name, error.what)
     except (OSError, SafetensorError) as error:  # deleted meanwhile; well hashed, but no tensors
-        return Verdict(path.name, f"it cannot be read ({error})")
+        return Audit(path.name, f"it cannot be read ({error})")
 
 
-def _audit_deep(checkpoint: store.Checkpoint) -> Verdict:
+def _audit_deep(checkpoint: store.Checkpoint) -> Audit:
     name, state = checkpoint.path.name, checkpoint.state
     notes: list[str] = []
     weights = checkpoint.model(CPU)
@@ -82,21 +82,21 @@ def _audit_deep(checkpoint: store.Checkpoint) -> Verdict:
         with torch.device("meta"):  # nothing is allocated for what a file says
             model = GPT2(shape)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        return Verdict(name, f"{store.STATE} names no model ({type(error).__name__}: {error})")
+        return Audit(name, f"{store.STATE} names no model ({type(error).__name__}: {error})")
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         what = " ".join(str(error).split())[:300]
-        return Verdict(name, f"{store.MODEL} does not fit the model of {store.STATE}: {what}")
+        return Audit(name, f"{store.MODEL} does not fit the model of {store.STATE}: {what}")
     if bad := _not_finite(weights):
-        return Verdict(name, f"{store.MODEL}: {bad} is not finite")
+        return Audit(name, f"{store.MODEL}: {bad} is not finite")
     if "weights_sha256" not in state:
         notes.append("no hash of its weights was recorded")
     elif store.weights_sha256(weights) != state["weights_sha256"]:
-        return Verdict(name, f"{store.MODEL} does not have the weights' SHA-256 of {store.STATE}")
+        return Audit(name, f"{store.MODEL} does not have the weights' SHA-256 of {store.STATE}")
     if (checkpoint.path / store.OPTIMIZER).exists():
         if bad := _optimizer_fault(checkpoint.optimizer(CPU), dict(model.named_parameters())):
-            return Verdict(name, f"{store.OPTIMIZER}: {bad}")
+            return Audit(name, f"{store.OPTIMIZER}: {bad}")
     else:
         notes.append("weights only")
     loss = probe_loss(model, shape.vocab_size, shape.context)
@@ -104,9 +104,9 @@ def _audit_deep(checkpoint: store.Checkpoint) -> Verdict:
     if recorded is None:
         notes.append("no probe loss was recorded")
     elif not _close(loss, recorded):
-        return Verdict(name, f"its loss on the probe is {loss!r}, not {recorded!r} as recorded")
+        return Audit(name, f"its loss on the probe is {loss!r}, not {recorded!r} as recorded")
     notes.append(f"probe loss {loss:.6f}")
-    return Verdict(name, None, tuple(notes))
+    return Audit(name, None, tuple(notes))
 
 
 def _close(loss: float, recorded: Any) -> bool:

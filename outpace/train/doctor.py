@@ -26,7 +26,7 @@ from outpace.core.errors import (
     StorageError,
     UsageError,
 )  # fmt: skip
-from outpace.core.files import fsync_folder
+from outpace.core.files import existing_folder, fsync_folder
 from outpace.core.limits import usable_cores
 from outpace.core.runfolder import RunFolder
 from outpace.core.runstate import is_held, last_step, read_state
@@ -198,20 +198,12 @@ def _places() -> Iterator[Finding]:
     }
     seen = set()
     for place, (enough, least) in needs.items():
-        folder = _existing(place)
+        folder = existing_folder(place)
         check = f"{place}/" if place in (RUNS, DATA) else "TMPDIR"
         yield _space(check, folder, enough, least)
         if folder not in seen:
             yield from _file_system(check, folder)
         seen.add(folder)
-
-
-def _existing(place: Path) -> Path:
-    """The folder that is there already, in which `place` is or would be."""
-    place = place.absolute()
-    while not place.is_dir() and place != place.parent:
-        place = place.parent
-    return place
 
 
 def _space(check: str, folder: Path, enough: int, least: int) -> Finding:

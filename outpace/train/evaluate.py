@@ -5,6 +5,7 @@ generators of its own, so training goes on as if nothing had been asked.
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,6 @@ class Evaluation:
                 tokens=tokens,
                 context=s.plan.context,
                 token_bytes=s.tokenizer.token_bytes(),
-                device=s.trainable.device,
                 precision=s.plan.mixed_precision,
                 group=s.group,
                 keep_going=partial(self._keep_going, "validation loss"),
@@ -163,7 +163,6 @@ class Evaluation:
                 result = task.evaluate(
                     s.model,
                     asked,
-                    device=s.trainable.device,
                     precision=s.plan.mixed_precision,
                     group=s.group,
                     keep_going=partial(self._keep_going, "HellaSwag"),
@@ -287,14 +286,11 @@ class _TimeShare:
         return self.progress.elapsed_s - self._trained_before
 
 
-class _evaluating:
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode inside, training mode after."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.model = model
-
-    def __enter__(self) -> None:
-        self.model.eval()
-
-    def __exit__(self, *_: object) -> None:
-        self.model.train()
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train()

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from outpace.config.schema import RunConfig
-from outpace.core.units import count, duration
+from outpace.core.units import count, duration, gb
 from outpace.model.cost import Precision, matrices
 from outpace.model.memory import StepSettings
 from outpace.model.roofline import BANDWIDTH_SHARE, LINK_SHARE, Rates, StepTime, step_time
@@ -22,6 +22,9 @@ TOKEN_BYTES = 2
 """A token in a shard, uint16."""
 FP32_SHARE = 0.8
 """Of the peak without tensor cores, that fp32 products sustain; assumed."""
+FP32_BY_HALF = 1 / 8
+"""Rate of fp32 products by that in half precision, for attention that is materialised where only
+half precision was measured; assumed: 1/15 on an H100, 1/16 on an A100, some 1/3 on a CPU."""
 FP8_HEAD = 1.4
 """How much faster the head's products are in fp8; assumed, from modded-nanogpt's record 19."""
 ATTENTION_SHARE = 0.4
@@ -80,7 +83,7 @@ def measured_rates(c: Calibration, plan: Plan, gpu: Gpu | None) -> Rates:
     return Rates(
         products=_with_fp8(c.products, plan),
         attention=attention,
-        full=c.products["qkv"] if c.precision == "no" else c.products["qkv"] / 8,
+        full=c.products["qkv"] * (1 if c.precision == "no" else FP32_BY_HALF),
         bandwidth=c.bandwidth,
         link=gpu.link * LINK_SHARE if gpu and plan.world_size > 1 else None,
         basis=f"this machine's calibration of {c.date}, `outpace bench kernels`",
@@ -201,8 +204,8 @@ def lines(f: Forecast, plan: Plan) -> list[str]:
             text.append(f"  cost     {f.price:,.2f} at the price given")
     keep = f.checkpoints * f.checkpoint_bytes
     text.append(
-        f"  disk     {_gb(f.data_bytes)} of data; {_gb(keep)} for {f.checkpoints} checkpoints of "
-        f"{_gb(f.checkpoint_bytes)}"
+        f"  disk     {gb(f.data_bytes)} of data; {gb(keep)} for {f.checkpoints} checkpoints of "
+        f"{gb(f.checkpoint_bytes)}"
     )
     return text
 
@@ -220,7 +223,3 @@ def _shares(parts: Mapping[str, float]) -> str:
     total = sum(parts.values())
     ranked = sorted(parts.items(), key=lambda item: -item[1])
     return ", ".join(f"{name} {ms / total:.0%}" for name, ms in ranked if ms >= 0.005 * total)
-
-
-def _gb(n_bytes: float) -> str:
-    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.2f} MB"

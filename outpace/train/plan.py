@@ -168,7 +168,17 @@ class Planning:
 
     @cached_property
     def shape(self) -> GPT2Shape:
-        return model_shape(self.config, self.dataset.vocab_size)
+        """What the flags ask for."""
+        preset, m = size(self.config.model.model_size), self.config.model
+        return GPT2Shape(
+            preset.n_layer if m.n_layer == "auto" else m.n_layer,
+            preset.n_head if m.n_head == "auto" else m.n_head,
+            preset.n_embd if m.n_embd == "auto" else m.n_embd,
+            m.context,
+            self.dataset.vocab_size,
+            m.dropout,
+            m.vocab_multiple,
+        )
 
     def choose(self, setting: str, value: T, reason: str) -> T:
         """Take `value` for a setting that was left open, and keep the reason."""
@@ -185,20 +195,6 @@ class Planning:
         if all(v == "auto" for v in (m.n_layer, m.n_head, m.n_embd)):
             return "355M" if m.model_size == "350M" else m.model_size
         return count(cost.parameters(self.shape))
-
-
-def model_shape(config: RunConfig, vocab_size: int) -> GPT2Shape:
-    """The shape that the flags ask for."""
-    preset, m = size(config.model.model_size), config.model
-    return GPT2Shape(
-        preset.n_layer if m.n_layer == "auto" else m.n_layer,
-        preset.n_head if m.n_head == "auto" else m.n_head,
-        preset.n_embd if m.n_embd == "auto" else m.n_embd,
-        m.context,
-        vocab_size,
-        m.dropout,
-        m.vocab_multiple,
-    )
 
 
 UNSAID: dict[str, Any] = {

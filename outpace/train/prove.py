@@ -86,7 +86,6 @@ def _prove(folder: RunFolder, scratch: Path, at: int | None) -> Proof:
             folder=RunFolder(scratch),
             group=group,
             mixture=mixture,
-            device=device,
             stop=StopRequest(),
             identity=identity(config, plan, mixture.fingerprint),
             watchdog=Watchdog(0.0, scratch, ranks.rank, lambda error: None),

@@ -25,7 +25,7 @@ from outpace.core.errors import (
     StorageError,
     UsageError,
 )
-from outpace.core.files import replace_file, replace_json, sha256_json
+from outpace.core.files import existing_folder, replace_file, replace_json, sha256_json
 from outpace.core.log import note, say, warn
 from outpace.core.runfolder import RUN_FORMAT, RunFolder
 from outpace.core.runstate import read_state
@@ -121,7 +121,6 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
             folder=folder,
             group=group,
             mixture=mixture,
-            device=device,
             stop=stop,
             identity=same,
             watchdog=watchdog,
@@ -236,9 +235,7 @@ def _check_room(config: RunConfig, plan: Plan, folder: RunFolder) -> None:
     """StorageError without space for the checkpoints that will exist at the same time."""
     if not config.run.space_check:
         return
-    below = folder.root.absolute()
-    while not below.exists():
-        below = below.parent
+    below = existing_folder(folder.root)
     size = checkpoint_bytes(config, plan)
     there = sum(f.stat().st_size for p in store.paths(folder.checkpoints) for f in p.iterdir())
     there += store.remains_bytes(folder.checkpoints)  # removed once the lock is ours

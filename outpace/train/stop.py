@@ -63,5 +63,5 @@ def _tell(text: str) -> None:
     # Straight to the descriptor: the handler may run inside a write to standard error. Not where
     # that would wait for a reader.
     with contextlib.suppress(OSError):
-        if os.name == "nt" or select.select([], [2], [], 0)[1]:
+        if select.select([], [2], [], 0)[1]:
             os.write(2, f"warning: {text}\n".encode())

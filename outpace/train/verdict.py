@@ -81,9 +81,7 @@ def baseline(reference: str, device: torch.device) -> Side:
         return Side("GPT-2 124M (published)", "published", reason=error.what)
 
 
-def score(
-    of: Side, questions: Questions, *, device: torch.device, precision: str, group: Group
-) -> list[JsonObject]:
+def score(of: Side, questions: Questions, *, precision: str, group: Group) -> list[JsonObject]:
     """Let a side with weights answer; its records of examples, for a file of `--details`."""
     if of.loaded is None:
         return []
@@ -98,7 +96,6 @@ def score(
             scored = evaluate(
                 model,
                 ask(task, protocol, items, tokenizer),
-                device=device,
                 precision=precision,
                 group=group,
                 keep_going=keep_going,

@@ -13,7 +13,7 @@ from outpace.tokenizer import get_tokenizer
 
 CPU = torch.device("cpu")
 ALONE = Group(Ranks(), CPU)
-HOW = {"device": CPU, "precision": "no", "group": ALONE}
+HOW = {"precision": "no", "group": ALONE}
 SMALL_VOCABULARY = 256
 
 

@@ -30,7 +30,6 @@ def score(model, tokens, **changes):
     options = {
         "context": 16,
         "token_bytes": [3] * 99 + [0],
-        "device": CPU,
         "precision": "no",
         "group": Group(Ranks(), CPU),
     }

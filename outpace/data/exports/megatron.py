@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from outpace.data.arrays import Int64
 from outpace.data.exports import raw
-from outpace.data.exports.stream import Lengths, new_file, splits
+from outpace.data.exports.stream import new_file, splits
 from outpace.data.shards import Dataset
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -32,7 +33,7 @@ def export(dataset: Dataset, output: Path) -> list[Path]:
     return paths
 
 
-def write_index(path: Path, lengths: Lengths) -> None:
+def write_index(path: Path, lengths: Int64) -> None:
     """Write the index of documents with these lengths in tokens."""
     count = len(lengths)
     with new_file(path) as out:

@@ -8,17 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from outpace.core.errors import DataError
 from outpace.data import nanogpt_split
-from outpace.data.exports.stream import PIECE_TOKENS, Lengths, end_of_text, new_file, shards
+from outpace.data.arrays import Int64
+from outpace.data.exports.stream import PIECE_TOKENS, end_of_text, new_file, shards
 from outpace.data.shards import Dataset
 
-Numbers = npt.NDArray[np.int64]
 
-
-def write(dataset: Dataset, split: str, path: Path) -> Lengths:
+def write(dataset: Dataset, split: str, path: Path) -> Int64:
     """Write a split's documents, and return how many tokens each has, in the order of the file:
     that of the shards, or of nanoGPT's own file when the dataset has nanoGPT's split."""
     if _has_nanogpts_split(dataset):
@@ -29,7 +27,7 @@ def write(dataset: Dataset, split: str, path: Path) -> Lengths:
                 out.write(piece)
         return lengths[order]
     end = np.array([end_of_text(dataset)], "<u2")
-    found: list[Lengths] = []
+    found: list[Int64] = []
     with new_file(path) as out:
         for _, tokens, lengths in shards(dataset, split):
             is_whole = tokens[0] == end[0]
@@ -50,14 +48,14 @@ def _has_nanogpts_split(dataset: Dataset) -> bool:
     return bool(dataset.manifest.get("options", {}).get("split") == "nanogpt")
 
 
-def _nanogpt_order(dataset: Dataset, split: str, documents: int) -> Numbers:
+def _nanogpt_order(dataset: Dataset, split: str, documents: int) -> Int64:
     """Numbers in our stream of a split of the documents of nanoGPT's file, in its order."""
     total = int(dataset.manifest["documents"]["source"])
     train, val = nanogpt_split.order(total)
     is_val = np.zeros(total, bool)
     is_val[val] = True
     number = np.cumsum(is_val if split == "val" else ~is_val) - 1
-    order: Numbers = number[val if split == "val" else train]
+    order: Int64 = number[val if split == "val" else train]
     if len(order) != documents:
         raise DataError(
             "EXPORT",
@@ -68,9 +66,7 @@ def _nanogpt_order(dataset: Dataset, split: str, documents: int) -> Numbers:
     return order
 
 
-def _gathered(
-    dataset: Dataset, split: str, lengths: Lengths, order: Numbers
-) -> Iterator[memoryview]:
+def _gathered(dataset: Dataset, split: str, lengths: Int64, order: Int64) -> Iterator[memoryview]:
     """The documents in another order, each with end-of-text behind it instead of before it."""
     ends = np.cumsum(lengths)
     buffer = np.empty(max(PIECE_TOKENS, int(lengths.max())), "<u2")

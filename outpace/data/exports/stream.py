@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
 from outpace.core.errors import DataError, UsageError
 from outpace.core.files import storage_error, whole_file
-from outpace.data.shard_file import HEADER_BYTES, SPLITS, ShardFile, UInt16, damaged
+from outpace.data.arrays import Int64, UInt16
+from outpace.data.shard_file import HEADER_BYTES, SPLITS, ShardFile, damaged
 from outpace.data.shards import Dataset
 from outpace.tokenizer import get_tokenizer
 
 PIECE_TOKENS = 1 << 22
-Lengths = npt.NDArray[np.int64]
 
 
 def end_of_text(dataset: Dataset) -> int:
@@ -32,7 +31,7 @@ def splits(dataset: Dataset) -> list[str]:
     return found
 
 
-def shards(dataset: Dataset, split: str) -> Iterator[tuple[ShardFile, UInt16, Lengths]]:
+def shards(dataset: Dataset, split: str) -> Iterator[tuple[ShardFile, UInt16, Int64]]:
     """Each shard of a split: tokens, as they are, and the lengths of its documents."""
     for shard in dataset.shards:
         if shard.split == split:

@@ -16,7 +16,7 @@ from outpace.runtime.distributed import Group, Ranks
 
 CPU = torch.device("cpu")
 SHAPE = GPT2Shape(2, 2, 16, 64, 97)
-HOW = {"device": CPU, "precision": "no", "group": Group(Ranks(), CPU)}
+HOW = {"precision": "no", "group": Group(Ranks(), CPU)}
 
 
 @pytest.fixture(scope="module")

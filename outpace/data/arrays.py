@@ -1,0 +1,9 @@
+"""NumPy arrays by what they hold."""
+
+import numpy as np
+import numpy.typing as npt
+
+UInt16 = npt.NDArray[np.uint16]
+Int64 = npt.NDArray[np.int64]
+UInt64 = npt.NDArray[np.uint64]
+Bools = npt.NDArray[np.bool_]
