@@ -233,7 +233,8 @@ class Check:
             return why
         if not self.gpu:
             return "no GPU"
-        return [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu"]
+        where = ["tests/gpu", "tests/conformance"]
+        return [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *where]
 
     def train(self) -> list[str] | str:
         if why := self.needs_data():

@@ -113,12 +113,9 @@ def run(argv: list[str]) -> int:
     loaded = load_model(options.model, device)
     if not options.compile:
         loaded = replace(loaded, model=for_inference(loaded.model, precision))
-    group = Group(ranks, device)
-    try:
+    with Group(ranks, device) as group:
         out = _Results(options, loaded, precision, group)
         _score(options, tasks, asked, out, dirty)
-    finally:
-        group.close()
     if ranks.is_main:
         out.write()
     return 0

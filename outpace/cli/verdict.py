@@ -99,14 +99,11 @@ def run(argv: list[str]) -> int:
                 limit=options.limit,
             )
         )
-    group = Group(ranks, device)
-    try:
+    with Group(ranks, device) as group:
         for side, name in ((model, "model"), (against, "baseline")):
             examples = v.score(side, asked, precision=options.mixed_precision, group=group)
             if options.details and ranks.is_main:
                 v.keep(options.details, name, examples)
-    finally:
-        group.close()
     record = v.verdict(
         model, against, [(options.task, p) for p in protocols], options.metric, dirty
     )

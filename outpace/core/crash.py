@@ -23,8 +23,11 @@ from outpace.core.errors import (
 )
 from outpace.core.secrets import redact
 
-OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "cannot allocate memory", "out of memory")
-"""How PyTorch words it, in a RuntimeError, on a CPU and on a GPU."""
+OUT_OF_MEMORY_TEXTS = (
+    "can't allocate memory", "cannot allocate memory", "out of memory", "status_alloc_failed",
+)  # fmt: skip
+"""How PyTorch words it, in a RuntimeError, on a CPU and on a GPU; the last is cuBLAS' and cuDNN's
+own, which allocate for themselves."""
 
 ERROR = re.compile(r"FAILED|error\[|[\w.]*(Error|Exception|Exit|Interrupt)\b")
 """How a line begins that tells what went wrong."""

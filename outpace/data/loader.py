@@ -162,6 +162,8 @@ class Loader:
 
         def read_ahead() -> None:
             try:
+                if self.device.type == "cuda":
+                    torch.cuda.set_device(self.device)  # a thread begins on the first one
                 rows, width = self.shape.sequences_of_rank, self.spec.context + 1
                 staging = Staging(self.device, rows, width, number=2)
                 for step in range(first, last):

@@ -42,6 +42,14 @@ class Compute:
     """The token that every document begins with."""
 
 
+class LayerNorm(nn.LayerNorm):
+    """Its output is of its input's type: CUDA's autocast makes it fp32 for the product behind it to
+    cast again, and where DDP cuts a compiled model between the two, it is moved so."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).to(x.dtype)
+
+
 class CausalSelfAttention(nn.Module):
     """Multi-head attention in which a token sees itself and what came before."""
 
@@ -94,9 +102,9 @@ class Block(nn.Module):
 
     def __init__(self, shape: GPT2Shape, compute: Compute) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(shape.n_embd, eps=1e-5)
+        self.ln_1 = LayerNorm(shape.n_embd, eps=1e-5)
         self.attn = CausalSelfAttention(shape, compute)
-        self.ln_2 = nn.LayerNorm(shape.n_embd, eps=1e-5)
+        self.ln_2 = LayerNorm(shape.n_embd, eps=1e-5)
         self.mlp = MLP(shape, compute)
 
     def forward(
@@ -122,7 +130,7 @@ class GPT2(nn.Module):
         self.wte = nn.Embedding(shape.padded_vocab_size, shape.n_embd)
         self.wpe = nn.Embedding(shape.context, shape.n_embd)
         self.h = nn.ModuleList(Block(shape, self.compute) for _ in range(shape.n_layer))
-        self.ln_f = nn.LayerNorm(shape.n_embd, eps=1e-5)
+        self.ln_f = LayerNorm(shape.n_embd, eps=1e-5)
 
     def forward(self, idx: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
         """idx (B, T) -> logits (B, T, V), padding at -inf; with targets (B, T) -> the sum of

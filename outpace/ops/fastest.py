@@ -4,18 +4,21 @@ Remembered in `kernels.json` in the cache folder (`core/cache.py`), under the ma
 version, type, shape and candidates. It may be deleted at any time.
 """
 
+import contextlib
 import datetime
 import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import Timeout
 
+from outpace.core import locks
 from outpace.core.cache import cache_folder
 from outpace.core.crash import first_line
 from outpace.core.errors import OutpaceError
@@ -24,6 +27,8 @@ from outpace.core.files import replace_json
 Work = Callable[[], Sequence[torch.Tensor]]
 """A forward and backward of one candidate, on the same inputs each time: output and gradients."""
 
+TURN_S = 300.0
+"""Patience with another process that measures: candidates may have to be compiled."""
 WARM_UP, ROUNDS = 3, 10
 CALLS = 4
 """Timed together: from the second on, what the host does hides behind what the device does."""
@@ -70,19 +75,36 @@ def fastest(
     key = f"{kind} | {device_name(device)} | torch {torch.__version__} | {dtype} {sizes} | "
     key += " ".join(names)
     path = cache_folder() / "kernels.json"
-    remembered = _read(path)
-    if (known := _parse(remembered.get(key))) is not None:
+    if (known := _parse(_read(path).get(key))) is not None:
         return known
-    try:
-        found = measure(*prepare(), device, tolerance or TOLERANCE[dtype])
-    except torch.OutOfMemoryError:  # not even the reference fits beside what is there
-        found = None
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)  # a run's peak is not that of this
-    if found is not None:
-        _write(path, _read(path) | {key: asdict(found)})
+    with _one_at_a_time(path):
+        if (known := _parse(_read(path).get(key))) is not None:
+            return known
+        try:
+            found = measure(*prepare(), device, tolerance or TOLERANCE[dtype])
+        except torch.OutOfMemoryError:  # it does not fit beside what is there
+            found = None
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)  # a run's peak is not that of this
+        if found is not None:
+            _write(path, _read(path) | {key: asdict(found)})
     return found
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Let the processes of a host measure in turns: they would disturb each other, and must choose
+    alike. Who waits too long, or cannot, measures anyway."""
+    lock = None
+    with contextlib.suppress(Timeout, OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = locks.take(path.with_name(".kernels.lock"), TURN_S)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 def measure(
@@ -96,6 +118,8 @@ def measure(
             for _ in range(WARM_UP):
                 results = work()
             synchronise(device)
+        except torch.OutOfMemoryError:  # of what others take just now: nothing to remember
+            raise
         except Exception as error:  # a kernel may fail in any way, and then another is taken
             excluded[name] = first_line(error)[:120]
             continue

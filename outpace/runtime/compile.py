@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import struct
+import subprocess
 import tempfile
 import time
 import warnings
@@ -36,9 +37,11 @@ TUNED: dict[str, str | int | bool | Callable[..., Any]] = {
 
 
 def compiled(module: torch.nn.Module, mode: str) -> torch.nn.Module:
-    """torch.compile for constant shapes, in the mode `default` or `tuned`."""
+    """torch.compile for constant shapes, in the mode `default` or `tuned`. Where equal bits are
+    asked for, nothing whose result depends on the choice is chosen by its time."""
     keep_compiled_code()
-    options = TUNED if mode == "tuned" else None
+    equal = {"deterministic": torch.are_deterministic_algorithms_enabled()}
+    options = TUNED | equal if mode == "tuned" else None
     return torch.compile(module, dynamic=False, options=options)  # type: ignore[return-value]
 
 
@@ -126,6 +129,8 @@ def why_not(device: torch.device) -> str | None:
     except Exception as error:  # the compiler's failures have no common type
         cause = getattr(error, "inner_exception", error)
         why = f"a probe failed with {type(cause).__name__}: {_telling_line(cause)[:120]}"
+        if isinstance(cause, subprocess.CalledProcessError):  # Triton's, that shows a command line
+            why = "the C compiler failed: Triton needs gcc and Python's headers (python3-dev)"
         places = Path(torch.__file__).parent, Path(os.environ.get(CACHE_VARIABLE, ""))
         if quoted := [str(path) for path in places if _needs_quotes(path)]:
             why += f" (PyTorch needs a path without spaces or quotes, and {quoted[0]} is none)"

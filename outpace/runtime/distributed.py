@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -119,6 +120,15 @@ class Group:
         """Whether all processes have the same host integer."""
         return self.largest(value) == -self.largest(-value)
 
-    def close(self) -> None:
-        if self.ranks.world_size > 1 and dist.is_initialized():
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        """Leave the others, which nccl waits for unless they are given up: after an error they may
+        be in the middle of a sum that never ends."""
+        if self.ranks.world_size == 1 or not dist.is_initialized():
+            return
+        if error is not None and self.device.type == "cuda":
+            dist.distributed_c10d._abort_process_group()
+        else:
             dist.destroy_process_group()

@@ -78,8 +78,7 @@ def _prove(folder: RunFolder, scratch: Path, at: int | None) -> Proof:
             do="put back the dataset it was trained on",
         )
     environment = describe_environment(plan, machine)
-    group = distributed.Group(ranks, device)
-    try:
+    with distributed.Group(ranks, device) as group:
         session = assemble(
             config,
             plan,
@@ -97,8 +96,6 @@ def _prove(folder: RunFolder, scratch: Path, at: int | None) -> Proof:
         start = progress.step
         train(session, progress, machine, environment, until=target.step)
         session.loader.close()
-    finally:
-        group.close()
     made = session.folder.checkpoints / target.path.name
     return Proof(
         start, target.step, _hashes(target.path), _hashes(made),

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import shutil
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -161,12 +162,13 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
         raise known from error
     finally:
         if session is not None:
-            session.watchdog.stop()
             session.loader.close()
             if session.shard_check is not None:
                 session.shard_check.close()
         if group is not None:
-            group.close()
+            group.__exit__(*sys.exc_info())
+        if session is not None:
+            session.watchdog.stop()
         if lock is not None:
             lock.release()
 

@@ -1,6 +1,7 @@
 """The choice of the fastest: what is measured, believed, remembered; and what is not."""
 
 import json
+import threading
 
 import pytest
 import torch
@@ -104,6 +105,36 @@ def test_nothing_that_works_is_no_choice():
         raise torch.OutOfMemoryError
 
     assert fastest.fastest("test", CPU, torch.float32, SHAPE, ["a"], no_memory) is None
+
+
+def test_one_that_has_no_memory_just_now_is_not_left_out_for_good(cache):
+    def no_memory():
+        raise torch.OutOfMemoryError
+
+    assert run({"first": no_memory, "second": candidate(0.05)})[0] is None
+    assert not cache.exists()
+    assert run({"first": candidate(0.01), "second": candidate(0.05)})[0].choice == "first"
+
+
+def test_two_that_start_together_measure_once_and_choose_alike():
+    found, measured = [], []
+
+    def choose() -> None:
+        names = ["a", "b"]
+        found.append(fastest.fastest("test", CPU, torch.float32, SHAPE, names, prepare).choice)
+
+    def prepare():
+        measured.append(1)
+        if not other.is_alive():
+            other.start()  # while the first measures
+            other.join(0.3)
+        fast, slow = (0.01, 0.05) if len(measured) == 1 else (0.05, 0.01)
+        return candidate(0), {"a": candidate(fast), "b": candidate(slow)}
+
+    other = threading.Thread(target=choose)
+    choose()
+    other.join()
+    assert found == ["a", "a"] and len(measured) == 1
 
 
 def test_the_folder(monkeypatch, tmp_path):

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import ROOT, TINY, final_hash, outpace
 
 from outpace.config.presets import GPT2Shape
 from outpace.core.files import read_json_lines
 from outpace.interop import huggingface
 from outpace.model.gpt2 import GPT2
+from outpace.runtime.distributed import Group, Ranks
 
 
 def flags(dataset: Path, run: Path, accumulation: int, *extra: str) -> list[str]:
@@ -75,6 +77,34 @@ def test_two_processes_equal_one_to_the_bit_where_the_sums_are_the_same(
     assert done.returncode == 0, done.stderr[-2000:]
     assert losses(tmp_path / "one")[0] == pytest.approx(losses(tmp_path / "two")[0], rel=1e-7)
     assert final_hash(tmp_path / "one") == final_hash(tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_compiled_processes_equal_one_that_is_not(tiny_dataset, tmp_path):
+    """DDP cuts a compiled model between its buckets; in bf16, with what a GPU's plan chooses."""
+    extra = ["--mixed_precision", "bf16", "--bf16_residual", "on", "--cross_entropy", "chunked"]
+    outpace(*flags(tiny_dataset, tmp_path / "one", 4, *extra), cwd=tmp_path)
+    more = [*extra, "--compile", "on"]
+    done = torchrun(2, flags(tiny_dataset, tmp_path / "two", 2, *more), tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=2e-3)
+
+
+def test_a_group_is_given_up_after_an_error_on_gpus(monkeypatch):
+    """nccl would wait for the others, who may wait for us."""
+    called = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: called.append("left"))
+    c10d = dist.distributed_c10d
+    monkeypatch.setattr(c10d, "_abort_process_group", lambda: called.append("given up"))
+    for device in ("cpu", "cuda"):
+        group = Group(Ranks(), torch.device(device))
+        group.ranks = Ranks(0, 2)
+        with group:
+            pass
+        with pytest.raises(OSError), group:
+            raise OSError
+    assert called == ["left", "left", "left", "given up"]
 
 
 @pytest.mark.exhaustive

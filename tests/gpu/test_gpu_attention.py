@@ -44,9 +44,11 @@ def test_each_agrees_with_the_reference(name):
         assert error < 1e-2
 
 
+@pytest.mark.parametrize("length", [1, 40])
 @pytest.mark.parametrize("name", NAMES)
-def test_samples_in_bf16_see_the_prompt(name):
-    """Keys in the cache must have the queries' type: cuDNN's kernel does not look."""
+def test_samples_in_bf16_see_the_prompt(name, length):
+    """Keys in the cache must have the queries' type: cuDNN's kernel does not look. Nor does it take
+    a single key."""
     attend = module(name).attend
     logits = {}
     for which, how in ((name, attend), ("reference", BACKENDS.load("reference").attend)):
@@ -55,7 +57,7 @@ def test_samples_in_bf16_see_the_prompt(name):
         model = model.to("cuda").eval()
         with torch.autocast("cuda", torch.bfloat16):
             steps = generate(
-                model, list(range(40)), max_new_tokens=8, how=Sampling(0.0),
+                model, list(range(length)), max_new_tokens=8, how=Sampling(0.0),
                 generator=torch.Generator().manual_seed(0),
             )  # fmt: skip
             logits[which] = torch.stack([step.logits[:, :500].float() for step in steps])

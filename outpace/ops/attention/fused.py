@@ -39,7 +39,7 @@ class Fused:
         dropout_p: float = 0.0,
     ) -> torch.Tensor:
         """q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D)."""
-        whole = q.size(-2) == k.size(-2)
+        whole = q.size(-2) == k.size(-2) > 1  # cuDNN has no kernel for a single key
         alike = q.dtype == k.dtype == v.dtype  # which cuDNN's kernel takes for granted
         if not (whole and alike) or q.dtype not in self.dtypes or q.device.type == "cpu":
             return sdpa.attend(q, k, v, dropout_p=dropout_p)

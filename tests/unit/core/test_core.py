@@ -51,6 +51,7 @@ class OutOfMemoryError(RuntimeError):
         (OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "MEMORY", 7),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "MEMORY", 7),
         (RuntimeError("CUDA error: out of memory"), "MEMORY", 7),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `c`"), "MEMORY", 7),
         (ConnectionResetError(errno.ECONNRESET, "reset"), "NETWORK", 10),
         (RuntimeError("shape mismatch"), "BUG", 1),
         (KeyError("x"), "BUG", 1),
