@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from outpace.model.gpt2 import LayerNorm
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("OUTPACE_STANDIN"), reason="runs by `make standin`"
@@ -99,6 +102,13 @@ def test_cross_entropy(place, loss, precision):
 )
 def test_settings(place, flags):
     train(place, *flags)
+
+
+def test_a_normalised_bf16_stream_is_bf16():
+    """CUDA's autocast makes it fp32, and where DDP cuts a compiled model it would be moved so."""
+    norm, x = LayerNorm(64).to("cuda"), torch.empty(2, 64, device="cuda", dtype=torch.bfloat16)
+    with torch.autocast("cuda", torch.bfloat16):
+        assert norm(x).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "cudnn", "flash", "efficient"])
