@@ -31,7 +31,7 @@ from outpace.checkpoint.saver import Saver
 from outpace.checkpoint.state import optimizer_tensors
 from outpace.cli.main import main as outpace_main
 from outpace.config.load import load as load_config
-from outpace.config.presets import GPT2Shape, size
+from outpace.config.presets import size
 from outpace.core.log import say
 from outpace.core.runfolder import RunFolder
 from outpace.data.prepare import PrepareOptions, prepare
@@ -161,8 +161,7 @@ def _call(argv: list[str]) -> tuple[int, str]:
 def stall(folder: Path) -> dict[str, Any]:
     """How long training waits for a save of the 124M model with its moments."""
     torch.set_num_threads(os.cpu_count() or 1)
-    preset = size("124M")
-    model = GPT2(GPT2Shape(preset.n_layer, preset.n_head, preset.n_embd, 1024, 50257))
+    model = GPT2(size("124M").shape())
     model.init_weights(torch.Generator().manual_seed(0))
     optimizer = build(parameter_groups(model, 0.1), 6e-4, betas=(0.9, 0.95), eps=1e-8)
     for p in model.parameters():

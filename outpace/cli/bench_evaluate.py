@@ -44,7 +44,7 @@ def run(argv: list[str]) -> int:
 
     from outpace.bench.evaluation import check_checkout, compare
     from outpace.bench.generation import random_model
-    from outpace.config.presets import GPT2Shape
+    from outpace.config.presets import SIZES
     from outpace.core.errors import UsageError
     from outpace.train.load_model import load_model
 
@@ -62,7 +62,7 @@ def run(argv: list[str]) -> int:
         name, model = options.model, load_model(options.model, torch.device("cpu")).model
     else:
         name = "124M, random"
-        model = random_model(GPT2Shape(12, 12, 768, 1024, 50257), times=WIDTH)
+        model = random_model(SIZES["124M"].shape(), times=WIDTH)
     path = compare(
         model.eval(),
         name,

@@ -42,7 +42,7 @@ def run(argv: list[str]) -> int:
     import torch
 
     from outpace.bench.generation import Settings, bench_generation, random_model
-    from outpace.config.presets import GPT2_CONTEXT, GPT2Shape, size
+    from outpace.config.presets import size
     from outpace.train.load_model import load_model
 
     if options.threads:
@@ -51,8 +51,7 @@ def run(argv: list[str]) -> int:
         loaded = load_model(options.model, torch.device("cpu"))
         model, name = loaded.model, Path(loaded.source).name
     else:
-        s = size(options.model_size)
-        model = random_model(GPT2Shape(s.n_layer, s.n_head, s.n_embd, GPT2_CONTEXT, 50257))
+        model = random_model(size(options.model_size).shape())
         name = f"random weights, {options.model_size}"
     tokens = options.prompt_tokens + options.new_tokens
     if tokens > model.shape.context:

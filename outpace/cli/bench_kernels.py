@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from outpace.config.check import RANGES
 from outpace.config.load import parse_flags
-from outpace.config.presets import GPT2Shape, size
+from outpace.config.presets import GPT2_VOCAB, size
 from outpace.config.ranges import Range
 from outpace.config.schema import Auto
 from outpace.core.errors import UsageError
@@ -27,7 +27,7 @@ class Options:
     """Rows of the products: tokens in a micro-batch. auto: 65,536 on a GPU, 2,048 on a CPU."""
     context: Annotated[int, RANGES["context"]] = 1024
     """Tokens in a sequence (T), for attention."""
-    vocab_size: Annotated[int, Range(2, 10_000_000)] = 50257
+    vocab_size: Annotated[int, Range(2, 10_000_000)] = GPT2_VOCAB
     """Vocabulary of head and loss, before padding."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Type of the products; no is fp32. auto: bf16 where fast, else fp16 on a GPU, else no."""
@@ -63,9 +63,7 @@ def run(argv: list[str]) -> int:
     if seconds == "auto":
         seconds = 2.0 if on_gpu else 1.0
     kernels = Kernels(
-        GPT2Shape(
-            preset.n_layer, preset.n_head, preset.n_embd, options.context, options.vocab_size
-        ),
+        preset.shape(options.context, options.vocab_size),
         tokens,
         precision,
         0.05 if options.quick else seconds,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from outpace.config.check import RANGES
 from outpace.config.load import parse_flags
-from outpace.config.presets import GPT2_CONTEXT, GPT2Shape, size
+from outpace.config.presets import GPT2_CONTEXT, GPT2_VOCAB, size
 from outpace.config.ranges import Range
 from outpace.core.errors import UsageError
 from outpace.core.log import say
@@ -34,7 +34,7 @@ class Options:
     """Sequences in the step's micro-batch."""
     context: Annotated[int, RANGES["context"]] = GPT2_CONTEXT
     """Tokens in a sequence of the step."""
-    vocab_size: Annotated[int, Range(2, 10_000_000)] = 50257
+    vocab_size: Annotated[int, Range(2, 10_000_000)] = GPT2_VOCAB
     """Vocabulary of the step's model, before padding."""
     measure: bool = False
     """On a GPU, run the step too, and show what it took."""
@@ -64,9 +64,7 @@ def run(argv: list[str]) -> int:
         shape = (options.heads, options.head_dim)
         body |= attention_memory.measure(options.lengths, *shape, device)
     if "step" in options.parts:
-        model = GPT2Shape(
-            preset.n_layer, preset.n_head, preset.n_embd, options.context, options.vocab_size
-        )
+        model = preset.shape(options.context, options.vocab_size)
         body |= {
             "model": vars(model),
             "micro_batch_size": options.micro_batch_size,

@@ -11,6 +11,8 @@ from outpace.core.registry import nearest
 
 GPT2_CONTEXT = 1024
 """Positions of the published checkpoints, in tokens."""
+GPT2_VOCAB = 50257
+"""Tokens of GPT-2's vocabulary."""
 
 REFERENCE_TOKENS_PER_STEP = 524_288
 """2^19 tokens, the batch that the learning rates below belong to (GPT-3's 0.5M)."""
@@ -50,6 +52,10 @@ class Size:
     n_head: int
     n_embd: int
     lr: float
+
+    def shape(self, context: int = GPT2_CONTEXT, vocab_size: int = GPT2_VOCAB) -> GPT2Shape:
+        """Of a model of this size, without dropout."""
+        return GPT2Shape(self.n_layer, self.n_head, self.n_embd, context, vocab_size)
 
 
 SIZES = {

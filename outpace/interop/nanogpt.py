@@ -12,14 +12,12 @@ from typing import Any
 
 import torch
 
-from outpace.config.presets import GPT2Shape
+from outpace.config.presets import GPT2_VOCAB, GPT2Shape
 from outpace.core.errors import CheckpointError
 from outpace.interop.declared import check_shape, check_tensors
 from outpace.model.gpt2 import GPT2
 
 PREFIXES = ("_orig_mod.", "transformer.")
-TRUE_VOCAB_SIZE = 50257
-"""nanoGPT's default pads GPT-2's vocabulary to 50304 and keeps no record of the true size."""
 OLDEST_TORCH = (2, 10)
 """Older `weights_only` loading can be made to run code (CVE-2025-32434, CVE-2026-24747)."""
 MOST_PICKLE_BYTES = 64 * 1024 * 1024
@@ -45,7 +43,7 @@ def read_checkpoint(path: Path) -> tuple[GPT2Shape, dict[str, torch.Tensor], int
         _check_zip(path)
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         a = saved["model_args"]
-        vocab = min(a["vocab_size"], TRUE_VOCAB_SIZE)
+        vocab = min(a["vocab_size"], GPT2_VOCAB)  # nanoGPT pads it, and keeps no record of that
         shape = check_shape(
             GPT2Shape(a["n_layer"], a["n_head"], a["n_embd"], a["block_size"], vocab)
         )

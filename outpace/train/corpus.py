@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from outpace.config.datasets import parse_datasets
+from outpace.config.presets import GPT2_VOCAB
 from outpace.config.schema import RunConfig
 from outpace.core.errors import DataError, UsageError
 from outpace.core.log import note, warn
@@ -21,7 +22,7 @@ DATA = Path("data")
 """Where prepared datasets live by name."""
 KNOWN = ("openwebtext", "fineweb", "fineweb-edu", "pydocs")
 """What `outpace prepare` makes by its name alone."""
-OPENWEBTEXT = DatasetFacts("openwebtext", 50257, 9_035_582_198, 4_434_897)
+OPENWEBTEXT = DatasetFacts("openwebtext", GPT2_VOCAB, 9_035_582_198, 4_434_897)
 """What a plan assumes without a dataset: its size as nanoGPT prepares it (nanoGPT,
 data/openwebtext/prepare.py)."""
 

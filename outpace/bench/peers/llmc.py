@@ -9,7 +9,7 @@ from pathlib import Path
 
 from outpace.bench.peers import STEPS, Contestant, Job, link, tiktoken_cache, write_shard
 from outpace.bench.rungs import argv
-from outpace.config.presets import SIZES, GPT2Shape
+from outpace.config.presets import GPT2_VOCAB, SIZES, GPT2Shape
 from outpace.model.cost import flops_per_token
 
 LABEL = "llm.c"
@@ -26,7 +26,7 @@ def why_not(job: Job) -> str | None:
         return "train_gpt2.py has only GPT-2's own sizes, d12 to d48 (--model_size 124M)"
     if job.shape.context > 1024:
         return "train_gpt2.py takes at most 1,024 tokens in a sequence"
-    if job.shape.vocab_size != 50257:
+    if job.shape.vocab_size != GPT2_VOCAB:
         return "train_gpt2.py has GPT-2's vocabulary, and the dataset has another"
     return None
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch.distributed.elastic.utils.distributed import get_free_port
 
 from outpace.bench.peers import Contestant, Job, link, write_shard
-from outpace.config.presets import GPT2Shape
+from outpace.config.presets import GPT2_VOCAB, GPT2Shape
 from outpace.model.cost import flops_per_token
 
 LABEL = "modded-nanogpt"
@@ -30,7 +30,7 @@ SHARD_STEPS = 200
 def why_not(job: Job) -> str | None:
     if job.device != "cuda":
         return "train_gpt_simple.py needs CUDA and NCCL"
-    if job.shape.vocab_size != 50257:
+    if job.shape.vocab_size != GPT2_VOCAB:
         return "train_gpt_simple.py has GPT-2's vocabulary, and the dataset has another"
     return None
 
