@@ -81,25 +81,30 @@ class Group:
     """The few collective operations training needs; each is the identity with one process."""
 
     def __init__(self, ranks: Ranks, device: torch.device, timeout_s: float = 600.0) -> None:
+        """PeerLost when the others do not come."""
         self.ranks, self.device = ranks, device
         self._control: dist.ProcessGroup | None = None
         if ranks.world_size > 1:
-            backend = "nccl" if device.type == "cuda" else "gloo"
-            timeout = timedelta(seconds=timeout_s)
-            # torchrun restarts a group on the same store, where the last one's addresses still are.
-            store, rank, world_size = next(
-                dist.rendezvous("env://", timeout=timeout)  # type: ignore[attr-defined]
-            )
-            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-            dist.init_process_group(
-                backend,
-                store=dist.PrefixStore(f"attempt-{attempt}", store),  # type: ignore[attr-defined]
-                rank=rank,
-                world_size=world_size,
-                timeout=timeout,
-            )
-            # Stop flags travel over gloo, so that asking each step never waits for the GPU.
-            self._control = dist.new_group(backend="gloo", timeout=timeout)
+            try:
+                self._meet(timedelta(seconds=timeout_s))
+            except Exception as error:
+                raise lost_peer(error, ranks) or error from error
+
+    def _meet(self, timeout: timedelta) -> None:
+        # torchrun restarts a group on the same store, where the last one's addresses still are.
+        store, rank, world_size = next(
+            dist.rendezvous("env://", timeout=timeout)  # type: ignore[attr-defined]
+        )
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        dist.init_process_group(
+            "nccl" if self.device.type == "cuda" else "gloo",
+            store=dist.PrefixStore(f"attempt-{attempt}", store),  # type: ignore[attr-defined]
+            rank=rank,
+            world_size=world_size,
+            timeout=timeout,
+        )
+        # Stop flags travel over gloo, so that asking each step never waits for the GPU.
+        self._control = dist.new_group(backend="gloo", timeout=timeout)
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         """Sum of a device tensor over all processes, on each."""
@@ -123,12 +128,16 @@ class Group:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, *_: object
+    ) -> None:
         """Leave the others, which nccl waits for unless they are given up: after an error they may
-        be in the middle of a sum that never ends."""
-        if self.ranks.world_size == 1 or not dist.is_initialized():
-            return
-        if error is not None and self.device.type == "cuda":
-            dist.distributed_c10d._abort_process_group()
-        else:
-            dist.destroy_process_group()
+        be in the middle of a sum that never ends. PeerLost in place of the backend's word for it.
+        """
+        if self.ranks.world_size > 1 and dist.is_initialized():
+            if error is not None and self.device.type == "cuda":
+                dist.distributed_c10d._abort_process_group()
+            else:
+                dist.destroy_process_group()
+        if isinstance(error, Exception) and (lost := lost_peer(error, self.ranks)) is not None:
+            raise lost from error

@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import signal
+import threading
 import time
 from types import FrameType
 
@@ -29,7 +30,9 @@ class StopRequest:
         self._deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
 
     def listen(self) -> None:
-        """Handle the signals from now on."""
+        """Handle the signals from now on, where Python lets us: on the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            return
         for number in stop_signals():
             signal.signal(number, self._on_stop)
         signal.signal(signal.SIGUSR2, self._on_save)

@@ -1,14 +1,18 @@
 """The command of the mission, word for word, with only what makes it short enough for a test."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, outpace, write_corpus
+import torch
+from conftest import ROOT, TINY, final_hash, outpace, write_corpus
 
 from outpace.checkpoint import store
 from outpace.core.files import read_json_lines
 from outpace.core.runfolder import RunFolder
+
+from .helpers import TRAIN
 
 MISSION = [
     "--model_size", "124M", "--mixed_precision", "bf16", "--use_flash_attention",
@@ -50,3 +54,18 @@ def test_a_run_folder_with_other_files_is_said(tmp_path, tiny_dataset):
     first, again = (outpace("train", *flags, cwd=tmp_path).stderr for _ in range(2))
     assert "docs holds other files than a run's (page.md), which stay" in first
     assert "other files" not in again and (tmp_path / "docs" / "page.md").read_text() == "mine"
+
+
+def test_a_program_may_train_on_a_thread_and_prefer_another_type(run, tiny):
+    """Signals are the main thread's alone; weights are fp32 whatever a new tensor is."""
+    codes = []
+    torch.set_default_dtype(torch.float64)
+    try:
+        thread = threading.Thread(target=lambda: codes.append(run(*TRAIN, "--run_dir", "a").code))
+        thread.start()
+        thread.join()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert codes == [0]
+    assert run(*TRAIN, "--run_dir", "b").code == 0
+    assert final_hash(Path("a")) == final_hash(Path("b"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,29 @@ def test_compiled_processes_equal_one_that_is_not(tiny_dataset, tmp_path):
     done = torchrun(2, flags(tiny_dataset, tmp_path / "two", 2, *more), tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=2e-3)
+
+
+def test_an_evaluation_whose_peer_is_lost_says_so(single, tmp_path):
+    """The other one joins, and is gone."""
+    join = (
+        "import os, torch; from outpace.runtime.distributed import Group, from_environment\n"
+        "Group(from_environment(), torch.device('cpu')); os._exit(1)"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    env = os.environ | where | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    argv = ["-m", "outpace", "evaluate", str(single), "--tasks", "loss", "--device", "cpu"]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, *command], cwd=tmp_path, text=True, stderr=subprocess.PIPE,
+            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank, command in enumerate((argv, ["-c", join]))
+    ]  # fmt: skip
+    told = [process.communicate(timeout=120)[1] for process in ranks]
+    assert ranks[0].returncode == 9, told
+    assert "error[PEER-LOST]: " in told[0] and "Traceback" not in told[0]
 
 
 def test_a_group_is_given_up_after_an_error_on_gpus(monkeypatch):
