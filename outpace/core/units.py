@@ -19,7 +19,7 @@ def gib(n_bytes: float) -> str:
 
 def gb(n_bytes: float) -> str:
     """Bytes as GB, as disks and networks count them, or MB when small."""
-    return f"{n_bytes / 1e9:,.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:,.2f} MB"
+    return f"{n_bytes / 1e9:,.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:,.1f} MB"
 
 
 def duration(seconds: float) -> str:

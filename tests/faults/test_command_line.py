@@ -250,15 +250,19 @@ def without(*packages: str) -> None:
 @pytest.mark.parametrize(
     ("package", "argv", "command"),
     [
-        ("transformers", ["convert", "run", "out", "--to", "outpace"], "'outpace[interop]'"),
-        ("transformers", ["bench", "generate"], "'outpace[interop]'"),
-        ("huggingface_hub", ["sample", "hf:gpt2"], "huggingface_hub"),
+        (
+            "transformers",
+            ["convert", "run", "out", "--to", "outpace"],
+            "pip install 'outpace[interop]'",
+        ),
+        ("transformers", ["bench", "generate"], "pip install 'outpace[interop]'"),
+        ("huggingface_hub", ["sample", "hf:gpt2"], "make install"),
     ],
 )
 def test_u3_a_missing_package_names_the_command_that_installs_it(package, argv, command, done):
     child = call(*argv, cwd=done.parent, setup=without, args=(package,))
     assert child.code == 2, child.err
-    assert f"pip install {command}" in child.err
+    assert command in child.err
     assert "Traceback" not in child.err
     assert not (done.parent / "out").exists()
 

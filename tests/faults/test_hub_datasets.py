@@ -105,7 +105,10 @@ def prepare(monkeypatch, capsys) -> Preparing:
 
 
 def argv(folder: Path, *more: str) -> list[str]:
-    common = ["--output", str(folder / "data"), "--shard_tokens", "20000", "--workers", "2"]
+    common = ["--output", str(folder / "data"), "--workers", "2"]
+    if "pretokenized" in more:  # these flags would change what is used as it is
+        return ["prepare", *more, *common]
+    common += ["--shard_tokens", "20000"]
     of_bytes = ["--tokenizer", "bytes", "--val_fraction", "0.05"] if "tokens" not in more else []
     return ["prepare", *(more or ("openwebtext",)), *common, *of_bytes]
 
