@@ -247,6 +247,9 @@ def without(*packages: str) -> None:
     sys.meta_path.insert(0, Blocked(packages))
 
 
+INTEROP = "pip install 'outpace[interop]'"
+
+
 @pytest.mark.parametrize(
     ("package", "argv", "command"),
     [
@@ -255,7 +258,7 @@ def without(*packages: str) -> None:
             ["convert", "run", "out", "--to", "outpace"],
             "pip install 'outpace[interop]'",
         ),
-        ("transformers", ["bench", "generate"], "pip install 'outpace[interop]'"),
+        ("transformers", ["bench", "generate"], INTEROP),
         ("huggingface_hub", ["sample", "hf:gpt2"], "make install"),
     ],
 )
