@@ -36,14 +36,8 @@ def run(argv: list[str]) -> int:
     target = options.destination
     if target.exists():
         raise UsageError("EXISTS", f"{target} is already there", do="name a new one")
-    try:
-        import transformers
-    except ImportError as error:
-        raise UsageError(
-            "NO-TRANSFORMERS",
-            "the check of a conversion needs transformers",
-            do="pip install 'outpace[interop]'",
-        ) from error
+    import transformers
+
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     import torch

@@ -14,6 +14,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,11 @@ def prepare_share(
     """Do this rank's chunks, and merge if they were the last. None when others are still at
     theirs, or another rank merges."""
     work = work_of(options, tokenizer_engine)
-    usual = {"workers": workers, "tokenizer_engine": tokenizer_engine}
+    make = partial(
+        prepare, source, output, options, workers=workers, tokenizer_engine=tokenizer_engine
+    )
     if (output / MANIFEST).exists():
-        return prepare(source, output, options, **usual)  # type: ignore[arg-type]
+        return make()
     chunks = source.chunks()
     folder = output / PARTS / _key(source, chunks, work)
     _write_parts(folder, chunks, range(rank, len(chunks), world_size), work, workers)
@@ -90,8 +93,7 @@ def prepare_share(
         note(f"rank {rank} of {world_size} is done; {missing:,} parts of others are to come")
         return None
     try:
-        engine = PartsEngine(folder, work, workers or usable_cores())
-        dataset = prepare(source, output, options, engine=engine, **usual)  # type: ignore[arg-type]
+        dataset = make(engine=PartsEngine(folder, work, workers or usable_cores()))
     except RunInUse:
         note(f"rank {rank} of {world_size} is done, and another one merges")
         return None

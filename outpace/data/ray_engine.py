@@ -15,7 +15,7 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 from outpace.core.crash import first_line
-from outpace.core.errors import OutpaceError, PeerLost, UsageError
+from outpace.core.errors import OutpaceError, PeerLost
 from outpace.core.limits import usable_cores
 from outpace.data.encode import Piece, Work, encode_chunk
 from outpace.data.sources import Chunk
@@ -41,17 +41,13 @@ def outcomes(chunk: Chunk, work: Work, skip: int) -> Iterator[Outcome]:
 class RayEngine:
     """Pieces of chunks in order, made by the workers of the cluster at `address`: `auto` for the
     one that this machine belongs to, HOST:PORT, or `local` for one that is started here with
-    `workers` processes. UsageError without the package, PeerLost without the cluster."""
+    `workers` processes. PeerLost without the cluster."""
 
     def __init__(self, address: str = "auto", workers: int | None = None) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        try:
-            import ray
-        except ImportError as error:
-            raise UsageError(
-                "NO-RAY", "Ray is not installed", do="pip install 'outpace[ray]'"
-            ) from error
+        import ray
+
         self._ray: Any = ray
         self.address, self.workers = address, workers
 

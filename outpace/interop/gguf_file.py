@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from outpace.config.presets import GPT2Shape
-from outpace.core.errors import UsageError
 from outpace.interop.vocabulary import cropped
 from outpace.tokenizer.gpt2 import END_OF_TEXT, merges, vocabulary
 
@@ -43,13 +42,9 @@ def write_model(
     path: Path, weights: dict[str, Tensor], shape: GPT2Shape, dtype: torch.dtype, name: str
 ) -> None:
     """Write weights (outpace's names) as GGUF of fp32 or fp16. The head is wte, so it is not
-    written twice. UsageError without the package."""
-    try:
-        import gguf
-    except ImportError as error:
-        raise UsageError(
-            "NO-GGUF", "GGUF needs the package gguf", do="pip install 'outpace[interop]'"
-        ) from error
+    written twice."""
+    import gguf
+
     writer = gguf.GGUFWriter(path, "gpt2")
     writer.add_name(name)
     writer.add_block_count(shape.n_layer)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from outpace.config.presets import GPT2Shape
-from outpace.core.errors import CheckpointError, UsageError
+from outpace.core.errors import CheckpointError
 from outpace.interop.declared import check_shape, check_tensors
 from outpace.interop.tensor_bundle import Bundle
 from outpace.interop.vocabulary import padded
@@ -34,15 +34,9 @@ def is_folder(path: Path) -> bool:
 
 def read_folder(path: Path) -> tuple[GPT2Shape, dict[str, torch.Tensor]]:
     """Shape and weights under outpace's names, the vocabulary zero-padded. CheckpointError for
-    what is damaged, is no GPT-2, or claims what it does not hold; UsageError without a library."""
-    try:
-        import google_crc32c  # noqa: F401
-    except ImportError as error:
-        raise UsageError(
-            "NO-CRC32C",
-            "the checksums of a TensorFlow checkpoint need google-crc32c",
-            do="pip install 'outpace[interop]'",
-        ) from error
+    what is damaged, is no GPT-2, or claims what it does not hold."""
+    import google_crc32c  # noqa: F401  # before anything is read, of which it takes the checksums
+
     try:
         shape = _read_shape(path)
         bundle = Bundle(path / _prefix(path))

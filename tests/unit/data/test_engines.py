@@ -253,10 +253,13 @@ def test_without_a_cluster_the_error_names_the_address(corpus, tmp_path):
         prepare(source(corpus), tmp_path / "data", OPTIONS, engine=RayEngine("127.0.0.1:1"))
 
 
-def test_without_the_package_the_error_says_what_to_install(monkeypatch):
+def test_without_the_package_the_error_says_what_to_install(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UsageError, match="Ray is not installed"):
-        RayEngine()
+    (tmp_path / "a.txt").write_text("some text")
+    argv = ["prepare", "files", "--input", str(tmp_path / "a.txt"), "--engine", "ray"]
+    assert main([*argv, "--output", str(tmp_path / "made")]) == 2
+    assert "has no package ray; do: pip install 'outpace[ray]'" in capsys.readouterr().err
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_fault_in_the_input_comes_whole_from_a_worker(tmp_path):
