@@ -3,7 +3,9 @@ every wait, patience with a busy server, and one kind of reason for whatever it 
 """
 
 import errno
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from outpace.core.crash import first_line
@@ -28,6 +30,17 @@ def faults() -> tuple[type[BaseException], ...]:
 def ask(seconds: float, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """What `call` returns within `seconds`, asking again while the server is busy."""
     return retrying(lambda: within(seconds, call, *args, **options), refusal)
+
+
+def digest_of(path: Path, kind: str) -> str:
+    """What the hub calls a file by, in hex: its `sha256`, or as `git` names a blob, by SHA-1."""
+    if kind == "git":
+        digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    else:
+        digest = hashlib.new(kind)
+    with open(path, "rb") as f:
+        hashlib.file_digest(f, lambda: digest)
+    return digest.hexdigest()
 
 
 def refusal(error: BaseException) -> Answer | None:

@@ -10,7 +10,6 @@ import hashlib
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,11 @@ from outpace.core.errors import DataError
 from outpace.core.files import replace_file, replace_json, sha256_file, sha256_json, storage_error
 from outpace.core.log import note
 from outpace.data.arrays import Int64
-from outpace.data.entropy import unigram_entropy
 from outpace.data.exports.stream import link
 from outpace.data.folder import other_dataset
+from outpace.data.manifest import documents_by_split, of_shards
 from outpace.data.shard_file import SHARD_NAME, SPLITS, ShardFile
-from outpace.data.shards import MANIFEST, MANIFEST_FORMAT, Dataset, open_dataset
+from outpace.data.shards import MANIFEST, Dataset, open_dataset
 from outpace.data.token_files import MOST_DOCUMENT_TOKENS, TokenFile, token_file_fault
 from outpace.tokenizer import Tokenizer, get_tokenizer
 
@@ -133,20 +132,12 @@ def _examine(file: TokenFile, tokenizer: Tokenizer) -> tuple[ShardFile, Int64]:
 def _manifest(
     output: Path, shards: list[ShardFile], tokenizer: Tokenizer, spec: str
 ) -> dict[str, Any]:
-    by_split = {split: [s for s in shards if s.split == split] for split in SPLITS}
-    documents = {split: sum(s.documents for s in found) for split, found in by_split.items()}
-    return {
-        "format": MANIFEST_FORMAT,
-        "name": output.resolve().name,
+    documents = documents_by_split(shards)
+    base = of_shards(output, shards, tokenizer)
+    return base | {
         "source": {"kind": "pretokenized", "files": [s.file for s in shards], "format": "llm.c"},
         "spec": spec,
-        "tokenizer": {
-            "name": tokenizer.name,
-            "version": "of whoever wrote the files",
-            "vocab_size": tokenizer.vocab_size,
-            "vocab_sha256": tokenizer.vocab_sha256,
-        },
-        "end_of_text": "first token of every document",
+        "tokenizer": base["tokenizer"] | {"version": "of whoever wrote the files"},
         "cut_documents": True,
         "options": {},
         "split": "by the names of the files",
@@ -156,7 +147,4 @@ def _manifest(
             "exact_copies_left_out": 0,
             **documents,
         },
-        "tokens": {split: sum(s.tokens for s in found) for split, found in by_split.items()},
-        "unigram_entropy": unigram_entropy(output, shards, tokenizer.vocab_size),
-        "shards": [asdict(s) for s in shards],
     }

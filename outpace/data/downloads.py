@@ -7,7 +7,6 @@ A file gets its final name only when its size and hash are right. While one is r
 fetched on threads, each once in a process, whoever asks for it.
 """
 
-import hashlib
 import os
 import shutil
 import threading
@@ -17,13 +16,13 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
 from outpace.core import locks
 from outpace.core.crash import first_line
 from outpace.core.errors import DataError, NetworkError, OutpaceError, StorageError
 from outpace.core.files import fsync_folder, storage_error
-from outpace.core.hub import DISK, DOWNLOAD_S, LEAST_BYTES_PER_S, reason, refusal
+from outpace.core.hub import DISK, DOWNLOAD_S, LEAST_BYTES_PER_S, digest_of, reason, refusal
 from outpace.core.log import note, warn
 from outpace.core.network import BUSY, TRIES, in_background, pause, within
 from outpace.core.units import gb
@@ -226,21 +225,10 @@ def _fetch(remote: Remote, store: Store, part: Path) -> None:
 
 def is_sound(path: Path, remote: Remote) -> bool:
     """Whether size and hash are the announced ones."""
-    size = path.stat().st_size
-    if size != remote.size:
+    if path.stat().st_size != remote.size:
         return False
     kind, _, expected = remote.digest.partition(":")
-    digest: Any
-    match kind:
-        case "":
-            return True
-        case "git":
-            digest = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
-        case _:
-            digest = hashlib.new(kind)
-    with open(path, "rb") as f:
-        hashlib.file_digest(f, lambda: digest)
-    return bool(digest.hexdigest() == expected)
+    return not kind or digest_of(path, kind) == expected
 
 
 def _failed(remote: Remote, what: str) -> NetworkError:

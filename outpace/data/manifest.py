@@ -1,6 +1,7 @@
 """The manifest of a prepared folder: what is there, from what, and what was left out."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from outpace.data.encode import DIGEST, REASONS
 from outpace.data.entropy import unigram_entropy
 from outpace.data.ledger import Ledger
-from outpace.data.shard_file import SPLITS
+from outpace.data.shard_file import SPLITS, ShardFile
 from outpace.data.shards import MANIFEST_FORMAT
 from outpace.data.sources import Source
 from outpace.data.sources.apart import BY_INPUT
@@ -36,17 +37,32 @@ def manifest_of(
 ) -> dict[str, Any]:
     """All of it. `content` is the hash of the source's documents."""
     shards = sorted(writer.journal.shards, key=lambda s: s.file)
-    by_split = {split: [s for s in shards if s.split == split] for split in SPLITS}
     origin = {"kind": source.name, **source.describe()}
     if ledger.notes:
         origin["normalisation"] = origin.get("normalisation", {}) | ledger.notes
     top = sorted(ledger.labels.items(), key=lambda item: (-item[1][1], item[0]))[:TOP_LABELS]
     return {
-        "format": MANIFEST_FORMAT,
-        "name": output.resolve().name,
+        **of_shards(output, shards, tokenizer),
         "source": origin,
         "spec": writer.journal.spec,
         "content": content,
+        "options": options,
+        "split": _split(ledger, options["split"]),
+        "documents": {
+            "source": ledger.documents,
+            **{KEYS[why]: ledger.removed.get(why, 0) for why in REASONS[1:]},
+            **documents_by_split(shards),
+        },
+        "text_bytes": ledger.text_bytes,
+        "from": {label: {"documents": d, "tokens": t} for label, (d, t) in top},
+    }
+
+
+def of_shards(output: Path, shards: Sequence[ShardFile], tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a manifest says of the shards themselves, whoever made them."""
+    return {
+        "format": MANIFEST_FORMAT,
+        "name": output.resolve().name,
         "tokenizer": {
             "name": tokenizer.name,
             "version": tokenizer.version,
@@ -54,19 +70,14 @@ def manifest_of(
             "vocab_sha256": tokenizer.vocab_sha256,
         },
         "end_of_text": "first token of every document",
-        "options": options,
-        "split": _split(ledger, options["split"]),
-        "documents": {
-            "source": ledger.documents,
-            **{KEYS[why]: ledger.removed.get(why, 0) for why in REASONS[1:]},
-            **{split: sum(s.documents for s in files) for split, files in by_split.items()},
-        },
-        "text_bytes": ledger.text_bytes,
-        "tokens": {split: sum(s.tokens for s in files) for split, files in by_split.items()},
+        "tokens": {split: sum(s.tokens for s in shards if s.split == split) for split in SPLITS},
         "unigram_entropy": unigram_entropy(output, shards, tokenizer.vocab_size),
-        "from": {label: {"documents": d, "tokens": t} for label, (d, t) in top},
         "shards": [asdict(s) for s in shards],
     }
+
+
+def documents_by_split(shards: Sequence[ShardFile]) -> dict[str, int]:
+    return {split: sum(s.documents for s in shards if s.split == split) for split in SPLITS}
 
 
 def _split(ledger: Ledger, split: str) -> str:

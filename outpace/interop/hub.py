@@ -5,7 +5,6 @@ A blob of the cache is named by its hash, SHA-256 for large files and git's SHA-
 so a download can be checked, and a cached file too, without asking anyone.
 """
 
-import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from outpace.core.hub import (
     DOWNLOAD_S,
     LEAST_BYTES_PER_S,
     ask,
+    digest_of,
     faults,
     reason,
 )
@@ -105,13 +105,8 @@ def _is_sound(path: Path) -> bool:
     """Whether a file of the cache hashes to the name of its blob. One without a blob of its own
     (a file system without links) or with a server's own naming cannot be told, and passes."""
     expected = Path(os.readlink(path)).name if path.is_symlink() else ""
-    if re.fullmatch("[0-9a-f]{64}", expected):
-        digest = hashlib.sha256()
-    elif re.fullmatch("[0-9a-f]{40}", expected):
-        digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
-    else:
+    kinds = {64: "sha256", 40: "git"}
+    if not re.fullmatch("[0-9a-f]+", expected) or len(expected) not in kinds:
         note(f"{path.name}: the hub announced no hash, so its content is not checked")
         return True
-    with open(path, "rb") as f:
-        hashlib.file_digest(f, lambda: digest)
-    return digest.hexdigest() == expected
+    return digest_of(path, kinds[len(expected)]) == expected

