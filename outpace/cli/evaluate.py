@@ -11,7 +11,7 @@ from outpace.config.load import parse_flags
 from outpace.config.ranges import Range
 from outpace.core import console
 from outpace.core.errors import StorageError, UsageError
-from outpace.core.files import check_writable, replace_file, replace_json
+from outpace.core.files import check_writable, replace_file, replace_json, sha256_file
 from outpace.core.log import note, show, show_json
 from outpace.core.registry import nearest
 from outpace.core.runfolder import RunFolder
@@ -88,6 +88,7 @@ def run(argv: list[str]) -> int:
     from outpace.model.matrices import for_inference
     from outpace.runtime.distributed import Group, from_environment
     from outpace.runtime.hardware import detect
+    from outpace.train.alike import check_model
     from outpace.train.assemble import choose_device
     from outpace.train.load_model import load_model
     from outpace.train.questions import check_protocols, questions
@@ -111,9 +112,13 @@ def run(argv: list[str]) -> int:
     if precision == "auto":
         precision = "bf16" if detect(device.type).bf16 else "no"
     loaded = load_model(options.model, device)
-    if not options.compile:
-        loaded = replace(loaded, model=for_inference(loaded.model, precision))
+    told = {"tasks": tasks, "questions": [len(items) for *_, items in asked]}
+    told |= {name: getattr(options, name) for name in ("protocol", "val_tokens", "compile")}
+    told |= {"mixed_precision": precision, "text": options.text and sha256_file(options.text)}
     with Group(ranks, device) as group:
+        check_model(group, loaded.model, told)
+        if not options.compile:
+            loaded = replace(loaded, model=for_inference(loaded.model, precision))
         out = _Results(options, loaded, precision, group)
         _score(options, tasks, asked, out, dirty)
     if ranks.is_main:

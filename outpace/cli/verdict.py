@@ -68,6 +68,7 @@ def run(argv: list[str]) -> int:
     from outpace.evals.tasks import TASKS
     from outpace.runtime.distributed import Group, from_environment
     from outpace.train import verdict as v
+    from outpace.train.alike import check_model
     from outpace.train.assemble import choose_device
     from outpace.train.questions import check_protocols, questions
 
@@ -99,7 +100,11 @@ def run(argv: list[str]) -> int:
                 limit=options.limit,
             )
         )
+    told = {"metric": options.metric, "questions": [len(items) for *_, items in asked]}
+    told |= {"protocols": protocols, "mixed_precision": options.mixed_precision}
     with Group(ranks, device) as group:
+        for one in (model, against):
+            check_model(group, one.loaded.model if one.loaded else None, {**told, "kind": one.kind})
         for side, name in ((model, "model"), (against, "baseline")):
             examples = v.score(side, asked, precision=options.mixed_precision, group=group)
             if options.details and ranks.is_main:

@@ -20,13 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from outpace.core.errors import RunInUse, UsageError
+from outpace.core.errors import DataError, RunInUse, UsageError
 from outpace.core.files import sha256_json, storage_error
 from outpace.core.limits import usable_cores
-from outpace.core.log import note
+from outpace.core.log import note, warn
 from outpace.data.encode import Piece, Work
 from outpace.data.prepare import PrepareOptions, prepare, work_of
-from outpace.data.shard_file import damaged
 from outpace.data.shards import MANIFEST, Dataset
 from outpace.data.sources import Chunk, Source
 from outpace.data.threads import Task, ThreadEngine
@@ -84,13 +83,20 @@ def prepare_share(
         prepare, source, output, options, workers=workers, tokenizer_engine=tokenizer_engine
     )
     if (output / MANIFEST).exists():
-        return make()
+        dataset = make()
+        shutil.rmtree(output / PARTS, ignore_errors=True)
+        return dataset
     chunks = source.chunks()
-    folder = output / PARTS / _key(source, chunks, work)
+    folder = output / PARTS / _key(source, chunks, work, options)
     _write_parts(folder, chunks, range(rank, len(chunks), world_size), work, workers)
     missing = sum(not part_of(folder, number).exists() for number in range(len(chunks)))
     if missing and not (output / MANIFEST).exists():  # else another rank has merged just now
         note(f"rank {rank} of {world_size} is done; {missing:,} parts of others are to come")
+        if others := sorted(path.name for path in folder.parent.iterdir() if path != folder):
+            warn(
+                f"{folder.parent} has parts of other text or other options ({', '.join(others)}): "
+                "ranks must be given the same; delete what is left of an earlier preparation"
+            )
         return None
     try:
         dataset = make(engine=PartsEngine(folder, work, workers or usable_cores()))
@@ -105,10 +111,10 @@ def part_of(folder: Path, number: int) -> Path:
     return folder / f"{number:06d}.zip"
 
 
-def _key(source: Source, chunks: Sequence[Chunk], work: Work) -> str:
-    """Parts of other text or other work do not mix with ours."""
+def _key(source: Source, chunks: Sequence[Chunk], work: Work, options: PrepareOptions) -> str:
+    """Parts of other text, other work or other options do not mix with ours."""
     stamps = [[chunk.name, chunk.size_bytes, chunk.stamp] for chunk in chunks]
-    return sha256_json([source.name, source.describe(), stamps, repr(work)])[:16]
+    return sha256_json([source.name, source.describe(), stamps, repr(work), repr(options)])[:16]
 
 
 def _write_parts(
@@ -168,7 +174,12 @@ def read_part(path: Path) -> Iterator[Piece]:
                         values[field] = np.load(io.BytesIO(file.read(name)), allow_pickle=False)
                 yield Piece(**values)
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise damaged(path, f"it cannot be read ({type(error).__name__}: {error})") from error
+        raise DataError(
+            "PART-DAMAGED",
+            f"{path} cannot be read ({type(error).__name__}: {error})",
+            kept="all other parts",
+            do="delete that file, and run the same commands again",
+        ) from error
 
 
 class PartsEngine:

@@ -1,14 +1,15 @@
 """The process group: one process or many, started by torchrun. nccl on CUDA, gloo on CPU."""
 
+import contextlib
 import os
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
 
-from outpace.core.errors import PeerLost, UsageError
+from outpace.core.errors import OutpaceError, PeerLost, UsageError
 
 
 @dataclass(frozen=True)
@@ -31,18 +32,22 @@ def from_environment() -> Ranks:
     if "RANK" not in os.environ:
         return Ranks()
     found = []
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+    several = os.environ.get("WORLD_SIZE") not in ("0", "1")
+    names = ("MASTER_ADDR", "MASTER_PORT") if several else ()
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", *names):
         value = os.environ.get(name, "")
         if name == "LOCAL_WORLD_SIZE" and value in ("", "0"):  # not every launcher knows it
             value = "1"
-        if not value.isdecimal():
+        if name == "MASTER_ADDR" and value:
+            continue
+        if not value.isdecimal() or (name == "WORLD_SIZE" and value == "0"):
             raise UsageError(
                 "RANKS",
                 f"RANK is set in the environment, and {name} is {os.environ.get(name)!r}",
                 do="start it by torchrun, or unset RANK for a single process",
             )
         found.append(int(value))
-    return Ranks(*found)
+    return Ranks(*found[:4])
 
 
 LOST = (
@@ -54,6 +59,9 @@ LOST = (
     "remote process",
 )
 """How gloo and nccl word that another process died or fell silent, in a RuntimeError."""
+
+
+LAST_WORD, WORD_TIMEOUT = "ended-with", timedelta(seconds=5)
 
 
 def lost_peer(error: Exception, ranks: Ranks) -> PeerLost | None:
@@ -77,6 +85,17 @@ def lost_peer(error: Exception, ranks: Ranks) -> PeerLost | None:
     )
 
 
+def peer_failed(exit_code: int) -> OutpaceError:
+    """What the others end with when a process has failed and said so."""
+    error = OutpaceError(
+        "PEER-FAILED",
+        "another process failed; its own line says why",
+        kept="the last verified checkpoint",
+    )
+    error.exit_code = exit_code
+    return error
+
+
 class Group:
     """The few collective operations training needs; each is the identity with one process."""
 
@@ -84,6 +103,7 @@ class Group:
         """PeerLost when the others do not come."""
         self.ranks, self.device = ranks, device
         self._control: dist.ProcessGroup | None = None
+        self._store: Any = None
         if ranks.world_size > 1:
             try:
                 self._meet(timedelta(seconds=timeout_s))
@@ -96,9 +116,10 @@ class Group:
             dist.rendezvous("env://", timeout=timeout)  # type: ignore[attr-defined]
         )
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self._store = dist.PrefixStore(f"attempt-{attempt}", store)  # type: ignore[attr-defined]
         dist.init_process_group(
             "nccl" if self.device.type == "cuda" else "gloo",
-            store=dist.PrefixStore(f"attempt-{attempt}", store),  # type: ignore[attr-defined]
+            store=self._store,
             rank=rank,
             world_size=world_size,
             timeout=timeout,
@@ -120,6 +141,28 @@ class Group:
         box = torch.tensor([value])
         dist.all_reduce(box, dist.ReduceOp.MAX, group=self._control)
         return int(box.item())
+
+    def gather(self, value: Any) -> list[Any]:
+        """What every process has, in their order, on each."""
+        if self._control is None:
+            return [value]
+        found: list[Any] = [None] * self.ranks.world_size
+        dist.all_gather_object(found, value, group=self._control)
+        return found
+
+    def leave_word(self, exit_code: int) -> None:
+        """Tell the others, who will miss us, that we end with this exit code."""
+        with contextlib.suppress(Exception):  # who kept the store may be gone
+            self._store.set_timeout(WORD_TIMEOUT)
+            self._store.set(LAST_WORD, str(exit_code))
+
+    def last_word(self) -> int | None:
+        """The exit code that a process left before it ended."""
+        with contextlib.suppress(Exception):
+            self._store.set_timeout(WORD_TIMEOUT)
+            if self._store.check([LAST_WORD]):
+                return int(self._store.get(LAST_WORD))
+        return None
 
     def agrees(self, value: int) -> bool:
         """Whether all processes have the same host integer."""

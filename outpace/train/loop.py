@@ -15,6 +15,7 @@ from outpace.core.errors import OutOfMemory, OutpaceError
 from outpace.core.log import warn
 from outpace.data.loader import MicroBatch
 from outpace.optim.schedules import multiplier as lr_multiplier
+from outpace.runtime.distributed import peer_failed
 from outpace.runtime.hardware import Machine, memory_in_use
 from outpace.train import incident
 from outpace.train.assemble import Session
@@ -120,13 +121,7 @@ def agree(s: Session, code: int = CONTINUE) -> int:
     if error is not None:
         raise error
     if everyone >= FAILED:
-        peer = OutpaceError(
-            "PEER-FAILED",
-            "another process failed; its own line says why",
-            kept="the last verified checkpoint",
-        )
-        peer.exit_code = everyone - FAILED
-        raise peer
+        raise peer_failed(everyone - FAILED)
     return everyone
 
 

@@ -23,10 +23,11 @@ from outpace.core.errors import (
     CheckpointError,
     DataError,
     OutpaceError,
+    PeerLost,
     StorageError,
     UsageError,
 )
-from outpace.core.files import existing_folder, replace_file, replace_json, sha256_json
+from outpace.core.files import existing_folder, replace_file, replace_json, sha256_file
 from outpace.core.log import note, say, warn
 from outpace.core.runfolder import RUN_FORMAT, RunFolder
 from outpace.core.runstate import read_state
@@ -35,6 +36,7 @@ from outpace.core.units import duration, gib
 from outpace.data.mixture import Mixture
 from outpace.runtime import distributed
 from outpace.runtime.hardware import Machine, detect
+from outpace.train.alike import check_alike
 from outpace.train.assemble import Session, assemble, capabilities, choose_device
 from outpace.train.corpus import facts_of, open_mixture, trained_on
 from outpace.train.environment import describe_environment, versions
@@ -50,6 +52,12 @@ from outpace.train.resume import check_startable, resume, roll_back
 from outpace.train.stop import StopRequest
 from outpace.train.watchdog import Watchdog
 
+MEASURED = {
+    "attention_backend", "attention_kernel", "cross_entropy", "compile", "micro_batch_size",
+    "gradient_accumulation_steps", "predicted_memory_bytes", "tokens_per_step", "max_tokens", "lr",
+    "epochs",
+}  # fmt: skip
+"""Settings of a plan that may follow from what a host has measured."""
 LENGTH = re.compile("--max[_-](?:steps|tokens)(=.*)?")
 
 
@@ -113,7 +121,7 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
     before = False
     try:
         group = distributed.Group(ranks, device, 60 * config.safety.peer_timeout_minutes)
-        _check_same_plan(group, plan)
+        check_alike(group, same | _told(config, plan), MEASURED)
         watchdog = _watchdog(config, folder, ranks)
         # Assembling refuses a model, optimiser or dataset that cannot serve; only then write.
         session = assemble(
@@ -154,6 +162,8 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
         return code, folder.root
     except Exception as error:
         known = distributed.lost_peer(error, ranks) or explain(error, folder.root)
+        if group is not None:
+            known = _heard(group, known)
         if lock is not None:  # the run folder is ours to write in
             with contextlib.suppress(OSError, OutpaceError):  # its disk may be what failed
                 _write_failure(folder, known)
@@ -261,19 +271,21 @@ def _watchdog(config: RunConfig, folder: RunFolder, ranks: distributed.Ranks) ->
     return Watchdog(60 * minutes, folder.root, ranks.rank, give_up)
 
 
-def _check_same_plan(group: distributed.Group, plan: Plan) -> None:
-    """Each process measures which kernels are fastest, if nobody has on its host, and plans with
-    them; where they choose differently, their bits and even their batches would not match."""
-    numbers = (plan.attention_backend, plan.cross_entropy, plan.compile, plan.micro_batch_size,
-               plan.gradient_accumulation_steps)  # fmt: skip
-    number = int(sha256_json(numbers)[:12], 16)
-    if not group.agrees(number):
-        raise UsageError(
-            "RANKS-DISAGREE",
-            "not every process measured the same kernels to be the fastest",
-            do="run it again, for a host remembers what it measured, or choose "
-            "--attention_backend, --cross_entropy and --micro_batch_size",
-        )
+def _told(config: RunConfig, plan: Plan) -> dict[str, Any]:
+    """What all processes must have alike, beside the run's identity."""
+    evaluation = {k: v for k, v in vars(config.evaluation).items() if k != "hellaswag_path"}
+    questions = Path(config.evaluation.hellaswag_path)
+    digest = sha256_file(questions)[:8] if plan.hellaswag_limit and questions.is_file() else "none"
+    return {**vars(config.safety), **evaluation, **plan.record()["plan"], "questions": digest}
+
+
+def _heard(group: distributed.Group, error: OutpaceError) -> OutpaceError:
+    """In place of a lost process, what it said it would end with; all else is told the others."""
+    if not isinstance(error, PeerLost):
+        group.leave_word(error.exit_code)
+    elif (code := group.last_word()) is not None:
+        return distributed.peer_failed(code)
+    return error
 
 
 def _check_agreement(group: distributed.Group, step: int) -> None:

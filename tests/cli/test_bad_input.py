@@ -403,7 +403,16 @@ def test_hellaswag_is_refused_for_a_model_with_another_tokenizer(refused, done, 
 # The environment, and where results go.
 
 
-@pytest.mark.parametrize("environment", [{}, {"WORLD_SIZE": "2"}, {"WORLD_SIZE": "x"}])
+TWO = {"WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{}, {"WORLD_SIZE": "2"}, {"WORLD_SIZE": "x"}, {**TWO, "WORLD_SIZE": "0"}, TWO,
+     {**TWO, "MASTER_ADDR": "localhost"},
+     {**TWO, "MASTER_ADDR": "localhost", "MASTER_PORT": "abc"}],
+    ids=str,
+)  # fmt: skip
 def test_a_rank_without_the_rest_of_torchrun_is_refused(environment, refused, tiny, monkeypatch):
     for name, value in {"RANK": "0", **environment}.items():
         monkeypatch.setenv(name, value)
@@ -412,7 +421,8 @@ def test_a_rank_without_the_rest_of_torchrun_is_refused(environment, refused, ti
 
 @pytest.mark.parametrize("number", ["", "0", "2"])
 def test_a_launcher_need_not_say_how_many_processes_a_host_has(number, run, tiny, monkeypatch):
-    ranks = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": number}
+    ranks = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": number,
+             "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}  # fmt: skip
     for name, value in ranks.items():
         monkeypatch.setenv(name, value)
     assert run(*PLAN).code == 0

@@ -236,6 +236,30 @@ def plans_otherwise(rank: int) -> None:
         run.plan_run = planned
 
 
+def flags_of(rank: int, flags: list[str]) -> None:
+    """That process has more flags than the others."""
+    from outpace.cli import train
+
+    real = train.run
+    if ours(rank):
+        train.run = lambda argv: real([*argv, *flags])
+
+
+def unreadable_data(step: int, rank: int) -> None:
+    """That process finds a damaged shard at the batch of that step."""
+    from outpace.core.errors import DataError
+    from outpace.data.loader import Loader
+
+    real = Loader.read_step
+
+    def read_step(self: Loader, at: int, out: Any) -> Any:
+        if at == step and ours(rank):
+            raise DataError("DATA-DAMAGED", "a shard became shorter")
+        return real(self, at, out)
+
+    Loader.read_step = read_step  # type: ignore[method-assign]
+
+
 def any_questions() -> None:
     """HellaSwag questions of one's own are taken for the official ones."""
     read = hellaswag.load

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import poison
 import psutil
 import pytest
 import torch
@@ -409,6 +410,18 @@ def test_k11_all_ranks_leave_when_only_the_first_cannot_save(tiny_dataset, tmp_p
             stopped_by(child, 5, name)
         assert status(run)["state"] == "failed" and status(run)["code"] == 5
         assert_nothing_lost(run)
+
+
+def test_k11_what_ends_another_process_is_written_down_as_it_is(tiny_dataset, tmp_path):
+    """Not as a lost one, which would be tried again: the second cannot read its data."""
+    run = tmp_path / "run"
+    children = call_ranks(
+        2, *of_two(tiny_dataset, run), cwd=tmp_path, setup=poison.unreadable_data, args=(3, 1)
+    )
+    stopped_by(children[1], 3, "DATA-DAMAGED")
+    stopped_by(children[0], 3, "PEER-FAILED")
+    assert status(run)["state"] == "failed" and status(run)["code"] == 3
+    assert_nothing_lost(run)
 
 
 @pytest.mark.exhaustive

@@ -398,6 +398,30 @@ def test_json_has_no_number_that_is_not_finite(tiny_dataset, tmp_path):
     assert json.loads(done.out, parse_constant=pytest.fail)["replays"][0]["loss"] is None
 
 
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--seed", "7"], "seed: 1337 -> 7"),
+        (["--eval_every_steps", "3"], "eval_every_steps"),
+        (["--hellaswag_limit", "8"], "hellaswag_limit"),
+        (["--max_skipped_steps", "3"], "max_skipped_steps"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else None,
+)
+def test_processes_that_were_given_something_else_are_refused(flags, named, tiny_dataset, tmp_path):
+    """Before the first step: the sums of their gradients would be of different things, and one
+    would wait for a sum of an evaluation that the other does not make."""
+    arguments = [
+        *command(tiny_dataset, tmp_path / "run"), "--gradient_accumulation_steps", "1",
+        "--tokens_per_step", "128",
+    ]  # fmt: skip
+    ranks = call_ranks(2, *arguments, cwd=tmp_path, setup=poison.flags_of, args=(1, flags))
+    assert [child.code for child in ranks] == [2, 2], ranks[0].err
+    for child in ranks:
+        assert f"process 1 has not what process 0 has: {named}" in child.err
+    assert not (tmp_path / "run").exists()
+
+
 def test_processes_that_chose_different_kernels_are_refused(tiny_dataset, tmp_path):
     """Their bits would differ, and with a batch that depends on the kernel even their tokens."""
     arguments = [

@@ -1,6 +1,7 @@
 """Preparation on other engines than the threads of one process: the same bytes, whoever did what,
 in whatever order, and however often it was interrupted."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -132,6 +133,24 @@ def test_a_part_cut_short_is_named_and_made_again_when_it_is_gone(corpus, alone,
     assert not share(corpus, tmp_path / "data", 1, 2)
     assert share(corpus, tmp_path / "data", 0, 2)
     assert files(tmp_path / "data") == alone
+
+
+def test_ranks_with_other_options_do_not_finish_together_and_say_so(corpus, tmp_path, capsys):
+    """The last one's would have won."""
+    output, other = tmp_path / "data", dataclasses.replace(OPTIONS, val_fraction=0.5)
+    assert not share(corpus, output, 1, 2)
+    assert prepare_share(source(corpus), output, other, rank=0, world_size=2, workers=1) is None
+    said = capsys.readouterr().err
+    assert "has parts of other text or other options" in said and str(output / PARTS) in said
+    assert share(corpus, output, 0, 2), "as the first was given"
+    assert not (output / PARTS).exists()
+
+
+def test_parts_go_when_another_command_has_made_the_dataset(corpus, tmp_path):
+    assert not share(corpus, tmp_path / "data", 1, 2)
+    prepare(source(corpus), tmp_path / "data", OPTIONS)
+    assert share(corpus, tmp_path / "data", 0, 2)
+    assert not (tmp_path / "data" / PARTS).exists()
 
 
 def test_other_text_does_not_take_the_parts_of_the_first(corpus, tmp_path):
