@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from outpace.config.load import parse_flags
+from outpace.core.errors import NetworkError
 from outpace.core.log import say, show_json
 
 
@@ -20,7 +21,7 @@ class Options:
     """A prepared dataset: its folder, or its name below data/."""
     output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """Folder to write into; a file that exists is not replaced. An address (s3://BUCKET/NAME, ...):
-    written beside data/NAME first, then copied there."""
+    made in a folder in data/ that goes afterwards, and copied there."""
     to: Literal["nanogpt", "llmc", "megatron", "olmo", "huggingface"]
     """nanogpt: train.bin and val.bin. llmc: .bin shards, for modded-nanogpt too, as hard links.
     megatron: .bin with .idx. olmo: OLMo-core's raw .npy. huggingface: parquet with input_ids."""
@@ -50,7 +51,11 @@ def run(argv: list[str]) -> int:
             str(path.relative_to(output)): path.stat().st_size for path in export(dataset, output)
         }
         if "://" in options.output:
-            publish(output, options.output)
+            try:
+                publish(output, options.output)
+            except NetworkError as error:
+                error.kept = "the dataset"  # the export is made again
+                raise
     if options.json:
         show_json({"output": options.output, "bytes": sizes})
         return 0

@@ -11,7 +11,7 @@ from outpace.config.load import parse_flags
 from outpace.config.ranges import Range
 from outpace.core import console
 from outpace.core.errors import StorageError, UsageError
-from outpace.core.files import check_writable, replace_file, replace_json, sha256_file
+from outpace.core.files import check_writable, replace_file, replace_json, sha256_json
 from outpace.core.log import note, show, show_json
 from outpace.core.registry import nearest
 from outpace.core.runfolder import RunFolder
@@ -19,6 +19,7 @@ from outpace.core.runfolder import RunFolder
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from outpace.data.mixture import Mixture
     from outpace.evals import KeepGoing
     from outpace.evals.contamination import Contamination
     from outpace.evals.task import Item, Task
@@ -85,11 +86,13 @@ def run(argv: list[str]) -> int:
             check_writable(path)
 
     from outpace.evals import contamination
+    from outpace.evals.rolling import read_text
     from outpace.model.matrices import for_inference
     from outpace.runtime.distributed import Group, from_environment
     from outpace.runtime.hardware import detect
-    from outpace.train.alike import check_model
+    from outpace.train.alike import check_model, question_hash
     from outpace.train.assemble import choose_device
+    from outpace.train.corpus import open_mixture
     from outpace.train.load_model import load_model
     from outpace.train.questions import check_protocols, questions
 
@@ -103,7 +106,7 @@ def run(argv: list[str]) -> int:
             limit=options.limit,
         )
     )  # first: a bad file costs no time
-    if options.tasks == "auto" and len(tasks) == 1:
+    if options.tasks == "auto" and "hellaswag" not in tasks:
         note(f"no HellaSwag: there is no {options.hellaswag_path} (outpace prepare hellaswag)")
     dirty = contamination.read(options.contamination) if options.contamination else None
     ranks = from_environment()
@@ -112,15 +115,24 @@ def run(argv: list[str]) -> int:
     if precision == "auto":
         precision = "bf16" if detect(device.type).bf16 else "no"
     loaded = load_model(options.model, device)
-    told = {"tasks": tasks, "questions": [len(items) for *_, items in asked]}
-    told |= {name: getattr(options, name) for name in ("protocol", "val_tokens", "compile")}
-    told |= {"mixed_precision": precision, "text": options.text and sha256_file(options.text)}
+    mixture = open_mixture(_dataset_of(options)) if LOSS in tasks else None
+    text = read_text(options.text) if options.text else ""
+    told = {
+        "tasks": tasks,
+        "protocol": options.protocol,
+        "mixed_precision": precision,
+        "compile": options.compile,
+        "val_tokens": options.val_tokens,
+        "dataset": mixture and mixture.fingerprint[:16],
+        "text": sha256_json(text)[:16],
+        "questions": question_hash(asked),
+    }
     with Group(ranks, device) as group:
         check_model(group, loaded.model, told)
         if not options.compile:
             loaded = replace(loaded, model=for_inference(loaded.model, precision))
         out = _Results(options, loaded, precision, group)
-        _score(options, tasks, asked, out, dirty)
+        _score(options, mixture, asked, text, out, dirty)
     if ranks.is_main:
         out.write()
     return 0
@@ -178,8 +190,9 @@ class _Results:
 
 def _score(
     options: Options,
-    tasks: list[str],
+    mixture: "Mixture | None",
     questions: "list[tuple[Task, str, list[Item]]]",
+    text: str,
     out: _Results,
     dirty: "Contamination | None",
 ) -> None:
@@ -195,8 +208,8 @@ def _score(
             f"{name} needs gpt2, the model reads {tokenizer.name}",
             do="score it with --tasks loss,text",
         )
-    if LOSS in tasks:
-        _loss(options, out)
+    if mixture is not None:
+        _loss(options, mixture, out)
     for task, protocol, items in questions:
         asked = ask(task, protocol, items, tokenizer)
         with out.bar(f"{task.name}, {protocol}") as bar:
@@ -207,9 +220,8 @@ def _score(
             record["clean"] = dirty.clean(examples)
         out.add(record, task_line(record), *parts_lines(record))
         out.examples += examples
-    if TEXT in tasks:
+    if text:
         assert options.text is not None
-        text = rolling.read_text(options.text)
         with out.bar(options.text.name) as bar:
             found = rolling.evaluate(
                 model, tokenizer, text, hidden=out.hidden, keep_going=bar, **out.how
@@ -219,14 +231,13 @@ def _score(
         out.add(found, text_line(found))
 
 
-def _loss(options: Options, out: _Results) -> None:
+def _loss(options: Options, mixture: "Mixture", out: _Results) -> None:
     from outpace.data.stream import TokenStream
     from outpace.evals.loss import Loss, validation_loss
-    from outpace.train.corpus import open_mixture
     from outpace.train.score_lines import loss_line
     from outpace.train.validate import validate
 
-    loaded, mixture = out.loaded, open_mixture(_dataset_of(options))
+    loaded = out.loaded
     if mixture.tokenizer != loaded.tokenizer:
         raise UsageError(
             "TOKENIZER",
@@ -266,7 +277,11 @@ def _tasks(options: Options) -> list[str]:
     known = (LOSS, *TASKS.names(), TEXT)
     tasks = [name.strip() for name in options.tasks.split(",")]
     if options.tasks == "auto":
-        there = {LOSS: True, "hellaswag": options.hellaswag_path.exists(), TEXT: options.text}
+        there = {
+            LOSS: True,
+            "hellaswag": options.hellaswag_path.exists(),
+            TEXT: options.text is not None,
+        }
         tasks = [task for task, is_there in there.items() if is_there]
     for task in tasks:
         if task not in known:
@@ -280,7 +295,9 @@ def _tasks(options: Options) -> list[str]:
     for flag, of in (("text", (TEXT,)), ("subset", ("hellaswag",)), ("limit", TASKS.names())):
         if getattr(options, flag) and not set(tasks) & set(of):
             do = f"add {' or '.join(of)} to --tasks, or leave it out"
-            raise UsageError("BAD-VALUE", f"--{flag} is for no task of {','.join(tasks)}", do=do)
+            if options.tasks == "auto":
+                do = "outpace prepare hellaswag, or leave it out"
+            raise UsageError("BAD-VALUE", f"--{flag} is for none of {', '.join(tasks)}", do=do)
     return list(dict.fromkeys(tasks))
 
 

@@ -66,7 +66,7 @@ def run(argv: list[str]) -> int:
     if options.source == "hellaswag":
         path = _hellaswag(options, output)
         if url:
-            publish(output, url)
+            publish(output, url, [path.name])
         if options.json:
             show_json({"path": str(path), "questions": 10_042})
         else:

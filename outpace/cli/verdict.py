@@ -68,7 +68,7 @@ def run(argv: list[str]) -> int:
     from outpace.evals.tasks import TASKS
     from outpace.runtime.distributed import Group, from_environment
     from outpace.train import verdict as v
-    from outpace.train.alike import check_model
+    from outpace.train.alike import check_model, question_hash
     from outpace.train.assemble import choose_device
     from outpace.train.questions import check_protocols, questions
 
@@ -100,7 +100,7 @@ def run(argv: list[str]) -> int:
                 limit=options.limit,
             )
         )
-    told = {"metric": options.metric, "questions": [len(items) for *_, items in asked]}
+    told: dict[str, Any] = {"metric": options.metric, "questions": question_hash(asked)}
     told |= {"protocols": protocols, "mixed_precision": options.mixed_precision}
     with Group(ranks, device) as group:
         for one in (model, against):

@@ -4,6 +4,7 @@ of, wherever it ran.
 
 import errno
 import inspect
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,5 +30,10 @@ def take(path: Path, patience_s: float) -> FileLock:
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in NONE_HERE:
             raise
-        warn(f"[NO-LOCK] {path.parent} is on a file system without locks: nothing keeps others out")
+        _warn(path.parent)
     return lock
+
+
+@cache
+def _warn(folder: Path) -> None:
+    warn(f"[NO-LOCK] {folder} is on a file system without locks: nothing keeps others out")

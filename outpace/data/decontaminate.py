@@ -49,7 +49,7 @@ class Benchmark:
                         continue
                     record = json.loads(line)
                     # WikiHow and ActivityNet count apart: `ind` alone names two questions.
-                    part = str(record.get("source_id", "")).partition("~")[0]
+                    part = str(record.get("source_id") or "").partition("~")[0]
                     question = " ".join(f"{self.name} {part} {record.get('ind', number)}".split())
                     for text in _texts(record):
                         yield question, text

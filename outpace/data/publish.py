@@ -2,6 +2,7 @@
 last, so that whoever sees the manifest sees the whole dataset. An interrupted copy goes on.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ def staging(url: str) -> Path:
     return STAGING / url.rstrip("/").rpartition("/")[2]
 
 
-def publish(folder: Path, url: str) -> list[str]:
-    """Copy the files of `folder` that do not begin with a dot to `url`, and return their addresses.
-    DataError when another dataset is there; NetworkError when it fails: a next call goes on."""
+def publish(folder: Path, url: str, only: Sequence[str] = ()) -> list[str]:
+    """Copy the files of `folder` that do not begin with a dot, or `only` these, to `url`, and
+    return their addresses. DataError when another dataset is there; NetworkError when it fails:
+    a next call goes on."""
     files, url = _files(url), url.rstrip("/")
-    names = sorted(
+    names = sorted(only) or sorted(
         p.relative_to(folder).as_posix()
         for p in folder.rglob("*")
         if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts)

@@ -1,4 +1,4 @@
-"""Where remote files are read: the Hugging Face hub and plain HTTP by the hub's all else
+"""Where remote files are read: the Hugging Face hub and plain HTTP by the hub's client, all else
 (s3://, gs://, memory://, ...) by fsspec. Each store finds files and reads one from any byte on.
 """
 

@@ -131,7 +131,8 @@ class GPT2(nn.Module):
         self.wpe = nn.Embedding(shape.context, shape.n_embd)
         self.h = nn.ModuleList(Block(shape, self.compute) for _ in range(shape.n_layer))
         self.ln_f = LayerNorm(shape.n_embd, eps=1e-5)
-        self.float()  # whatever torch.set_default_dtype says
+        if torch.get_default_dtype() != torch.float32:  # of a program that we are part of
+            self.float()
 
     def forward(self, idx: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
         """idx (B, T) -> logits (B, T, V), padding at -inf; with targets (B, T) -> the sum of

@@ -40,7 +40,7 @@ def compiled(module: torch.nn.Module, mode: str) -> torch.nn.Module:
     """torch.compile for constant shapes, in the mode `default` or `tuned`. Where equal bits are
     asked for, nothing whose result depends on the choice is chosen by its time."""
     keep_compiled_code()
-    equal = {"deterministic": torch.are_deterministic_algorithms_enabled()}
+    equal = {"deterministic": True} if torch.are_deterministic_algorithms_enabled() else {}
     options = TUNED | equal if mode == "tuned" else None
     return torch.compile(module, dynamic=False, options=options)  # type: ignore[return-value]
 

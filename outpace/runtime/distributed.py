@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 import torch.distributed as dist
 
-from outpace.core.errors import OutpaceError, PeerLost, UsageError
+from outpace.core.errors import BUG, OutpaceError, PeerLost, UsageError
 
 
 @dataclass(frozen=True)
@@ -32,22 +32,22 @@ def from_environment() -> Ranks:
     if "RANK" not in os.environ:
         return Ranks()
     found = []
-    several = os.environ.get("WORLD_SIZE") not in ("0", "1")
-    names = ("MASTER_ADDR", "MASTER_PORT") if several else ()
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", *names):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         value = os.environ.get(name, "")
         if name == "LOCAL_WORLD_SIZE" and value in ("", "0"):  # not every launcher knows it
             value = "1"
-        if name == "MASTER_ADDR" and value:
-            continue
         if not value.isdecimal() or (name == "WORLD_SIZE" and value == "0"):
-            raise UsageError(
-                "RANKS",
-                f"RANK is set in the environment, and {name} is {os.environ.get(name)!r}",
-                do="start it by torchrun, or unset RANK for a single process",
-            )
+            raise _no_ranks(name)
         found.append(int(value))
-    return Ranks(*found[:4])
+    return Ranks(*found)
+
+
+def _no_ranks(name: str) -> UsageError:
+    return UsageError(
+        "RANKS",
+        f"RANK is set in the environment, and {name} is {os.environ.get(name)!r}",
+        do="start it by torchrun, or unset RANK for a single process",
+    )
 
 
 LOST = (
@@ -80,7 +80,7 @@ def lost_peer(error: Exception, ranks: Ranks) -> PeerLost | None:
     return PeerLost(
         "PEER-LOST",
         f"another process of the group is gone or silent ({text.strip().splitlines()[0][:160]})",
-        kept="the last verified checkpoint",
+        kept="all that was saved",
         do="run the same command again",
     )
 
@@ -90,7 +90,7 @@ def peer_failed(exit_code: int) -> OutpaceError:
     error = OutpaceError(
         "PEER-FAILED",
         "another process failed; its own line says why",
-        kept="the last verified checkpoint",
+        kept="all that was saved",
     )
     error.exit_code = exit_code
     return error
@@ -108,9 +108,15 @@ class Group:
             try:
                 self._meet(timedelta(seconds=timeout_s))
             except Exception as error:
-                raise lost_peer(error, ranks) or error from error
+                if (lost := lost_peer(error, ranks)) is not None:
+                    raise lost from error
+                raise
 
     def _meet(self, timeout: timedelta) -> None:
+        if not os.environ.get("MASTER_ADDR"):
+            raise _no_ranks("MASTER_ADDR")
+        if not os.environ.get("MASTER_PORT", "").isdecimal():
+            raise _no_ranks("MASTER_PORT")
         # torchrun restarts a group on the same store, where the last one's addresses still are.
         store, rank, world_size = next(
             dist.rendezvous("env://", timeout=timeout)  # type: ignore[attr-defined]
@@ -150,19 +156,18 @@ class Group:
         dist.all_gather_object(found, value, group=self._control)
         return found
 
-    def leave_word(self, exit_code: int) -> None:
-        """Tell the others, who will miss us, that we end with this exit code."""
+    def word_on(self, error: Exception) -> OutpaceError | None:
+        """In place of the backend's word for a lost process: PeerLost, or that it failed, if it
+        said so. Any other error of ours is told the others, who will miss us."""
+        lost = error if isinstance(error, PeerLost) else lost_peer(error, self.ranks)
         with contextlib.suppress(Exception):  # who kept the store may be gone
-            self._store.set_timeout(WORD_TIMEOUT)
-            self._store.set(LAST_WORD, str(exit_code))
-
-    def last_word(self) -> int | None:
-        """The exit code that a process left before it ended."""
-        with contextlib.suppress(Exception):
-            self._store.set_timeout(WORD_TIMEOUT)
-            if self._store.check([LAST_WORD]):
-                return int(self._store.get(LAST_WORD))
-        return None
+            if self._store is not None:
+                self._store.set_timeout(WORD_TIMEOUT)
+                if lost is None:
+                    self._store.set(LAST_WORD, str(getattr(error, "exit_code", BUG)))
+                elif self._store.check([LAST_WORD]):
+                    return peer_failed(int(self._store.get(LAST_WORD)))
+        return lost
 
     def agrees(self, value: int) -> bool:
         """Whether all processes have the same host integer."""
@@ -174,13 +179,17 @@ class Group:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, *_: object
     ) -> None:
+        word = self.word_on(error) if isinstance(error, Exception) else None
+        self.leave(failed=error is not None)
+        if word is not None and word is not error:
+            raise word from error
+
+    def leave(self, *, failed: bool = False) -> None:
         """Leave the others, which nccl waits for unless they are given up: after an error they may
-        be in the middle of a sum that never ends. PeerLost in place of the backend's word for it.
-        """
-        if self.ranks.world_size > 1 and dist.is_initialized():
-            if error is not None and self.device.type == "cuda":
-                dist.distributed_c10d._abort_process_group()
-            else:
-                dist.destroy_process_group()
-        if isinstance(error, Exception) and (lost := lost_peer(error, self.ranks)) is not None:
-            raise lost from error
+        be in the middle of a sum that never ends."""
+        if self.ranks.world_size == 1 or not dist.is_initialized():
+            return
+        if failed and self.device.type == "cuda":
+            dist.distributed_c10d._abort_process_group()
+        else:
+            dist.destroy_process_group()

@@ -2,12 +2,14 @@
 different things, or one waits for a sum that the others do not make.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from outpace.checkpoint.state import differences
 from outpace.checkpoint.store import weights_sha256
 from outpace.core.errors import UsageError
+from outpace.core.files import sha256_json
+from outpace.evals.task import Item, Task
 from outpace.model.gpt2 import GPT2
 from outpace.runtime.distributed import Group
 
@@ -40,3 +42,9 @@ def check_model(group: Group, model: GPT2 | None, told: dict[str, Any]) -> None:
     if group.ranks.world_size > 1 and model is not None:
         told = told | {"weights": weights_sha256(dict(model.named_parameters()))[:16]}
     check_alike(group, told)
+
+
+def question_hash(asked: Iterable[tuple[Task, str, list[Item]]]) -> str:
+    """Of which questions are asked, and in what rendering."""
+    told = [[task.name, protocol, [item.keys for item in items]] for task, protocol, items in asked]
+    return sha256_json(told)[:16]

@@ -70,12 +70,13 @@ def _assumed(gpu: Gpu) -> Capabilities:
             return no_mask, ""
         if backend in MATERIALISING:
             return None, "materialised"
-        if backend in HALF_ONLY and precision == "no":
-            return f"{backend} computes in bf16 or fp16, not in fp32", ""
-        if backend in SINCE_AMPERE and not gpu.bf16:
-            return f"{backend} needs compute capability 8.0", ""
         fused = precision != "no" and gpu.bf16 and head_dim <= 256
-        return None, "FLASH_ATTENTION" if fused else "EFFICIENT_ATTENTION"
+        kernel = "FLASH_ATTENTION" if fused else "EFFICIENT_ATTENTION"
+        if backend in HALF_ONLY and precision == "no":
+            return f"{backend} computes in bf16 or fp16, not in fp32", kernel
+        if backend in SINCE_AMPERE and not gpu.bf16:
+            return f"{backend} needs compute capability 8.0", kernel
+        return None, kernel
 
     def fastest_cross_entropy(
         precision: str, shape: GPT2Shape, compiled: bool, fp8: bool

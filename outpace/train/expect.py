@@ -53,7 +53,7 @@ def expect(config: RunConfig, set_by: SetBy, price_per_hour: float) -> Expected:
         device = choose_device(config.compute.device, ranks.local_rank)
         facts = OPENWEBTEXT
         plan, machine = plan_for(config, set_by, ranks, facts, device)
-        data = f"{assumed('auto')}; training without it makes pydocs and reads that"
+        data = f"{assumed('auto')}; `outpace train` would make pydocs and read that"
     else:
         plan, machine, mixture, device = plan_run(config, set_by, ranks)
         make_loader(plan, mixture, 0, device)  # refuses a dataset that is too small

@@ -115,7 +115,7 @@ def _checked(p: Planning, micro: int, memory: Memory) -> int:
 def _chosen(p: Planning, A: int, tokens: int, why: str) -> None:
     """The accumulation, and the tokens a step where a small text decides them."""
     p.choose("gradient_accumulation_steps", A, f"to reach {tokens:,} tokens a step")
-    if why:
+    if why and tokens * STEPS_A_PASS <= p.dataset.train_tokens:
         p.choose("tokens_per_step", tokens, why)
 
 

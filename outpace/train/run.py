@@ -5,7 +5,6 @@ import dataclasses
 import json
 import re
 import shutil
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from outpace.core.errors import (
     CheckpointError,
     DataError,
     OutpaceError,
-    PeerLost,
     StorageError,
     UsageError,
 )
@@ -118,7 +116,7 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
         print_plan(plan, machine, data_line(mixture, plan), folder)
         _check_room(config, plan, folder)
     group = session = None
-    before = False
+    before = failed = False
     try:
         group = distributed.Group(ranks, device, 60 * config.safety.peer_timeout_minutes)
         check_alike(group, same | _told(config, plan), MEASURED)
@@ -161,9 +159,10 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
         group.largest(0)  # torchrun ends the others when one leaves with 75
         return code, folder.root
     except Exception as error:
+        failed = True
         known = distributed.lost_peer(error, ranks) or explain(error, folder.root)
         if group is not None:
-            known = _heard(group, known)
+            known = group.word_on(known) or known
         if lock is not None:  # the run folder is ours to write in
             with contextlib.suppress(OSError, OutpaceError):  # its disk may be what failed
                 _write_failure(folder, known)
@@ -171,16 +170,17 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
             raise
         raise known from error
     finally:
-        if session is not None:
-            session.loader.close()
-            if session.shard_check is not None:
-                session.shard_check.close()
-        if group is not None:
-            group.__exit__(*sys.exc_info())
-        if session is not None:
-            session.watchdog.stop()
-        if lock is not None:
-            lock.release()
+        with contextlib.ExitStack() as last:  # from the last to the first, whatever fails
+            if lock is not None:
+                last.callback(lock.release)
+            if session is not None:
+                last.callback(session.watchdog.stop)
+            if group is not None:
+                last.callback(group.leave, failed=failed)
+            if session is not None:
+                session.loader.close()
+                if session.shard_check is not None:
+                    session.shard_check.close()
 
 
 def _tell_of_others(config: RunConfig, folder: RunFolder, argv: list[str]) -> None:
@@ -277,15 +277,6 @@ def _told(config: RunConfig, plan: Plan) -> dict[str, Any]:
     questions = Path(config.evaluation.hellaswag_path)
     digest = sha256_file(questions)[:8] if plan.hellaswag_limit and questions.is_file() else "none"
     return {**vars(config.safety), **evaluation, **plan.record()["plan"], "questions": digest}
-
-
-def _heard(group: distributed.Group, error: OutpaceError) -> OutpaceError:
-    """In place of a lost process, what it said it would end with; all else is told the others."""
-    if not isinstance(error, PeerLost):
-        group.leave_word(error.exit_code)
-    elif (code := group.last_word()) is not None:
-        return distributed.peer_failed(code)
-    return error
 
 
 def _check_agreement(group: distributed.Group, step: int) -> None:

@@ -408,11 +408,26 @@ TWO = {"WORLD_SIZE": "2", "LOCAL_RANK": "0"}
 
 @pytest.mark.parametrize(
     "environment",
-    [{}, {"WORLD_SIZE": "2"}, {"WORLD_SIZE": "x"}, {**TWO, "WORLD_SIZE": "0"}, TWO,
-     {**TWO, "MASTER_ADDR": "localhost"},
+    [TWO, {**TWO, "MASTER_ADDR": "localhost"},
      {**TWO, "MASTER_ADDR": "localhost", "MASTER_PORT": "abc"}],
     ids=str,
 )  # fmt: skip
+def test_a_place_to_meet_is_needed_to_train_and_not_to_plan(environment, run, tiny, monkeypatch):
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"RANK": "0", **environment}.items():
+        monkeypatch.setenv(name, value)
+    assert run(*PLAN).code == 0
+    argv = [*TRAIN, "--gradient_accumulation_steps", "1", "--run_dir", "r"]
+    done = run(*argv)
+    assert done.code == 2 and "error[RANKS]: " in done.error, done.err
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{}, {"WORLD_SIZE": "2"}, {"WORLD_SIZE": "x"}, {**TWO, "WORLD_SIZE": "0"}],
+    ids=str,
+)
 def test_a_rank_without_the_rest_of_torchrun_is_refused(environment, refused, tiny, monkeypatch):
     for name, value in {"RANK": "0", **environment}.items():
         monkeypatch.setenv(name, value)
@@ -444,6 +459,18 @@ def test_what_the_questions_do_not_know_is_refused(flags, refused, folder):
 def test_a_flag_of_a_task_that_is_not_asked_is_refused(flags, refused, done, folder):
     (folder / "x.txt").write_text("some text")
     refused(2, "BAD-VALUE", "evaluate", "run", "--tasks", "loss", *flags)
+
+
+@pytest.mark.parametrize("place", ["missing.txt", "."])
+def test_a_text_that_cannot_be_read_is_a_data_error(place, refused, done):
+    refused(3, "TEXT", "evaluate", "run", "--text", place)
+
+
+def test_questions_that_are_not_there_are_told_as_such(refused, run, done, folder):
+    error = refused(2, "BAD-VALUE", "evaluate", "run", "--limit", "5").error
+    assert "outpace prepare hellaswag" in error
+    (folder / "x.txt").write_text("some text")
+    assert "no HellaSwag: there is no" in run("evaluate", "run", "--text", "x.txt").err
 
 
 def test_a_text_is_scored_when_it_is_named(run, done, folder):

@@ -114,6 +114,31 @@ def test_an_evaluation_whose_peer_is_lost_says_so(single, tmp_path):
     assert "error[PEER-LOST]: " in told[0] and "Traceback" not in told[0]
 
 
+@pytest.mark.slow
+def test_processes_that_would_score_something_else_are_refused(single, tiny_dataset, tmp_path):
+    """The mean of two losses would be told as the loss of one."""
+    other = tmp_path / "other"
+    text = tmp_path / "text.txt"
+    text.write_text("another text, and some more of it. " * 300)
+    outpace("prepare", "files", "--input", str(text), "--output", str(other), "--tokenizer",
+            "bytes", "--val_fraction", "0.5", cwd=tmp_path)  # fmt: skip
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    env = os.environ | where | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    argv = [sys.executable, "-m", "outpace", "evaluate", str(single), "--tasks", "loss"]
+    ranks = [
+        subprocess.Popen(
+            [*argv, "--device", "cpu", "--dataset", str(dataset)], cwd=tmp_path, text=True,
+            stderr=subprocess.PIPE, env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank, dataset in enumerate((tiny_dataset, other))
+    ]  # fmt: skip
+    told = [process.communicate(timeout=120)[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [2, 2], told
+    assert all("process 1 has not what process 0 has: dataset: " in line for line in told)
+
+
 def test_a_group_is_given_up_after_an_error_on_gpus(monkeypatch):
     """nccl would wait for the others, who may wait for us."""
     called = []

@@ -1,6 +1,7 @@
 """Inputs and outputs on a file system that is not this disk's (fsspec's in memory)."""
 
 import json
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -101,10 +102,13 @@ def test_an_export_there_takes_nothing_else_along_and_leaves_the_dataset_alone(t
 def test_questions_there(shared):
     questions = str(shared / "hellaswag" / "hellaswag_val.jsonl")
     address = "memory://bucket/hellaswag"
+    Path("data/hellaswag").mkdir(parents=True)
+    Path("data/hellaswag/other.txt").write_text("stays here")
     assert main(["prepare", "hellaswag", "--input", questions, "--output", address]) == 0
     memory = fsspec.filesystem("memory")
     with open(questions, "rb") as f:
         assert memory.cat("/bucket/hellaswag/hellaswag_val.jsonl") == f.read()
+    assert len(memory.find("/bucket/hellaswag")) == 1
 
 
 def test_a_protocol_that_cannot_be_used_is_told_before_any_work(tmp_path, capsys):

@@ -198,6 +198,8 @@ def test_a_gpu_and_a_cpu_at_once_are_refused():
 def test_a_plan_for_elsewhere_takes_only_kernels_that_run_there():
     exact = expected("h100", "--deterministic", "on", "--mixed_precision", "no").plan
     assert exact.attention_backend not in ("flash", "cudnn", "flash_attn")
+    asked = expected("t4", "--attention_backend", "flash").plan
+    assert asked.attention_kernel == "EFFICIENT_ATTENTION"
     apart = expected("t4", "--document_mask").plan
     assert apart.attention_backend != "flex"
 
@@ -206,7 +208,7 @@ def test_a_plan_before_anything_is_prepared_says_what_it_assumes(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     assert main(["plan", "--model_size", "124M"]) == 0
     out = capsys.readouterr().out
-    assert "data assumed to be OpenWebText" in out and "makes pydocs" in out
+    assert "data assumed to be OpenWebText" in out and "would make pydocs" in out
     assert not (tmp_path / "data").exists() and not (tmp_path / "runs").exists()
 
 
