@@ -35,6 +35,7 @@ def run(argv: list[str]) -> int:
     from outpace.data.exports import EXPORTS
     from outpace.data.publish import publish, staging
     from outpace.data.shards import verify_dataset
+    from outpace.data.stores import is_url
     from outpace.train.corpus import open_named
 
     dataset = open_named(options.dataset)
@@ -42,7 +43,7 @@ def run(argv: list[str]) -> int:
     export = EXPORTS.load(options.to).export
     with contextlib.ExitStack() as stack:
         output = Path(options.output)
-        if "://" in options.output:  # in a folder of its own, of which all is copied
+        if is_url(options.output):  # in a folder of its own, of which all is copied
             beside = staging(options.output).parent
             beside.mkdir(exist_ok=True)
             own = tempfile.TemporaryDirectory(prefix=".export-", dir=beside)
@@ -50,7 +51,7 @@ def run(argv: list[str]) -> int:
         sizes = {
             str(path.relative_to(output)): path.stat().st_size for path in export(dataset, output)
         }
-        if "://" in options.output:
+        if is_url(options.output):
             try:
                 publish(output, options.output)
             except NetworkError as error:

@@ -6,6 +6,7 @@ import atexit
 import gc
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -90,9 +91,8 @@ def _hellaswag(options: Options, output: Path) -> Path:
     """The questions, fetched or from a file that is given. UsageError for flags of datasets."""
     from outpace.evals.tasks import hellaswag_source
 
-    for flag, default in vars(Options()).items():
-        if flag not in ("source", "input", "output", "json") and getattr(options, flag) != default:
-            raise UsageError("BAD-VALUE", f"--{flag} is not for hellaswag", do="leave it out")
+    for flag in _given(options, {*vars(options)} - {"source", "input", "output", "json"}):
+        raise UsageError("BAD-VALUE", f"--{flag} is not for hellaswag", do="leave it out")
     if len(options.input) > 1:
         raise UsageError("BAD-VALUE", "--input takes one file of questions", do="name one")
     return hellaswag_source.prepare(output, Path(options.input[0]) if options.input else None)
@@ -150,11 +150,8 @@ def _prepared(options: Options, output: Path) -> "Dataset | None":
 
 def _apart(options: Options) -> bool:
     """Whether validation is text of its own. UsageError for flags that say otherwise."""
-    for flag in ("val_fraction", "split") if options.val_input else ():
-        if getattr(options, flag) != getattr(Options(), flag):
-            raise UsageError(
-                "BAD-VALUE", f"--{flag} and --val_input were given", do="leave one out"
-            )
+    for flag in _given(options, ("val_fraction", "split")) if options.val_input else ():
+        raise UsageError("BAD-VALUE", f"--{flag} and --val_input were given", do="leave one out")
     return bool(options.val_input)
 
 
@@ -163,10 +160,15 @@ def _as_it_is(source: Any, options: Options) -> bool:
     from outpace.data.adopt import can_adopt
 
     decide = (*vars(CleaningOptions()), "tokenizer", "val_fraction", "shard_tokens")
-    changed = {flag for flag in decide if getattr(options, flag) != getattr(Options(), flag)}
-    if options.limit_tokens and not options.name:
-        changed.add("limit_tokens")
-    return not changed and can_adopt(source.files)
+    if not options.name:
+        decide += ("limit_tokens",)
+    return not _given(options, decide) and can_adopt(source.files)
+
+
+def _given(options: Options, flags: Iterable[str]) -> list[str]:
+    """Those of the flags that are not at their defaults."""
+    default = Options()
+    return [flag for flag in sorted(flags) if getattr(options, flag) != getattr(default, flag)]
 
 
 def _tell(dataset: "Dataset", output: Path) -> None:

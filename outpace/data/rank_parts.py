@@ -92,7 +92,7 @@ def prepare_share(
     missing = sum(not part_of(folder, number).exists() for number in range(len(chunks)))
     if missing and not (output / MANIFEST).exists():  # else another rank has merged just now
         note(f"rank {rank} of {world_size} is done; {missing:,} parts of others are to come")
-        if others := sorted(path.name for path in folder.parent.iterdir() if path != folder):
+        if others := sorted(path.name for path in folder.parent.glob("*") if path != folder):
             warn(
                 f"{folder.parent} has parts of other text or other options ({', '.join(others)}): "
                 "ranks must be given the same; delete what is left of an earlier preparation"

@@ -5,7 +5,6 @@ generators of its own, so training goes on as if nothing had been asked.
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -286,7 +285,7 @@ class _TimeShare:
         return self.progress.elapsed_s - self._trained_before
 
 
-@contextmanager
+@contextlib.contextmanager
 def _evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode inside, training mode after."""
     model.eval()

@@ -119,7 +119,8 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
     before = failed = False
     try:
         group = distributed.Group(ranks, device, 60 * config.safety.peer_timeout_minutes)
-        check_alike(group, same | _told(config, plan), MEASURED)
+        if ranks.world_size > 1:
+            check_alike(group, same | _told(config, plan), MEASURED)
         watchdog = _watchdog(config, folder, ranks)
         # Assembling refuses a model, optimiser or dataset that cannot serve; only then write.
         session = assemble(

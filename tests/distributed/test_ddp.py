@@ -44,6 +44,23 @@ def torchrun(processes: int, arguments: list[str], cwd: Path) -> subprocess.Comp
     )
 
 
+def as_ranks(commands: list[list[str]], cwd: Path) -> tuple[list[int], list[str]]:
+    """Exit codes and standard errors of processes of Python that make up one group."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(len(commands))}
+    env = os.environ | where | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, *command], cwd=cwd, text=True, stderr=subprocess.PIPE,
+            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank, command in enumerate(commands)
+    ]  # fmt: skip
+    told = [process.communicate(timeout=120)[1] for process in ranks]
+    return [process.returncode for process in ranks], told
+
+
 def losses(run: Path) -> list[float]:
     return [r["loss"] for r in read_json_lines(run / "metrics.jsonl")]
 
@@ -97,20 +114,9 @@ def test_an_evaluation_whose_peer_is_lost_says_so(single, tmp_path):
         "import os, torch; from outpace.runtime.distributed import Group, from_environment\n"
         "Group(from_environment(), torch.device('cpu')); os._exit(1)"
     )
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    env = os.environ | where | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     argv = ["-m", "outpace", "evaluate", str(single), "--tasks", "loss", "--device", "cpu"]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, *command], cwd=tmp_path, text=True, stderr=subprocess.PIPE,
-            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank, command in enumerate((argv, ["-c", join]))
-    ]  # fmt: skip
-    told = [process.communicate(timeout=120)[1] for process in ranks]
-    assert ranks[0].returncode == 9, told
+    codes, told = as_ranks([argv, ["-c", join]], tmp_path)
+    assert codes[0] == 9, told
     assert "error[PEER-LOST]: " in told[0] and "Traceback" not in told[0]
 
 
@@ -122,20 +128,10 @@ def test_processes_that_would_score_something_else_are_refused(single, tiny_data
     text.write_text("another text, and some more of it. " * 300)
     outpace("prepare", "files", "--input", str(text), "--output", str(other), "--tokenizer",
             "bytes", "--val_fraction", "0.5", cwd=tmp_path)  # fmt: skip
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    env = os.environ | where | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    argv = [sys.executable, "-m", "outpace", "evaluate", str(single), "--tasks", "loss"]
-    ranks = [
-        subprocess.Popen(
-            [*argv, "--device", "cpu", "--dataset", str(dataset)], cwd=tmp_path, text=True,
-            stderr=subprocess.PIPE, env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank, dataset in enumerate((tiny_dataset, other))
-    ]  # fmt: skip
-    told = [process.communicate(timeout=120)[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [2, 2], told
+    argv = ["-m", "outpace", "evaluate", str(single), "--tasks", "loss", "--device", "cpu"]
+    both = [[*argv, "--dataset", str(dataset)] for dataset in (tiny_dataset, other)]
+    codes, told = as_ranks(both, tmp_path)
+    assert codes == [2, 2], told
     assert all("process 1 has not what process 0 has: dataset: " in line for line in told)
 
 
