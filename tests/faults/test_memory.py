@@ -222,7 +222,15 @@ def test_m4_a_limit_of_address_space(tiny_dataset, tmp_path):
     """RLIMIT_AS a little above what is taken: PyTorch's RuntimeError is recognised, the micro-batch
     cut to one row, and when that does not fit it is exit 7 in one line."""
     run = tmp_path / "run"
-    large = ("--context", "1024", "--n_embd", "256", "--tokens_per_step", "8192")
+    large = (
+        "--context",
+        "1024",
+        "--n_embd",
+        "256",
+        "--tokens_per_step",
+        "8192",
+        "--no_space_check",
+    )
     child = call(
         *command(tiny_dataset, run, 8, 1, *large),
         cwd=tmp_path,
