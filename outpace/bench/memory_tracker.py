@@ -95,6 +95,7 @@ def _trainable(s: StepSettings, device: torch.device) -> Trainable:
         attend=attend,
         loss_sum=LOSSES.load(s.cross_entropy).loss_sum,
         bf16_residual=s.bf16_residual,
+        fp8_head=s.fp8_head,
         checkpointing=s.checkpointing,
     )
     with device:

@@ -41,6 +41,9 @@ SETTINGS: dict[str, Row] = {
     "compiled, loss in place": {
         "compiled": True, "cross_entropy": "triton", "bf16_residual": True,
     },
+    "compiled, in place, fp8 head": {
+        "compiled": True, "cross_entropy": "triton", "bf16_residual": True, "fp8_head": True,
+    },
 }  # fmt: skip
 
 

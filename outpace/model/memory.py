@@ -38,6 +38,7 @@ class StepSettings:
     cross_entropy: str = "eager"
     """A row of the cross-entropy table."""
     bf16_residual: bool = False
+    fp8_head: bool = False
     checkpointing: str = "none"
     """none, gelu or block."""
     optimizer: str = "adamw"
@@ -146,6 +147,7 @@ def _loss_moments(s: StepSettings, always: float, kept: float) -> list[Moment]:
     head = V * C
     always += shape.n_layer * _cast_block(s) + (2 * head if half else 0)
     chunk = CHUNK_TOKENS[s.device]
+    in_fp8 = V if s.fp8_head else 0  # the gradient of the logits, a byte each
     if s.compiled and s.device == "cuda" and s.cross_entropy != "linear":
         return _compiled_loss_moments(s, always, kept)
     made = (e + 4) * head if half else 4 * head  # by a product, then in the parameter's type
@@ -156,12 +158,14 @@ def _loss_moments(s: StepSettings, always: float, kept: float) -> list[Moment]:
             return [Moment("the loss", always, kept + 2 * e * V)]
         case "triton":  # the gradient over the logits; the operands of the products
             operands = 4 * C if half else 8 * C
+            if s.fp8_head:  # beside the logits; the products come when those are gone
+                return [Moment("the loss", always, kept + e * V + in_fp8 + operands)]
             return [Moment("the loss", always + made, kept + e * V + operands)]
         case "chunked":
             forward = kept + (4 * C if half else 0) + e * C
             sums = (4 + e) * head if half else 4 * head  # in fp32 the product adds to them
             return [
-                Moment("the loss", always + sums, forward, e * V, chunk),
+                Moment("the loss", always + sums, forward, e * V + in_fp8, chunk),
                 Moment("the loss", always + 8 * head, kept + 2 * e * C),
             ]
         case _:  # linear: logits in fp32
@@ -175,19 +179,20 @@ def _compiled_loss_moments(s: StepSettings, always: float, kept: float) -> list[
     and a product's result waits in the compute type for the sum that it goes into."""
     shape, e, chunk = s.shape, _compute_bytes(s), CHUNK_TOKENS[s.device]
     C, V = shape.n_embd, shape.padded_vocab_size
+    in_fp8 = V if s.fp8_head else 0
     product = e * V * C  # a gradient of the head's weight
     match s.cross_entropy:
         case "triton":  # that of the hidden states is made in the forward, the weight's is not yet
             fixed = always + (0 if e < 4 else product)
             again = _layer(s) if s.checkpointing == "block" else 0.0  # the last block comes before
-            return [Moment("the loss", fixed, kept + e * V + e * C + again)]
+            return [Moment("the loss", fixed, kept + e * V + in_fp8 + e * C + again)]
         case "chunked" if e == 4:  # products add to a sum that is not written in place
             return [Moment("the loss", always + 2 * product, kept + e * C, e * V, chunk)]
         case "chunked":  # every chunk's product waits
             a_token = kept + e * C + product / chunk
-            return [Moment("the loss", always, a_token, e * V - product / chunk, chunk)]
+            return [Moment("the loss", always, a_token, e * V + in_fp8 - product / chunk, chunk)]
         case _:
-            return [Moment("the loss", always + product, kept + e * V)]
+            return [Moment("the loss", always + product, kept + e * V + 2 * in_fp8)]
 
 
 def _compute_bytes(s: StepSettings) -> int:

@@ -9,11 +9,25 @@ the forward allows the tensor cores' faster, shorter accumulation, the backward 
     x hidden states (N, C)   w weight (V, C)   g gradient of the logits (N, V)
 """
 
+from typing import NamedTuple
+
 import torch
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 MULTIPLE = 16
 """cuBLASLt's fp8 products want sizes in multiples of 16."""
+LOSS_GRADIENT = torch.finfo(E5M2).max
+"""What 1 is written as in the gradient of a summed cross-entropy, softmax minus one-hot, which is
+never larger: its scale is known without a pass over it."""
+
+
+class Scaled(NamedTuple):
+    """values * scale is the tensor."""
+
+    values: torch.Tensor
+    """In fp8."""
+    scale: torch.Tensor
+    """A scalar, fp32."""
 
 
 def fp8_linear(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
@@ -35,26 +49,34 @@ def why_not(device: torch.device, dtype: torch.dtype, C: int, V: int) -> str | N
 
 def logits(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """x w^T (N, V)."""
-    (x8, x_scale), (w8, w_scale) = _quantise(x, E4M3), _quantise(w, E4M3)
-    return _product(x8, w8.t(), x_scale, w_scale, x.dtype, fast=True)
+    x8, w8 = quantise(x, E4M3), quantise(w, E4M3)
+    return _product(x8, Scaled(w8.values.t(), w8.scale), x.dtype, fast=True)
 
 
-def grad_hidden(
-    g: torch.Tensor, w: torch.Tensor, largest_gradient: float | None = None
-) -> torch.Tensor:
-    """g w (N, C). A known bound on |g| spares a pass over it."""
-    (g8, g_scale), (w8, w_scale) = _quantise(g, E5M2, largest_gradient), _quantise(w, E4M3)
-    return _product(g8, _column_major(w8), g_scale, w_scale, g.dtype, fast=False)
+def grad_hidden(g: Scaled, w: torch.Tensor) -> torch.Tensor:
+    """g w (N, C)."""
+    return _product(g, _column_major(quantise(w, E4M3)), w.dtype, fast=False)
 
 
-def grad_weight(
-    g: torch.Tensor, x: torch.Tensor, largest_gradient: float | None = None
-) -> torch.Tensor:
-    """g^T x (V, C); in g's own type where the number of tokens is not a multiple of 16."""
-    if g.size(0) % MULTIPLE:
-        return g.t() @ x
-    (g8, g_scale), (x8, x_scale) = _quantise(g, E5M2, largest_gradient), _quantise(x, E4M3)
-    return _product(g8.t().contiguous(), _column_major(x8), g_scale, x_scale, g.dtype, fast=False)
+def grad_weight(g: Scaled, x: torch.Tensor) -> torch.Tensor:
+    """g^T x (V, C); in x's own type where the number of tokens is not a multiple of 16."""
+    values, scale = g
+    if len(x) % MULTIPLE:
+        return (values.to(x.dtype).t() @ x) * scale.to(x.dtype)
+    x8 = _column_major(quantise(x, E4M3))
+    return _product(Scaled(values.t().contiguous(), scale), x8, x.dtype, fast=False)
+
+
+def quantise(x: torch.Tensor, dtype: torch.dtype) -> Scaled:
+    """With the scale at which the largest magnitude is the type's."""
+    amax = x.abs().amax().float().clamp_min(1e-12)  # all zero: any scale will do
+    scale = amax / torch.finfo(dtype).max
+    return Scaled((x.float() / scale).to(dtype), scale)
+
+
+def of_loss(g: torch.Tensor) -> Scaled:
+    """The gradient of a summed cross-entropy, g (N, V) in e5m2 times LOSS_GRADIENT."""
+    return Scaled(g, torch.full((), 1 / LOSS_GRADIENT, dtype=torch.float32, device=g.device))
 
 
 class _Linear(torch.autograd.Function):
@@ -66,34 +88,15 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):  # type: ignore[no-untyped-def]
         x, w = ctx.saved_tensors
-        return grad_hidden(g, w), grad_weight(g, x)
+        g8 = quantise(g, E5M2)
+        return grad_hidden(g8, w), grad_weight(g8, x)
 
 
-def _quantise(
-    x: torch.Tensor, dtype: torch.dtype, largest: float | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """x / scale in fp8, and the scale (a scalar, fp32)."""
-    if largest is None:
-        amax = x.abs().amax().float().clamp_min(1e-12)  # all zero: any scale will do
-    else:
-        amax = torch.full((), largest, device=x.device)
-    scale = amax / torch.finfo(dtype).max
-    return (x.float() / scale).to(dtype), scale
+def _column_major(x: Scaled) -> Scaled:
+    return Scaled(x.values.t().contiguous().t(), x.scale)
 
 
-def _column_major(x: torch.Tensor) -> torch.Tensor:
-    return x.t().contiguous().t()
-
-
-def _product(
-    a: torch.Tensor,
-    b: torch.Tensor,
-    a_scale: torch.Tensor,
-    b_scale: torch.Tensor,
-    dtype: torch.dtype,
-    *,
-    fast: bool,
-) -> torch.Tensor:
+def _product(a: Scaled, b: Scaled, dtype: torch.dtype, *, fast: bool) -> torch.Tensor:
     return torch._scaled_mm(
-        a, b, scale_a=a_scale, scale_b=b_scale, out_dtype=dtype, use_fast_accum=fast
+        a.values, b.values, scale_a=a.scale, scale_b=b.scale, out_dtype=dtype, use_fast_accum=fast
     )

@@ -2,7 +2,7 @@
 in fp8. For the rows of the cross-entropy table that make the gradients themselves.
 
     x hidden states (N, C)   w weight (V, C)
-    g gradient of a summed cross-entropy by the logits (N, V), softmax minus one-hot: |g| <= 1
+    g gradient of a summed cross-entropy by the logits (N, V), as `in_place.py` makes it
 """
 
 import torch
@@ -23,9 +23,9 @@ def logits(x: torch.Tensor, w: torch.Tensor, fp8: bool) -> torch.Tensor:
 
 def grad_hidden(g: torch.Tensor, w: torch.Tensor, fp8: bool) -> torch.Tensor:
     """Gradient of x (N, C)."""
-    return eight_bits.grad_hidden(g, w, largest_gradient=1.0) if fp8 else g @ w
+    return eight_bits.grad_hidden(eight_bits.of_loss(g), w) if fp8 else g @ w
 
 
 def grad_weight(g: torch.Tensor, x: torch.Tensor, fp8: bool) -> torch.Tensor:
     """Gradient of w (V, C)."""
-    return eight_bits.grad_weight(g, x, largest_gradient=1.0) if fp8 else g.t() @ x
+    return eight_bits.grad_weight(eight_bits.of_loss(g), x) if fp8 else g.t() @ x

@@ -118,6 +118,7 @@ def settings_of(plan: Plan, optimizer: str) -> StepSettings:
         attention=attention_kind(plan.attention_backend, plan.attention_kernel),
         cross_entropy=plan.cross_entropy,
         bf16_residual=plan.bf16_residual,
+        fp8_head=plan.fp8_head,
         checkpointing=plan.activation_checkpointing,
         optimizer=optimizer,
         compiled=plan.compile,

@@ -166,16 +166,16 @@ def cross_entropy(p: Planning, precision: str, compiled: bool, fp8: bool) -> str
     return row
 
 
-def micro_batch_memory(
-    p: Planning, settings: StepSettings, compiled: bool | None, fp8: bool
-) -> Memory:
+def micro_batch_memory(p: Planning, settings: StepSettings, compiled: bool | None) -> Memory:
     """What a micro-batch needs: the most of either case where compiling is undecided."""
     asked = p.config.compute.cross_entropy
     moments: list[Moment] = []
     for way in (False, True) if compiled is None else (compiled,):
         row = asked
         if row == "auto":
-            row, _ = p.can.fastest_cross_entropy(settings.precision, p.shape, way, fp8)
+            row, _ = p.can.fastest_cross_entropy(
+                settings.precision, p.shape, way, settings.fp8_head
+            )
         moments += training_memory(replace(settings, compiled=way, cross_entropy=row)).moments
     return Memory(tuple(moments))
 

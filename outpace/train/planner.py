@@ -42,6 +42,7 @@ def make_plan(
         precision,
         attention=plan_compute.attention_kind(backend, kernel),
         bf16_residual=bf16_residual,
+        fp8_head=fp8_head,
         checkpointing=c.compute.activation_checkpointing,
         optimizer=c.optimizer.optimizer,
         ddp=p.world_size > 1,
@@ -52,7 +53,7 @@ def make_plan(
     known = p.machine.device == "cuda" or c.compute.compile != "auto"
     compiled = plan_compute.compiled(p, math.inf) if known else None
     micro, accumulation = plan_batch.batch(
-        p, plan_compute.micro_batch_memory(p, settings, compiled, fp8_head)
+        p, plan_compute.micro_batch_memory(p, settings, compiled)
     )
     tokens_per_step = micro * shape.context * accumulation * p.world_size
     max_steps = plan_schedule.max_steps(p, tokens_per_step)

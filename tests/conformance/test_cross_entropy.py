@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from outpace.ops import fp8
 from outpace.ops.cross_entropy import IGNORE, LOSSES, chunked, compute_dtype
-from outpace.ops.cross_entropy.in_place import softmax_gradient_
+from outpace.ops.cross_entropy.in_place import softmax_gradient_, softmax_gradient_fp8
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -179,6 +179,18 @@ def test_the_gradient_is_written_over_the_logits():
     exact[1] = 0
     assert torch.allclose(logits[:, :7].double(), exact, atol=1e-6)
     assert not logits[:, 7].any()
+
+
+def test_the_gradient_in_eight_bits_is_that_in_bf16_rounded():
+    z, targets = torch.randn(5, 32).bfloat16(), torch.tensor([1, IGNORE, 0, 6, 30])
+    schema = ("test_schema", "test_faketensor")
+    torch.library.opcheck(softmax_gradient_fp8, (z, targets, 31), test_utils=schema)
+    losses, gradient = softmax_gradient_fp8(z, targets, 31)
+    over = z.clone()
+    assert torch.equal(losses, softmax_gradient_(over, targets, 31))
+    values, scale = (x.float() for x in fp8.of_loss(gradient))
+    assert torch.allclose(values * scale, over.float(), rtol=0.125, atol=1e-9)
+    assert values[0, 1] < 0 and not values[1].any() and not values[:, 31].any()
 
 
 def test_fp8_products_are_those_of_the_quantised_operands():

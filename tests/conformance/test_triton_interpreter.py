@@ -23,4 +23,4 @@ def test_kernels_in_the_interpreter():
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 19
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 22

@@ -12,7 +12,10 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
 ]
 FEW_LAYERS = GPT2Shape(2, 12, 768, 1024, 50257)
-ASKED = ["bf16", "fp32", "  + loss in place", "  + chunked loss", "compiled, loss in place"]
+ASKED = [
+    "bf16", "fp32", "  + loss in place", "  + chunked loss", "compiled, loss in place",
+    "compiled, in place, fp8 head",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ASKED)

@@ -9,7 +9,7 @@ import torch
 
 from outpace.ops import head
 from outpace.ops.cross_entropy import accumulation_dtype, compute_dtype, cross_entropy_sum
-from outpace.ops.cross_entropy.in_place import softmax_gradient_
+from outpace.ops.cross_entropy.in_place import loss_and_gradient
 
 CHUNK_TOKENS = {"cuda": 8192, "cpu": 1024}
 """Tokens at a time. Each chunk reads and writes the weight's fp32 gradient once more, 2 x 154 MB
@@ -64,10 +64,12 @@ class _Chunked(torch.autograd.Function):
         for h, t in zip(hidden.split(size), targets.split(size), strict=True):
             h = h.to(dtype)
             if logits is None:
-                g = head.logits(h, w, fp8)  # (chunk, V)
+                z = head.logits(h, w, fp8)  # (chunk, V)
             else:
-                g = torch.mm(h, w.t(), out=logits[: len(h)])
-            total = total + softmax_gradient_(g, t, vocab_size, compiled).sum()
+                z = torch.mm(h, w.t(), out=logits[: len(h)])
+            losses, g = loss_and_gradient(z, t, vocab_size, fp8, compiled)
+            del z
+            total = total + losses.sum()
             grad_h.append(head.grad_hidden(g, w, fp8))
             if dtype == grad_w.dtype and not fp8:
                 grad_w.addmm_(g.t(), h)

@@ -1,4 +1,4 @@
-"""Loss and gradient of a softmax in one go, the gradient written over the logits.
+"""Loss and gradient of a softmax in one go, the gradient written over the logits, or in 8 bits.
 
 The gradient of -log softmax(z)[t] is softmax(z) - onehot(t): once the loss is known the logits are
 needed no more. One operator, opaque to the compiler, which therefore makes no copy of them. On a
@@ -11,6 +11,22 @@ from collections.abc import Callable
 import torch
 
 from outpace.ops.cross_entropy import IGNORE, accumulation_dtype
+from outpace.ops.fp8 import E5M2, LOSS_GRADIENT
+
+
+def loss_and_gradient(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    vocab_size: int,
+    fp8: bool,
+    compiled: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The losses (N,) in nats, fp32, and the gradient of their sum by the logits (N, V): written
+    over the logits, or in e5m2 for the products of `ops/fp8.py`."""
+    if fp8:
+        losses, gradient = softmax_gradient_fp8(logits, targets, vocab_size)
+        return losses, gradient
+    return softmax_gradient_(logits, targets, vocab_size, compiled), logits
 
 
 @torch.library.custom_op("outpace::softmax_gradient_", mutates_args=("logits",))
@@ -66,7 +82,7 @@ def _cuda(
 ) -> torch.Tensor:
     from outpace.ops.cross_entropy import softmax_kernel
 
-    return softmax_kernel.softmax_gradient_(logits, targets, vocab_size)
+    return softmax_kernel.softmax_gradient(logits, targets, vocab_size, logits)
 
 
 @softmax_gradient_.register_fake
@@ -74,3 +90,33 @@ def _fake(
     logits: torch.Tensor, targets: torch.Tensor, vocab_size: int, compiled: bool = False
 ) -> torch.Tensor:
     return torch.empty_like(targets, dtype=accumulation_dtype(logits))
+
+
+@torch.library.custom_op("outpace::softmax_gradient_fp8", mutates_args=())
+def softmax_gradient_fp8(
+    logits: torch.Tensor, targets: torch.Tensor, vocab_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The losses, and the gradient in e5m2 times LOSS_GRADIENT: half the bytes, and no pass that
+    makes them of bf16's."""
+    gradient = logits.clone()
+    losses = softmax_gradient_(gradient, targets, vocab_size)
+    return losses, (gradient.float() * LOSS_GRADIENT).to(E5M2)
+
+
+@softmax_gradient_fp8.register_kernel("cuda")
+def _cuda_fp8(
+    logits: torch.Tensor, targets: torch.Tensor, vocab_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    from outpace.ops.cross_entropy import softmax_kernel
+
+    gradient = torch.empty_like(logits, dtype=E5M2)
+    losses = softmax_kernel.softmax_gradient(logits, targets, vocab_size, gradient, LOSS_GRADIENT)
+    return losses, gradient
+
+
+@softmax_gradient_fp8.register_fake
+def _fake_fp8(
+    logits: torch.Tensor, targets: torch.Tensor, vocab_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    losses = torch.empty_like(targets, dtype=accumulation_dtype(logits))
+    return losses, torch.empty_like(logits, dtype=E5M2)

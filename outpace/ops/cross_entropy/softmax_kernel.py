@@ -13,15 +13,22 @@ once."""
 WARPS = 16
 
 
-def softmax_gradient_(logits: torch.Tensor, targets: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """See `in_place.softmax_gradient_`."""
-    assert logits.stride(1) == 1, "a row of logits must be contiguous"
+def softmax_gradient(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    vocab_size: int,
+    out: torch.Tensor,
+    scale: float = 1.0,
+) -> torch.Tensor:
+    """Write the gradient times `scale` to `out` (N, V), which may be the logits, and return the
+    losses. See `in_place.py`."""
+    assert logits.stride(1) == out.stride(1) == 1, "a row must be contiguous"
     N, V = logits.shape
     losses = torch.empty(N, dtype=torch.float32, device=logits.device)
     with torch.cuda.device_of(logits):
         _kernel[(N,)](
-            logits, targets, losses, logits.stride(0), targets.stride(0), vocab_size, V,
-            IGNORED=IGNORE, BLOCK=BLOCK, num_warps=WARPS,
+            logits, targets, losses, out, logits.stride(0), targets.stride(0), out.stride(0),
+            vocab_size, V, SCALE=scale, IGNORED=IGNORE, BLOCK=BLOCK, num_warps=WARPS,
         )  # fmt: skip
     return losses
 
@@ -31,10 +38,13 @@ def _kernel(  # type: ignore[no-untyped-def]
     logits,
     targets,
     losses,
+    out,
     row_stride,
     target_stride,
+    out_stride,
     vocab_size,
     columns,
+    SCALE: tl.constexpr,
     IGNORED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -42,6 +52,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     then the gradient over the same blocks."""
     row = tl.program_id(0).to(tl.int64)  # 65,536 x 50,304 elements exceed 32 bits
     logits += row * row_stride
+    out += row * out_stride
     target = tl.load(targets + row * target_stride)
     counts = target != IGNORED
     # Before the first reduction, whose barrier keeps every later store behind this load.
@@ -66,4 +77,5 @@ def _kernel(  # type: ignore[no-untyped-def]
         p = tl.exp(z - log_total)
         gradient = tl.where(column == target, p - 1.0, p)
         gradient = tl.where(counts & (column < vocab_size), gradient, 0.0)
-        tl.store(logits + column, gradient.to(logits.dtype.element_ty), mask=column < columns)
+        gradient = (gradient * SCALE).to(out.dtype.element_ty)
+        tl.store(out + column, gradient, mask=column < columns)

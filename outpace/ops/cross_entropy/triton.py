@@ -10,7 +10,7 @@ import torch
 
 from outpace.ops import head
 from outpace.ops.cross_entropy import compute_dtype
-from outpace.ops.cross_entropy.in_place import softmax_gradient_
+from outpace.ops.cross_entropy.in_place import loss_and_gradient
 
 
 def loss_sum(
@@ -43,8 +43,8 @@ class _InPlace(torch.autograd.Function):
     def forward(ctx, hidden, weight, targets, vocab_size, dtype, fp8):  # type: ignore[no-untyped-def]
         h, w = hidden.to(dtype), weight.to(dtype)
         logits = head.logits(h, w, fp8)  # (N, V)
-        losses = softmax_gradient_(logits, targets, vocab_size)
-        ctx.save_for_backward(h, w, logits)  # by now the gradient of the logits
+        losses, gradient = loss_and_gradient(logits, targets, vocab_size, fp8)
+        ctx.save_for_backward(h, w, gradient)
         ctx.dtypes, ctx.fp8 = (hidden.dtype, weight.dtype), fp8
         return losses.sum()
 
