@@ -70,6 +70,8 @@ def _assumed(gpu: Gpu) -> Capabilities:
             return no_mask, ""
         if backend in MATERIALISING:
             return None, "materialised"
+        if precision == "bf16" and not gpu.bf16:
+            return "PyTorch's fused kernels take bf16 from compute capability 8.0 on", "MATH"
         fused = precision != "no" and gpu.bf16 and head_dim <= 256
         kernel = "FLASH_ATTENTION" if fused else "EFFICIENT_ATTENTION"
         if backend in HALF_ONLY and precision == "no":

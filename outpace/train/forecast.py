@@ -61,7 +61,7 @@ class Forecast:
 def sheet_rates(gpu: Gpu, plan: Plan) -> Rates:
     """What a GPU sustains by its data sheet and the shares that the table gives it."""
     share, attention, fit = gpu.shares
-    if plan.mixed_precision != "no":
+    if plan.mixed_precision == "fp16" or (plan.mixed_precision == "bf16" and gpu.bf16):
         peak, products = gpu.half, gpu.half * share
     elif plan.tf32:
         peak, products = gpu.tf32, gpu.tf32 * share

@@ -57,6 +57,12 @@ def attention(p: Planning, precision: str, deterministic: bool) -> tuple[str, st
     if masked:
         backend, reason = _masking(p, backend, reason, precision)
     why_not, kernel = p.can.attention(backend, precision, shape.head_dim, shape.dropout, masked)
+    if why_not and compute.attention_backend not in ("auto", "sdpa"):  # sdpa has a last resort
+        raise UsageError(
+            "NO-ATTENTION",
+            f"--attention_backend {backend} cannot be used here: {why_not}",
+            do="leave it at auto",
+        )
     if compute.use_flash_attention and (why_not or is_materialised(kernel)):
         reason = why_not or (
             f"with dropout {shape.dropout:g} PyTorch falls back to its {kernel} kernel here"
@@ -65,11 +71,20 @@ def attention(p: Planning, precision: str, deterministic: bool) -> tuple[str, st
             raise UsageError(
                 "NO-FLASH",
                 f"no flash attention kernel can be used: {reason}",
-                do="set --dropout 0" if shape.dropout else "add --no_use_flash_attention",
+                do=_without_flash(p, precision),
             )
         p.warnings.append(f"attention will store the T x T matrix: {reason}")
     p.choose("attention_backend", f"{backend} ({kernel})", reason)
     return backend, kernel
+
+
+def _without_flash(p: Planning, precision: str) -> str:
+    """What to do where no fused kernel can be had."""
+    if p.shape.dropout:
+        return "set --dropout 0"
+    if precision == "bf16" and p.machine.device == "cuda" and not p.machine.bf16:
+        return "--mixed_precision fp16, which this GPU's kernels compute in"
+    return "add --no_use_flash_attention"
 
 
 def _serves(p: Planning, backend: str, precision: str) -> bool:

@@ -198,8 +198,13 @@ def test_a_gpu_and_a_cpu_at_once_are_refused():
 def test_a_plan_for_elsewhere_takes_only_kernels_that_run_there():
     exact = expected("h100", "--deterministic", "on", "--mixed_precision", "no").plan
     assert exact.attention_backend not in ("flash", "cudnn", "flash_attn")
-    asked = expected("t4", "--attention_backend", "flash").plan
-    assert asked.attention_kernel == "EFFICIENT_ATTENTION"
+    with pytest.raises(UsageError, match=r"NO-ATTENTION.*flash needs compute capability 8\.0"):
+        expected("t4", "--attention_backend", "flash")
+    with pytest.raises(UsageError, match=r"NO-FLASH.*--mixed_precision fp16"):
+        expected("t4", "--mixed_precision", "bf16", "--use_flash_attention")
+    slow = expected("t4", "--mixed_precision", "bf16")
+    assert slow.plan.attention_kernel == "MATH"
+    assert slow.forecast.tokens_per_second < 0.5 * speed("t4")
     apart = expected("t4", "--document_mask").plan
     assert apart.attention_backend != "flex"
 

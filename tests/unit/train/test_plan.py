@@ -390,6 +390,13 @@ def test_flash_attention_that_cannot_be_had_is_refused_when_asked_and_else_warne
     assert any("T x T" in w for w in plan(["--dropout", "0.1"], can=can).warnings)
 
 
+def test_a_backend_that_was_asked_for_and_cannot_run_is_refused():
+    can = able(why_not="CUDNN_ATTENTION does not run on cpu")
+    assert "error[NO-ATTENTION]" in refusal(["--attention_backend", "cudnn"], can=can)
+    # PyTorch's own choice has a last resort, which stores the matrix.
+    assert any("T x T" in w for w in plan(["--attention_backend", "sdpa"], can=can).warnings)
+
+
 def test_without_flash_attention_the_matrix_counts_as_memory():
     flash = plan(["--micro_batch_size", 8])
     stored = plan(["--micro_batch_size", 8, "--no_use_flash_attention"])
