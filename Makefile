@@ -40,7 +40,7 @@ standin: .venv-standin/installed
 	OUTPACE_STANDIN=1 LD_LIBRARY_PATH="$(CURDIR)/.venv-standin/standin" XDG_CACHE_HOME="$(CURDIR)/.venv-standin/cache" \
 	  .venv-standin/bin/python -m pytest tests/standin tests/gpu/test_gpu_memory.py
 
-.venv-standin/installed: tests/standin/install.py $(wildcard tests/standin/*.c)
+.venv-standin/installed: tests/standin/install.py $(wildcard tests/standin/*.[ch])
 	$(PYTHON) -m venv .venv-standin
 	.venv-standin/bin/pip install -q "$(STANDIN_TORCH)"
 	.venv-standin/bin/pip install -q -e ".[interop,fast]" "pytest>=8" pytest-timeout pytest-xdist hypothesis

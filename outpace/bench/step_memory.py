@@ -77,8 +77,13 @@ def _rows(shape: GPT2Shape, size: int, device: torch.device, run: bool) -> Itera
             # What the allocator gives beside tensors is no tensor; what the compiler fuses away
             # is not seen.
             "counted_bytes": None if s.compiled else tracked_peak(s, size) + WORKSPACE,
-            "measured_bytes": measured_peak(s, size, device) if run else None,
+            "measured_bytes": measured_peak(s, size, device) if run and _computes(s) else None,
         }
+
+
+def _computes(s: StepSettings) -> bool:
+    """Whether this GPU computes in that type; without bf16 PyTorch makes do, with other memory."""
+    return s.precision == "no" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def measured_peak(s: StepSettings, size: int, device: torch.device) -> int | None:

@@ -65,6 +65,8 @@ def keep_compiled_code() -> None:
     for the C++ compiler, PyTorch's own is taken. What is wrong with it takes a line."""
     for name in CACHE_LOGGERS:
         logging.getLogger(name).addFilter(_one_line)  # the same filter is added once
+    # Which tells of a small GPU that it is too small for what nobody asked of it.
+    logging.getLogger("torch._inductor.utils").setLevel(logging.ERROR)
     # Importing the compiler sets the variable, if nobody has, to a temporary folder.
     import torch._functorch.config as functorch
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir

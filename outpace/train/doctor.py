@@ -176,8 +176,9 @@ def _driver() -> str:
 
 
 def _kernels(device: torch.device) -> Iterator[Finding]:
-    kernels = {p: sdpa.kernel(device, DTYPES[p], 64, 0.0) for p in ("no", "bf16")}
-    found = f"fp32 {kernels['no']}, bf16 {kernels['bf16']} on {device.type}"
+    half = "bf16" if device.type == "cpu" or detect(device.type).bf16 else "fp16"
+    kernels = {p: sdpa.kernel(device, DTYPES[p], 64, 0.0) for p in ("no", half)}
+    found = f"fp32 {kernels['no']}, {half} {kernels[half]} on {device.type}"
     if sdpa.MATERIALISING & set(kernels.values()):
         yield warning("attention", found, "this torch has no fused kernel here: use another")
     else:

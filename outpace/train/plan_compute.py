@@ -11,6 +11,8 @@ NOT_DETERMINISTIC = ("cudnn", "flash_attn")
 """Attention whose backward adds in any order on a GPU, or is not known not to."""
 CPU_FLOPS_PER_CORE = 100e9
 """Rough rate of one core, to judge whether compiling pays."""
+NO_BF16_CODE = "PyTorch compiles no bf16 for a GPU without it"
+"""It says so once a graph, and runs what it was given (`compile_fx`, SkipFrame)."""
 
 
 def deterministic(p: Planning) -> bool:
@@ -82,9 +84,14 @@ def _without_flash(p: Planning, precision: str) -> str:
     """What to do where no fused kernel can be had."""
     if p.shape.dropout:
         return "set --dropout 0"
-    if precision == "bf16" and p.machine.device == "cuda" and not p.machine.bf16:
+    if _lacks_bf16(p, precision):
         return "--mixed_precision fp16, which this GPU's kernels compute in"
     return "add --no_use_flash_attention"
+
+
+def _lacks_bf16(p: Planning, precision: str) -> bool:
+    """Whether bf16 was asked for of a GPU without it, where PyTorch computes it slowly."""
+    return precision == "bf16" and p.machine.device == "cuda" and not p.machine.bf16
 
 
 def _serves(p: Planning, backend: str, precision: str) -> bool:
@@ -132,10 +139,11 @@ def bf16_residual(p: Planning, precision: str) -> bool:
 
 def tf32(p: Planning, precision: str) -> bool:
     asked = p.config.compute.tf32
-    if asked == "on" and p.machine.device == "cpu":
-        raise UsageError("NO-TF32", "a CPU has no TF32 units", do="leave out --tf32 on")
-    on_gpu = p.machine.device == "cuda"
-    return on_gpu and (asked == "on" or (asked == "auto" and precision != "no"))
+    has_units = p.machine.device == "cuda" and p.machine.bf16  # both came with Ampere
+    if asked == "on" and not has_units:
+        name = "a CPU" if p.machine.device == "cpu" else p.machine.device_name
+        raise UsageError("NO-TF32", f"{name} has no TF32 units", do="leave out --tf32 on")
+    return has_units and (asked == "on" or (asked == "auto" and precision != "no"))
 
 
 def fp8_head(p: Planning, precision: str) -> bool:
@@ -146,7 +154,7 @@ def fp8_head(p: Planning, precision: str) -> bool:
     return True
 
 
-def compiled(p: Planning, tokens: float) -> bool:
+def compiled(p: Planning, precision: str, tokens: float) -> bool:
     asked = p.config.compute.compile
     if asked == "off":
         return False
@@ -155,7 +163,8 @@ def compiled(p: Planning, tokens: float) -> bool:
         if flops < 120 * CPU_FLOPS_PER_CORE * p.machine.cores:
             reason = "on a CPU so short a run does not repay compiling"
             return p.choose("compile", False, reason)
-    if why_not := p.can.compile_why_not():
+    why_not = NO_BF16_CODE if _lacks_bf16(p, precision) else p.can.compile_why_not()
+    if why_not:
         if asked == "on":
             raise UsageError(
                 "NO-COMPILE",

@@ -51,14 +51,14 @@ def make_plan(
     # On a CPU, whether to compile depends on the length, that on the batch, and the batch on
     # the memory, which depends on whether it is compiled: so plan the batch for either.
     known = p.machine.device == "cuda" or c.compute.compile != "auto"
-    compiled = plan_compute.compiled(p, math.inf) if known else None
+    compiled = plan_compute.compiled(p, precision, math.inf) if known else None
     micro, accumulation = plan_batch.batch(
         p, plan_compute.micro_batch_memory(p, settings, compiled)
     )
     tokens_per_step = micro * shape.context * accumulation * p.world_size
     max_steps = plan_schedule.max_steps(p, tokens_per_step)
     if compiled is None:
-        compiled = plan_compute.compiled(p, max_steps * tokens_per_step)
+        compiled = plan_compute.compiled(p, precision, max_steps * tokens_per_step)
     loss_row = plan_compute.cross_entropy(p, precision, compiled, fp8_head)
     settings = replace(
         settings, compiled=compiled, cross_entropy=loss_row, accumulates=accumulation > 1

@@ -10,7 +10,9 @@
 #include <sys/mman.h>
 #include <time.h>
 
-#define MEMORY (79ull << 30)
+#include "gpu.h"
+
+#define MEMORY ((size_t)gpu()->gibibytes << 30)
 #define LARGEST_COPY (32ull << 20) /* on the device; what is larger is activations: nobody reads it */
 #define LARGEST_FILL (1ull << 20)
 enum { ELSEWHERE, HOST, DEVICE };
@@ -33,7 +35,7 @@ static cudaError_t take(void **at, size_t size, int kind) {
   pthread_mutex_lock(&lock);
   *at = NULL;
   if (kind == HOST || in_use + size <= MEMORY) {
-    /* Pages exist when they are touched, so 79 GiB cost nothing. */
+    /* Pages exist when they are touched, so they cost nothing. */
     *at = mmap(0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     in_use += kind == DEVICE ? size : 0;
     note(*at, size, kind);
@@ -117,41 +119,42 @@ cudaError_t cudaDeviceCanAccessPeer(int *can, int a, int b) { return *can = 0, c
 cudaError_t cudaDeviceGetPCIBusId(char *id, int n, int device) { return snprintf(id, n, "0000:01:00.0"), cudaSuccess; }
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int device) {
   memset(p, 0, sizeof *p);
-  strcpy(p->name, "NVIDIA H100 80GB HBM3");
+  strcpy(p->name, gpu()->name);
   p->totalGlobalMem = MEMORY;
-  p->major = 9;
-  p->multiProcessorCount = 132;
+  p->major = gpu()->major;
+  p->minor = gpu()->minor;
+  p->multiProcessorCount = gpu()->multiprocessors;
   p->warpSize = 32;
   p->maxThreadsPerBlock = p->maxThreadsDim[0] = p->maxThreadsDim[1] = 1024;
   p->maxThreadsDim[2] = 64;
-  p->maxThreadsPerMultiProcessor = 2048;
+  p->maxThreadsPerMultiProcessor = gpu()->threads;
   p->maxBlocksPerMultiProcessor = 32;
   p->maxGridSize[0] = 2147483647;
   p->maxGridSize[1] = p->maxGridSize[2] = 65535;
   p->regsPerBlock = p->regsPerMultiprocessor = 65536;
   p->sharedMemPerBlock = 49152;
-  p->sharedMemPerBlockOptin = 232448;
-  p->sharedMemPerMultiprocessor = 233472;
-  p->l2CacheSize = 50 << 20;
-  p->memoryBusWidth = 5120;
+  p->sharedMemPerBlockOptin = shared_by_a_block();
+  p->sharedMemPerMultiprocessor = gpu()->shared_memory;
+  p->l2CacheSize = gpu()->l2_mib << 20;
+  p->memoryBusWidth = gpu()->bus_width;
   p->asyncEngineCount = 3;
   p->concurrentKernels = p->cooperativeLaunch = p->unifiedAddressing = p->ECCEnabled = 1;
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int device) {
   switch (attribute) {
-    case cudaDevAttrMultiProcessorCount: *value = 132; break;
-    case cudaDevAttrComputeCapabilityMajor: *value = 9; break;
-    case cudaDevAttrComputeCapabilityMinor: *value = 0; break;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = 232448; break;
+    case cudaDevAttrMultiProcessorCount: *value = gpu()->multiprocessors; break;
+    case cudaDevAttrComputeCapabilityMajor: *value = gpu()->major; break;
+    case cudaDevAttrComputeCapabilityMinor: *value = gpu()->minor; break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = shared_by_a_block(); break;
     case cudaDevAttrMaxThreadsPerBlock: *value = 1024; break;
-    case cudaDevAttrMaxThreadsPerMultiProcessor: *value = 2048; break;
+    case cudaDevAttrMaxThreadsPerMultiProcessor: *value = gpu()->threads; break;
     case cudaDevAttrWarpSize: *value = 32; break;
     case cudaDevAttrMaxGridDimX: *value = 2147483647; break;
     case cudaDevAttrMaxGridDimY: case cudaDevAttrMaxGridDimZ: *value = 65535; break;
-    case cudaDevAttrClockRate: *value = 1980000; break;
-    case cudaDevAttrMemoryClockRate: *value = 2619000; break;
-    case cudaDevAttrGlobalMemoryBusWidth: *value = 5120; break;
+    case cudaDevAttrClockRate: *value = gpu()->clock_khz; break;
+    case cudaDevAttrMemoryClockRate: *value = gpu()->memory_khz; break;
+    case cudaDevAttrGlobalMemoryBusWidth: *value = gpu()->bus_width; break;
     default: *value = 1;
   }
   return cudaSuccess;

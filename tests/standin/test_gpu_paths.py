@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,19 +38,21 @@ def place(tmp_path_factory):
     return folder
 
 
-def outpace(*arguments: str, place: Path, code: int = 0) -> str:
+def outpace(*arguments: str, place: Path, code: int = 0, gpu: str = "H100") -> str:
+    cache = os.environ.get("XDG_CACHE_HOME", place) + f"/{gpu}"  # what is measured is of a GPU
     done = subprocess.run(
         [sys.executable, "-m", "outpace", *arguments],
         cwd=place, capture_output=True, text=True, timeout=600,
+        env=os.environ | {"OUTPACE_STANDIN": gpu, "XDG_CACHE_HOME": cache},
     )  # fmt: skip
     assert done.returncode == code, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout + done.stderr
 
 
-def train(place: Path, *flags: str) -> str:
+def train(place: Path, *flags: str, gpu: str = "H100") -> str:
     folder = ["--run_dir", f"runs/{next(NUMBER)}"]
-    said = outpace("train", *SMALL, "--dataset", "sea", *folder, *flags, place=place)
-    assert "on NVIDIA H100" in said and "finished 3 of 3 steps" in said
+    said = outpace("train", *SMALL, "--dataset", "sea", *folder, *flags, place=place, gpu=gpu)
+    assert re.search(rf"on (NVIDIA|Tesla).*{gpu[-4:]}", said) and "finished 3 of 3 steps" in said
     return said
 
 
@@ -102,6 +105,30 @@ def test_cross_entropy(place, loss, precision):
 )
 def test_settings(place, flags):
     train(place, *flags)
+
+
+@pytest.mark.parametrize("gpu", ["A100", "RTX4090", "T4"])
+def test_other_gpus(place, gpu):
+    """With the defaults; what PyTorch says to itself of a smaller GPU is not shown."""
+    said = train(place, gpu=gpu)
+    assert f"precision {'fp16' if gpu == 'T4' else 'bf16'}" in said and "compile on" in said
+    assert "Warning" not in said and "SMs" not in said
+
+
+def test_what_a_gpu_without_bf16_makes_of_it(place):
+    """PyTorch has neither fused attention nor compiled code for it there."""
+    said = train(place, "--mixed_precision", "bf16", gpu="T4")
+    assert "no fast bf16" in said and "compile off" in said and "T x T" in said
+    for flags, name in (
+        (["--use_flash_attention"], "NO-FLASH"),
+        (["--compile", "on"], "NO-COMPILE"),
+        (["--attention_backend", "flash"], "NO-ATTENTION"),
+        (["--tf32", "on"], "NO-TF32"),
+    ):
+        asked = ["--mixed_precision", "bf16", *flags, "--run_dir", "runs/refused"]
+        said = outpace("train", *SMALL, "--dataset", "sea", *asked, place=place, code=2, gpu="T4")
+        assert said.splitlines()[-1].startswith(f"error[{name}]")
+    assert "fp16 EFFICIENT_ATTENTION" in outpace("doctor", place=place, code=2, gpu="T4")
 
 
 def test_a_normalised_bf16_stream_is_bf16():

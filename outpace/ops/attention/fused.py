@@ -9,7 +9,6 @@ has not (fp32 in cuDNN and FlashAttention, as in a checkpoint's check), and all 
 `flash` is what that runs.
 """
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -56,11 +55,13 @@ class Fused:
             return f"{self.backend.name} needs a head size in eights, and it is {head_dim}"
         q = torch.zeros(1, 1, 128, head_dim, device=device, dtype=dtype, requires_grad=True)
         params = torch.backends.cuda.SDPAParams(q, q, q, None, 0.0, True, False)
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            if self.can_use(params, True):
-                return None
-        return str(said[-1].message) if said else f"PyTorch cannot use {self.backend.name} here"
+        if self.can_use(params, False):
+            return None
+        capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+        return (
+            f"PyTorch has no {self.backend.name} for {dtype} with head size {head_dim} on "
+            f"compute capability {capability}"
+        )
 
     def kernel(
         self, device: torch.device, dtype: torch.dtype, head_dim: int, dropout_p: float

@@ -379,6 +379,16 @@ def test_precision_follows_the_machine_unless_it_was_asked_for(machine, precisio
         assert plan(["--mixed_precision", asked], machine).mixed_precision == asked
 
 
+def test_a_gpu_without_bf16_compiles_none_and_has_no_tf32():
+    slow = plan(["--mixed_precision", "bf16"], SMALL_GPU)
+    assert not slow.compile and not slow.tf32 and "bf16" in chosen(slow)["compile"]
+    fast = plan(["--mixed_precision", "fp16"], SMALL_GPU)
+    assert fast.compile and not fast.tf32 and plan([], H100).tf32
+    asked = ["--mixed_precision", "bf16", "--compile", "on"]
+    assert "error[NO-COMPILE]" in refusal(asked, machine=SMALL_GPU)
+    assert "error[NO-TF32]" in refusal(["--tf32", "on"], machine=SMALL_GPU)
+
+
 def test_slow_bf16_is_obeyed_with_a_warning():
     assert any("no fast bf16" in w for w in plan(["--mixed_precision", "bf16"], CPU).warnings)
 
