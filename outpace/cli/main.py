@@ -86,7 +86,7 @@ def _dispatch(argv: list[str]) -> int:
         os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT  # read once, when torch is imported
     if "OMP_NUM_THREADS" not in os.environ and (cores := usable_cores()) < cores_to_run_on():
         os.environ["OMP_NUM_THREADS"] = str(cores)  # libgomp does not know a container's share
-    # PyTorch's C++ warns of kernels that it merely passes over, with stacks of peers that are late.
+    # PyTorch's C++ warns of kernels that it merely passes over.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     code: int = COMMANDS.load(argv[0]).run(argv[1:])
     return code
