@@ -107,7 +107,7 @@ def test_settings(place, flags):
     train(place, *flags)
 
 
-@pytest.mark.parametrize("gpu", ["A100", "RTX4090", "T4"])
+@pytest.mark.parametrize("gpu", ["A100", "B200", "RTX4090", "RTX5090", "T4"])
 def test_other_gpus(place, gpu):
     """With the defaults; what PyTorch says to itself of a smaller GPU is not shown."""
     said = train(place, gpu=gpu)
