@@ -42,10 +42,12 @@ def generate(
     When the context is full, its last half becomes the new beginning (`slide`), or generation ends
     (`stop`). Each sample draws from a generator of its own, seeded by `generator`: a sample does
     not depend on how many others there are, but for rounding. `use_cache` changes the speed, not
-    the tokens.
+    the tokens. ValueError for a prompt without tokens.
     """
     context, device = model.shape.context, next(model.parameters()).device
     text = prompt if isinstance(prompt, torch.Tensor) else torch.tensor([prompt])
+    if text.size(1) == 0:
+        raise ValueError("a prompt has at least one token: end-of-text, to begin a document")
     batch = num_samples if text.size(0) == 1 else text.size(0)
     seeds = torch.randint(2**62, (batch,), generator=generator).tolist()
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]

@@ -42,6 +42,11 @@ def text(model, prompt, seed=0, **changes):
     return complete(model, prompt, generator=torch.Generator().manual_seed(seed), **options)
 
 
+def test_a_prompt_has_a_token(model):
+    with pytest.raises(ValueError, match="at least one token"):
+        text(model, [])
+
+
 @pytest.mark.parametrize("how", [Sampling(0.0), Sampling(1.0, 0), Sampling(0.7, 20, 0.9)], ids=str)
 @pytest.mark.parametrize("new", [20, 90], ids=["within", "past the context"])
 def test_the_cache_changes_the_speed_and_not_the_tokens(model, how, new):
