@@ -39,7 +39,8 @@ def write(dataset: Dataset, split: str, path: Path) -> Int64:
             elif not is_whole:  # the rest of a document that others' shards cut
                 found[-1][-1] += lengths[0]
                 lengths = lengths[1:]
-            found.append(lengths)
+            if len(lengths):  # none, if the rest goes on in the next one, too
+                found.append(lengths)
         out.write(end.tobytes())
     return np.concatenate(found)
 

@@ -50,9 +50,10 @@ def test_published_shards_are_used_as_they_are(place, tmp_path):
     assert adopt(files, output).fingerprint == dataset.fingerprint  # again: nothing changes
 
 
-@pytest.mark.parametrize("size", [3, 5])
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_exported_documents_are_whole_again(size, tmp_path):
-    """With shards of 5 tokens the training stream itself begins with the rest of a document."""
+    """With shards of 5 tokens the training stream itself begins with the rest of a document, and of
+    2 or 1 a document is cut more than once."""
     dataset = adopt(shards(tmp_path / "fineweb", size), tmp_path / "data")
     EXPORTS.load("megatron").export(dataset, tmp_path / "out")
     tokens = np.fromfile(tmp_path / "out" / "train.bin", "<u2").tolist()
