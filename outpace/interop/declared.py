@@ -12,6 +12,7 @@ from outpace.core.shapes import Sizes, mismatch
 from outpace.model.gpt2 import GPT2
 
 MOST_VOCABULARY = 10_000_000
+UNTIED = "lm_head.weight is not wte.weight, and GPT-2's head is tied to its embedding"
 PLAIN = ("n_layer", "n_head", "n_embd", "context", "vocab_size", "dropout", "vocab_multiple")
 LIMITED = ("n_layer", "n_head", "n_embd", "context", "vocab_multiple")
 

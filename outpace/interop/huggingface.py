@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from outpace.config.presets import GPT2Shape
 from outpace.core.errors import CheckpointError
-from outpace.interop.declared import check_shape, check_tensors
+from outpace.interop.declared import UNTIED, check_shape, check_tensors
 from outpace.interop.vocabulary import cropped, padded
 from outpace.model.gpt2 import GPT2
 
@@ -24,7 +24,8 @@ TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "ml
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 INDEX = WEIGHTS + ".index.json"
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-LEFT_OUT = ("lm_head.weight", ".attn.bias", ".attn.masked_bias")
+HEAD = "lm_head.weight"
+LEFT_OUT = (HEAD, ".attn.bias", ".attn.masked_bias")
 """Ends of names: the head, tied to wte, and buffers of old versions."""
 FLOATS = ("F64", "F32", "F16", "BF16")
 MOST_CONFIG_BYTES = 1024 * 1024
@@ -67,6 +68,8 @@ def read_shape(path: Path) -> GPT2Shape:
     for key, value in expected.items():
         if config.get(key, value) != value:
             raise _fault(path, f"{key} is {config[key]!r}; outpace's GPT-2 has {value!r}")
+    if config.get("quantization_config") is not None:
+        raise _fault(path, "it has a quantization_config; outpace reads floating-point weights")
     if config.get("n_inner") not in (None, 4 * shape.n_embd):
         raise _fault(path, f"n_inner is {config['n_inner']}, not 4 x n_embd")
     return shape
@@ -91,6 +94,10 @@ def read_folder(path: Path) -> tuple[GPT2Shape, Tensors]:
             if odd := [f"{name} is {t}" for name, t in types.items() if t not in FLOATS]:
                 raise ValueError(f"{odd[0]}, not of floating-point numbers")
             theirs = {k: file.get_tensor(k) for k, file in where.items()}
+            wte = next(t for k, t in theirs.items() if k.endswith("wte.weight"))
+            for file in files:
+                if HEAD in file.keys() and not torch.equal(file.get_tensor(HEAD), wte):  # noqa: SIM118
+                    raise ValueError(UNTIED)
     except (OSError, SafetensorError, ValueError) as error:
         raise _fault(path, f"{WEIGHTS} cannot be used ({error})") from error
     return shape, from_huggingface(theirs, shape)

@@ -14,7 +14,8 @@ import torch
 
 from outpace.config.presets import GPT2_VOCAB, GPT2Shape
 from outpace.core.errors import CheckpointError
-from outpace.interop.declared import check_shape, check_tensors
+from outpace.interop.declared import UNTIED, check_shape, check_tensors
+from outpace.interop.vocabulary import cropped, padded
 from outpace.model.gpt2 import GPT2
 
 PREFIXES = ("_orig_mod.", "transformer.")
@@ -48,11 +49,18 @@ def read_checkpoint(path: Path) -> tuple[GPT2Shape, dict[str, torch.Tensor], int
             GPT2Shape(a["n_layer"], a["n_head"], a["n_embd"], a["block_size"], vocab)
         )
         weights = _weights(saved["model"])
+        wte = weights.pop("wte.weight")
+        if len(wte) != a["vocab_size"]:
+            raise ValueError(f"it says a vocabulary of {a['vocab_size']}, and holds {len(wte)}")
+        if not torch.equal(weights.pop("lm_head.weight", wte), wte):
+            raise ValueError(UNTIED)
+        weights["wte.weight"] = cropped(wte, shape)
         if not a["bias"]:
             if biases := sorted(name for name in weights if name.endswith(".bias")):
                 raise ValueError(f"it says bias=False, and holds {biases[0][:80]}")
             weights |= _biases(shape)
-        check_tensors(shape, {k: tuple(t.shape) for k, t in weights.items()}, padded=True)
+        check_tensors(shape, {k: tuple(t.shape) for k, t in weights.items()}, padded=False)
+        weights["wte.weight"] = padded(wte, shape)
         return shape, weights, int(saved["iter_num"])
     except ValueError as error:
         raise _fault(path, str(error)) from error
@@ -94,8 +102,6 @@ def _weights(theirs: Any) -> dict[str, torch.Tensor]:
         name = str(full_name)
         for prefix in PREFIXES:
             name = name.removeprefix(prefix)
-        if name == "lm_head.weight":  # tied to wte
-            continue
         if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
             raise ValueError(f"{name[:80]} is not a tensor of floating-point numbers")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():

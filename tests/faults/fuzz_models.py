@@ -59,7 +59,8 @@ def originals(folder: Path) -> Path:
 def nanogpt(weights: dict[str, Any]) -> dict[str, Any]:
     """What nanoGPT saves."""
     model = OrderedDict((f"_orig_mod.transformer.{k}", v.clone()) for k, v in weights.items())
-    model["_orig_mod.lm_head.weight"] = model["_orig_mod.transformer.wte.weight"]
+    wte = weights["wte.weight"][: SHAPE.vocab_size].clone()
+    model["_orig_mod.transformer.wte.weight"] = model["_orig_mod.lm_head.weight"] = wte
     arguments = {
         "n_layer": 1, "n_head": 2, "n_embd": 32, "block_size": 64, "bias": True, "vocab_size": 257,
         "dropout": 0.0,

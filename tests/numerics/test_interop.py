@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from outpace.cli.main import main
+from outpace.config.presets import GPT2Shape
 from outpace.core.errors import CheckpointError, UsageError
 from outpace.interop import huggingface
+from outpace.model.gpt2 import GPT2
 from outpace.train.load_model import load_model
 
 CPU = torch.device("cpu")
@@ -107,6 +110,60 @@ def test_a_conversion_whose_logits_differ_is_refused_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("rows", "says"), [(50257, 50257), (50304, 50304), (50432, 50432)])
+def test_nanogpt_vocabularies_are_padded_or_not(rows, says, tmp_path):
+    """A model begun from GPT-2 has 50,257 rows, others what nanoGPT or its user padded them to."""
+    path = nanogpt_file(tmp_path, rows, says)
+    loaded = load_model(str(path), CPU)
+    theirs = torch.load(path)["model"]["transformer.wte.weight"]
+    assert torch.equal(loaded.model.wte.weight[:50257], theirs[:50257])
+    assert not loaded.model.wte.weight[50257:].any()
+
+
+def test_nanogpt_checkpoints_that_are_something_else_say_what(tmp_path):
+    with pytest.raises((CheckpointError, UsageError), match="VOCABULARY"):
+        load_model(str(nanogpt_file(tmp_path, 65, 65)), CPU)
+    with pytest.raises(CheckpointError, match="a vocabulary of 50304, and holds 50257"):
+        load_model(str(nanogpt_file(tmp_path, 50257, 50304)), CPU)
+    with pytest.raises(CheckpointError, match="head is tied to its embedding"):
+        load_model(str(nanogpt_file(tmp_path, 50257, 50257, tied=False)), CPU)
+
+
+def nanogpt_file(folder, rows, says, tied=True):
+    with torch.device("meta"):
+        sizes = {k: v.shape for k, v in GPT2(GPT2Shape(1, 2, 32, 16, 50257)).state_dict().items()}
+    sizes["wte.weight"] = (rows, 32)
+    theirs = {f"transformer.{k}": torch.randn(size) for k, size in sizes.items()}
+    wte = theirs["transformer.wte.weight"]
+    arguments = {
+        "n_layer": 1, "n_head": 2, "n_embd": 32, "block_size": 16, "bias": True,
+        "vocab_size": says, "dropout": 0.0,
+    }  # fmt: skip
+    theirs["lm_head.weight"] = wte if tied else wte + 1
+    path = folder / "ckpt.pt"
+    torch.save({"model": theirs, "model_args": arguments, "iter_num": 9}, path)
+    return path
+
+
+def test_a_folder_that_is_more_than_a_gpt2_is_refused(folder, tmp_path):
+    config = json.loads((folder / "config.json").read_text())
+    weights = load_file(folder / "model.safetensors")
+    changes = {"quantization_config": {"quant_method": "gptq"}}
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="quantization_config"):
+        load_model(str(tmp_path), CPU)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    wte = weights["transformer.wte.weight"]
+    for head, fine in ((wte.clone(), True), (wte + 1, False)):
+        save_file(weights | {"lm_head.weight": head}, tmp_path / "model.safetensors")
+        if fine:
+            load_model(str(tmp_path), CPU)
+        else:
+            with pytest.raises(CheckpointError, match="head is tied to its embedding"):
+                load_model(str(tmp_path), CPU)
+
+
 def test_the_destination_is_never_overwritten(folder, tmp_path):
     with pytest.raises(UsageError):
         from outpace.cli.convert import run
@@ -125,14 +182,12 @@ def test_nanogpt_checkpoints_are_read_and_pickles_that_run_code_are_not(tmp_path
     import pickle
 
     from outpace.checkpoint.state import load_weights
-    from outpace.config.presets import GPT2Shape
     from outpace.interop.nanogpt import read_checkpoint
-    from outpace.model.gpt2 import GPT2
 
     shape = GPT2Shape(1, 2, 32, 16, 50257)
     model = GPT2(shape)
     theirs = {f"_orig_mod.transformer.{k}": v for k, v in model.state_dict().items()}
-    theirs["_orig_mod.lm_head.weight"] = model.wte.weight
+    theirs["_orig_mod.lm_head.weight"] = theirs["_orig_mod.transformer.wte.weight"]
     arguments = {
         "n_layer": 1, "n_head": 2, "n_embd": 32, "block_size": 16, "bias": True,
         "vocab_size": 50304, "dropout": 0.0,
