@@ -162,9 +162,9 @@ def hellaswag_chart(runs: Sequence[Run], axis: Axis) -> Chart | None:
         if score:
             highest = max(highest, score.value)
             one = f"{score.model} {score.value:.2%}"
-            _reference(
-                figure, score.value, f"{one}, {protocol}" if len(protocols) > 1 else one, left=True
-            )
+            label = f"{one}, {protocol}" if len(protocols) > 1 else one
+            # The two protocols' scores may be so close that labels on one side would overlap.
+            _reference(figure, score.value, label, left=not sources)
             sources.append(f"{score.model}, {protocol} protocol: {score.source}")
     figure.update_xaxes(title_text=axis.title, rangemode="tozero")
     figure.update_yaxes(tickformat=".0%" if highest > 0.29 else ".1%")

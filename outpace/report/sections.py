@@ -73,7 +73,7 @@ def tiles(summary: Summary) -> str:
     ]
     big = [
         _tile(done, decimals(s.val_loss, 3), _against_unigram(s), big=True),
-        _hellaswag_tile(s.hellaswag),
+        *(_hellaswag_tile(score) for score in s.hellaswag.values() or [None]),
     ]
     return f'<div class="tiles">{"".join(big + small)}</div>'
 
@@ -85,7 +85,7 @@ def comparison(runs: Sequence[Run]) -> str:
     rows = [
         ["state", *(escape(s.state) for s in summaries)],
         ["validation loss", *_best([s.val_loss for s in summaries], 3)],
-        ["HellaSwag acc_norm", *(_score_cell(s.hellaswag) for s in summaries)],
+        *_score_rows([s.hellaswag for s in summaries]),
         ["steps", *(whole(s.steps) for s in summaries)],
         ["tokens", *(units.count(s.tokens) if s.tokens else NONE for s in summaries)],
         ["training time", *(units.duration(s.seconds) if s.seconds else NONE for s in summaries)],
@@ -215,10 +215,26 @@ def _pace(s: Summary) -> str:
     return f"{each:.3g} s a step" if each >= 1 else f"{1000 * each:.3g} ms a step"
 
 
-def _score_cell(score: Score | None) -> str:
+def _score_rows(scores: Sequence[dict[str, Score]]) -> list[list[str]]:
+    """A row a protocol, since scores of two are not alike; and on how many questions, where that is
+    not the same for all."""
+    protocols = sorted({protocol for of_run in scores for protocol in of_run})
+    asked = {score.questions for of_run in scores for score in of_run.values()}
+    return [
+        [
+            escape(f"HellaSwag acc_norm, {protocol or 'unknown'} protocol"),
+            *(_score_cell(of_run.get(protocol), len(asked) > 1) for of_run in scores),
+        ]
+        for protocol in protocols
+    ]
+
+
+def _score_cell(score: Score | None, with_questions: bool) -> str:
     if score is None:
         return NONE
-    return percent(score.value) + (f" ± {100 * score.stderr:.1f}" if score.stderr else "")
+    spread = f" ± {100 * score.stderr:.1f}" if score.stderr else ""
+    asked = f" of {whole(score.questions)} questions" if with_questions else ""
+    return percent(score.value) + spread + asked
 
 
 def _best(values: Sequence[float | None], places: int) -> list[str]:

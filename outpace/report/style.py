@@ -184,6 +184,9 @@ footer { margin-top: 64px; padding-bottom: 48px; color: var(--muted); font-size:
   .charts { grid-template-columns: 1fr; }
   .tile { grid-column: span 6; }
 }
+@media (min-width: 821px) { /* three large ones, of seven, share a row */
+  .tile.big:nth-last-child(7), .tile.big:nth-last-child(7) ~ .tile.big { grid-column: span 4; }
+}
 @media (max-width: 560px) {
   main, footer { padding: 0 18px; }
   header { padding-top: 28px; }

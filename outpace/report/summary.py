@@ -51,7 +51,8 @@ class Summary:
     val_perplexity: float | None
     val_bits_per_byte: float | None
     unigram_entropy: float | None
-    hellaswag: Score | None
+    hellaswag: dict[str, Score]
+    """The last of each protocol."""
 
 
 def summarise(run: Run) -> Summary:
@@ -89,20 +90,21 @@ def published_hellaswag(protocol: str) -> PublishedScore | None:
     return gpt2_published("hellaswag", protocol, "acc_norm")
 
 
-def _hellaswag(run: Run) -> Score | None:
-    for record in reversed(run.task("hellaswag")):
+def _hellaswag(run: Run) -> dict[str, Score]:
+    scores = {}
+    for record in run.task("hellaswag"):
         value = number(record, "acc_norm")
         if value is None:
             continue
         protocol = str(record.get("protocol") or "")
-        return Score(
+        scores[protocol] = Score(
             value=value,
             stderr=number(record, "acc_norm_stderr"),
             protocol=protocol,
             questions=number(record, "questions"),
             published=published_hellaswag(protocol),
         )
-    return None
+    return scores
 
 
 def _all(records: list[JsonObject], key: str) -> list[float]:

@@ -218,6 +218,26 @@ def test_a_run_of_three_points_shows_each(tmp_path: Path) -> None:
     assert "the device's peak is unknown" in text_of(html)
 
 
+def test_scores_of_two_protocols_stand_in_rows_of_their_own(tmp_path: Path) -> None:
+    runs = []
+    for name, scores in (("a", {"completion": 0.65}), ("b", {"harness": 0.15, "completion": 0.65})):
+        runs.append(make_run(tmp_path / name, steps=20))
+        record = {"step": 20, "task": "hellaswag", "questions": 20}
+        records = [record | {"protocol": p, "acc_norm": v} for p, v in scores.items()]
+        (runs[-1] / "evals.jsonl").write_text("\n".join(map(json.dumps, records)))
+
+    def row(protocol: str) -> list[str]:
+        head = f"HellaSwag acc_norm, {protocol} protocol</th>(.*?)</tr>"
+        found = re.search(head, page(load_runs(runs)), re.DOTALL)
+        return re.findall("<td>(.*?)</td>", found[1]) if found else []
+
+    assert (row("completion"), row("harness")) == (["65.0%", "65.0%"], ["–", "15.0%"])
+    assert text_of(page([load_run(runs[1])])).count("HellaSwag acc_norm") == 2
+    fewer = json.dumps(record | {"protocol": "completion", "acc_norm": 0.5, "questions": 10})
+    (runs[0] / "evals.jsonl").write_text(fewer)
+    assert row("completion") == ["50.0% of 10 questions", "65.0% of 20 questions"]
+
+
 def test_an_unknown_protocol_is_not_compared() -> None:
     score = Score(0.3, 0.004, "own", 100, published_hellaswag("own"))
     assert score.published is None
