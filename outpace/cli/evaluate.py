@@ -79,6 +79,8 @@ class Options:
 def run(argv: list[str]) -> int:
     options: Options = parse_flags(Options, argv, prog="outpace evaluate")
     tasks = _tasks(options)
+    if options.output and options.output == options.details:
+        raise UsageError("BAD-VALUE", "--output and --details are one file", do="name two")
     for path in (options.output, options.details):
         if path and not path.parent.is_dir():
             raise StorageError("NO-FOLDER", f"there is no folder {path.parent}", do="make it first")
@@ -109,12 +111,27 @@ def run(argv: list[str]) -> int:
     if options.tasks == "auto" and "hellaswag" not in tasks:
         note(f"no HellaSwag: there is no {options.hellaswag_path} (outpace prepare hellaswag)")
     dirty = contamination.read(options.contamination) if options.contamination else None
+    if dirty and dirty.task not in tasks:
+        raise UsageError(
+            "CONTAMINATION",
+            f"the record is of {dirty.task}, which is none of {', '.join(tasks)}",
+            do=f"add {dirty.task} to --tasks, or leave it out",
+        )
     ranks = from_environment()
     device = choose_device(options.device, ranks.local_rank)
     precision = options.mixed_precision
     if precision == "auto":
         precision = "bf16" if detect(device.type).bf16 else "no"
     loaded = load_model(options.model, device)
+    if asked and loaded.tokenizer != "gpt2":
+        if options.tasks != "auto":
+            raise UsageError(
+                "TOKENIZER",
+                f"{asked[0][0].name} needs gpt2, the model reads {loaded.tokenizer}",
+                do="score it with --tasks loss, or --tasks text and --text FILE",
+            )
+        note(f"no HellaSwag: its questions need gpt2, the model reads {loaded.tokenizer}")
+        asked = []
     mixture = open_mixture(_dataset_of(options)) if LOSS in tasks else None
     text = read_text(options.text) if options.text else ""
     told = {
@@ -201,13 +218,6 @@ def _score(
     from outpace.train.score_lines import parts_lines, task_line, text_line
 
     model, tokenizer = out.loaded.model, out.tokenizer
-    if questions and tokenizer.name != "gpt2":
-        name = questions[0][0].name
-        raise UsageError(
-            "TOKENIZER",
-            f"{name} needs gpt2, the model reads {tokenizer.name}",
-            do="score it with --tasks loss,text",
-        )
     if mixture is not None:
         _loss(options, mixture, out)
     for task, protocol, items in questions:
@@ -292,8 +302,15 @@ def _tasks(options: Options) -> list[str]:
             )
     if TEXT in tasks and options.text is None:
         raise UsageError("NO-TEXT", "the task text needs a file", do="name one with --text")
-    for flag, of in (("text", (TEXT,)), ("subset", ("hellaswag",)), ("limit", TASKS.names())):
-        if getattr(options, flag) and not set(tasks) & set(of):
+    for flag, of in (
+        ("text", (TEXT,)),
+        ("subset", ("hellaswag",)),
+        ("limit", TASKS.names()),
+        ("dataset", (LOSS,)),
+        ("val_tokens", (LOSS,)),
+    ):
+        given = getattr(options, flag) != getattr(Options, flag)
+        if given and not set(tasks) & set(of):
             do = f"add {' or '.join(of)} to --tasks, or leave it out"
             if options.tasks == "auto":
                 do = "outpace prepare hellaswag, or leave it out"

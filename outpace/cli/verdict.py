@@ -31,7 +31,8 @@ class Options:
     task: str = "hellaswag"
     """hellaswag, lambada, piqa, arc_easy or winogrande."""
     metric: str = ""
-    """acc, acc_norm or acc_bytes. Default: acc_norm where the task has it, else acc."""
+    """acc, acc_norm or acc_bytes (not in HellaSwag's completion). Default: acc_norm where the task
+    has it, else acc."""
     limit: Annotated[int | None, Range(1, 1_000_000)] = None
     """Questions, spread evenly over the task. Default: all, 10,042 of HellaSwag."""
     contamination: Path | None = None
@@ -65,6 +66,7 @@ def run(argv: list[str]) -> int:
         if path:
             check_writable(path)
 
+    from outpace.evals.task import Task
     from outpace.evals.tasks import TASKS
     from outpace.runtime.distributed import Group, from_environment
     from outpace.train import verdict as v
@@ -72,10 +74,10 @@ def run(argv: list[str]) -> int:
     from outpace.train.assemble import choose_device
     from outpace.train.questions import check_protocols, questions
 
-    TASKS.check(options.task)
+    task: Task = TASKS.load(options.task)
     protocols = check_protocols(options.protocol)
     if options.task != "hellaswag":
-        protocols = [TASKS.load(options.task).protocols[0]]
+        protocols = [task.protocols[0]]
     ranks = from_environment()
     device = choose_device(options.device, ranks.local_rank)
     dirty = v.find_contamination(options.contamination, options.model, options.task)
@@ -86,10 +88,12 @@ def run(argv: list[str]) -> int:
             do=f"make one with outpace contamination --task {options.task}",
         )
     model, against = v.side(options.model, device), v.baseline(options.against, device)
-    for details in (side for side in (model, against) if side.kind == "details"):
-        for protocol in protocols:  # before the other side is scored, which takes long
-            v.answers_of(details, options.task, protocol)
+    metrics = v.check(model, against, [(task, p) for p in protocols], options.metric)
     asked = []
+    if not model.loaded and not against.loaded and options.limit:
+        raise UsageError(
+            "BAD-VALUE", "--limit is for models that are scored here", do="leave it out"
+        )
     if model.loaded or against.loaded:
         asked = list(
             questions(
@@ -100,7 +104,7 @@ def run(argv: list[str]) -> int:
                 limit=options.limit,
             )
         )
-    told: dict[str, Any] = {"metric": options.metric, "questions": question_hash(asked)}
+    told: dict[str, Any] = {"metrics": metrics, "questions": question_hash(asked)}
     told |= {"protocols": protocols, "mixed_precision": options.mixed_precision}
     with Group(ranks, device) as group:
         for one in (model, against):
@@ -109,9 +113,8 @@ def run(argv: list[str]) -> int:
             examples = v.score(side, asked, precision=options.mixed_precision, group=group)
             if options.details and ranks.is_main:
                 v.keep(options.details, name, examples)
-    record = v.verdict(
-        model, against, [(options.task, p) for p in protocols], options.metric, dirty
-    )
+    compared = [(options.task, p, m) for p, m in zip(protocols, metrics, strict=True)]
+    record = v.verdict(model, against, compared, dirty)
     if ranks.is_main:
         _tell(options, record)
     if options.require and record["answer"] != options.require:

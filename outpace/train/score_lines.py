@@ -25,7 +25,8 @@ def parts_lines(record: dict[str, Any]) -> list[str]:
             lines.append(f"  {kind} {name} ({part['questions']:,}): {_score(part, metric)}")
     if clean := record.get("clean"):
         scores = ", ".join(_score(clean, m) for m in ("acc_norm", "acc_bytes", "acc") if m in clean)
-        lines.append(f"  not in {clean['dataset']} ({clean['questions']:,}): {scores}")
+        left = scores or "no question is left"
+        lines.append(f"  not in {clean['dataset']} ({clean['questions']:,}): {left}")
     return lines
 
 

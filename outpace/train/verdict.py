@@ -71,14 +71,48 @@ def baseline(reference: str, device: torch.device) -> Side:
     """What to compare with. `gpt2` is the original from the hub or its cache, or where it cannot be
     had, what was published of it; NetworkError only where a hub's model is named outright."""
     if reference == PUBLISHED:
-        return Side("GPT-2 124M (published)", "published")
+        return Side("GPT-2 124M (published)", PUBLISHED)
     if reference != GPT2 or Path(reference).is_dir():
         return side(reference, device)
     try:
         return side(f"hf:{GPT2}", device)
     except (NetworkError, UsageError) as error:
         note(f"GPT-2's weights cannot be had, so its published scores are used: {error.what}")
-        return Side("GPT-2 124M (published)", "published", reason=error.what)
+        return Side("GPT-2 124M (published)", PUBLISHED, reason=error.what)
+
+
+def check(
+    model: Side, against: Side, asked: Sequence[tuple[Task, str]], metric: str = ""
+) -> list[str]:
+    """The metric to compare in each (task, protocol) of `asked`: the one named, else acc_norm where
+    there is one, else acc. Before anything is scored, which takes long, DataError where a side was
+    not asked that, UsageError where it has no such metric or does not read GPT-2's tokens."""
+    for one in (model, against):
+        if one.loaded and one.loaded.tokenizer != "gpt2":
+            reads = one.loaded.tokenizer
+            raise UsageError("TOKENIZER", f"{one.name} reads {reads}, the questions need gpt2")
+    chosen = []
+    for task, protocol in asked:
+        sides = [one for one in (model, against) if one.kind != PUBLISHED]
+        known = [
+            answers_of(one, task.name, protocol).right
+            if one.kind == "details"
+            else task.metrics[protocol]
+            for one in sides
+        ]
+        wanted = metric or ("acc_norm" if "acc_norm" in known[0] else "acc")
+        if any(wanted not in metrics for metrics in known):
+            common = [name for name in known[0] if all(name in metrics for metrics in known)]
+            able = [p for p in task.protocols if wanted in task.metrics[p]]
+            raise UsageError(
+                "NO-METRIC",
+                f"{task.name}, {protocol} protocol, has no {wanted}; it has {', '.join(common)}",
+                do=f"--protocol {able[0]}" if able else "--metric " + " or ".join(common),
+            )
+        if against.kind == PUBLISHED:
+            _published(task.name, protocol, wanted)
+        chosen.append(wanted)
+    return chosen
 
 
 def score(of: Side, questions: Questions, *, precision: str, group: Group) -> list[JsonObject]:
@@ -86,8 +120,6 @@ def score(of: Side, questions: Questions, *, precision: str, group: Group) -> li
     if of.loaded is None:
         return []
     tokenizer, model = get_tokenizer(of.loaded.tokenizer), for_inference(of.loaded.model, precision)
-    if tokenizer.name != "gpt2":
-        raise UsageError("TOKENIZER", f"{of.name} reads {tokenizer.name}, the questions need gpt2")
     examples: list[JsonObject] = []
     for task, protocol, items in questions:
         if group.ranks.is_main:
@@ -109,27 +141,24 @@ def score(of: Side, questions: Questions, *, precision: str, group: Group) -> li
 def verdict(
     model: Side,
     against: Side,
-    asked: Sequence[tuple[str, str]],
-    metric: str = "",
+    asked: Sequence[tuple[str, str, str]],
     dirty: Contamination | None = None,
 ) -> JsonObject:
-    """The record of the comparison over each (task, protocol) of `asked`. Without a metric,
-    acc_norm where there is one, else acc. UsageError where a side has no answers to one."""
+    """The record of the comparison over each (task, protocol, metric) of `asked`. UsageError where
+    a side has no answers to one."""
     comparisons, clean = [], []
-    for task, protocol in asked:
+    for task, protocol, metric in asked:
         mine = answers_of(model, task, protocol)
-        chosen = metric or ("acc_norm" if "acc_norm" in mine.right else "acc")
-        theirs = _published(task, protocol, chosen) if against.kind == "published" else None
+        theirs = _published(task, protocol, metric) if against.kind == PUBLISHED else None
         other = None if theirs else answers_of(against, task, protocol)
-        comparisons.append(_compare(mine, other, theirs, chosen))
+        comparisons.append(_compare(mine, other, theirs, metric))
         if dirty and dirty.task == task:
-            kept = answers.without(mine, dirty.questions)
-            clean.append(_told(compare(kept, other, chosen)) if other else _alone(kept, chosen))
+            clean.append(_clean(answers.without(mine, dirty.questions), other, metric))
     answer = overall(comparisons)
     sources = {
         s.source
         for c in comparisons
-        if against.kind == "published" and (s := gpt2_published(c.task, c.protocol, c.metric))
+        if against.kind == PUBLISHED and (s := gpt2_published(c.task, c.protocol, c.metric))
     }
     return {
         "format": FORMAT,
@@ -226,6 +255,16 @@ def _compare(
 
 def _told(comparison: Comparison) -> JsonObject:
     return {**comparison.record(), "sentence": comparison.sentence()}
+
+
+def _clean(kept: Answers, other: Answers | None, metric: str) -> JsonObject:
+    """The comparison over the questions that are kept; a score alone where the baseline's answers
+    are not known."""
+    name = {"task": kept.task, "protocol": kept.protocol, "metric": metric}
+    if not kept.names or (other and not set(kept.names) & set(other.names)):
+        words = f"{kept.task} {metric}, {kept.protocol} protocol: no question is left"
+        return {**name, "questions": 0, "sentence": words}
+    return _told(compare(kept, other, metric)) if other else _alone(kept, metric)
 
 
 def _alone(kept: Answers, metric: str) -> JsonObject:

@@ -461,6 +461,37 @@ def test_a_flag_of_a_task_that_is_not_asked_is_refused(flags, refused, done, fol
     refused(2, "BAD-VALUE", "evaluate", "run", "--tasks", "loss", *flags)
 
 
+@pytest.mark.parametrize(
+    "flags", [["--dataset", "tiny"], ["--val_tokens", "5"]], ids=lambda f: f[0]
+)
+def test_a_flag_of_the_loss_that_is_not_asked_is_refused(flags, refused, done, folder):
+    (folder / "x.txt").write_text("some text")
+    argv = ["evaluate", "run", "--tasks", "text", "--text", "x.txt", *flags]
+    refused(2, "BAD-VALUE", *argv)
+
+
+def test_results_do_not_overwrite_the_details(refused, done, folder):
+    refused(2, "BAD-VALUE", "evaluate", "run", "--output", "o.json", "--details", "o.json")
+
+
+def test_a_record_of_a_task_that_is_not_asked_is_refused(refused, done, folder):
+    record = {"format": 1, "task": "piqa", "dataset": "d", "fingerprint": "f", "contaminated": {}}
+    (folder / "c.json").write_text(json.dumps(record))
+    argv = ["evaluate", "run", "--tasks", "loss", "--contamination", "c.json"]
+    assert "add piqa to --tasks" in refused(2, "CONTAMINATION", *argv).error
+
+
+def test_a_model_of_bytes_is_scored_without_the_questions_of_gpt2(
+    run, refused, done, shared, folder
+):
+    questions = ["--hellaswag_path", shared / "hellaswag" / "hellaswag_val.jsonl"]
+    found = run("evaluate", "run", "--dataset", "tiny", *questions)
+    assert found.code == 0 and "validation loss" in found.out, found.err
+    assert "no HellaSwag: its questions need gpt2, the model reads bytes" in found.err
+    told = refused(2, "TOKENIZER", "evaluate", "run", "--tasks", "hellaswag", *questions)
+    assert "--tasks loss" in told.error
+
+
 @pytest.mark.parametrize("place", ["missing.txt", "."])
 def test_a_text_that_cannot_be_read_is_a_data_error(place, refused, done):
     refused(3, "TEXT", "evaluate", "run", "--text", place)

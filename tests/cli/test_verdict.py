@@ -80,7 +80,7 @@ def test_a_required_answer_that_is_not_given_is_exit_code_11(run: Run, files: tu
         (2, "UNKNOWN-PROTOCOL", ["--protocol", "harnes"]),
         (2, "UNKNOWN-TASK", ["--task", "helaswag"]),
         (3, "NO-ANSWERS", ["--protocol", "completion,harness"]),
-        (3, "NO-METRIC", ["--protocol", "completion", "--metric", "f1"]),
+        (2, "NO-METRIC", ["--protocol", "completion", "--metric", "f1"]),
         (3, "DETAILS", ["--protocol", "completion", "--against", "none.jsonl"]),
         (3, "CONTAMINATION", ["--protocol", "completion", "--contamination", "good.jsonl"]),
         (2, "NO-MODEL", ["--protocol", "completion", "--against", "nowhere"]),
@@ -91,6 +91,30 @@ def test_what_cannot_be_judged_is_one_line(refused, files: tuple[Path, Path], co
     good, _ = files
     refused(code, name, "verdict", good, *(["--against", good] if "--against" not in more else []),
             *more)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "hint", "more"),
+    [
+        ("NO-METRIC", "--protocol harness", ["--metric", "acc_bytes"]),
+        ("NO-METRIC", "--metric acc or acc_norm", ["--metric", "f1", "--protocol", "completion"]),
+        ("NO-METRIC", "--metric acc", ["--metric", "acc_norm", "--task", "lambada"]),
+        ("NOT-PUBLISHED", "--against", ["--task", "piqa", "--against", "published"]),
+        ("TOKENIZER", "", ["--against", "run"]),
+    ],
+)
+def test_what_cannot_be_compared_is_said_before_anything_is_scored(
+    refused, done, folder: Path, tiny_gpt2: Path, name, hint, more
+):
+    against = [] if "--against" in more else ["--against", tiny_gpt2]
+    told = refused(2, name, "verdict", tiny_gpt2, *against, *more, "--hellaswag_path", "none.jsonl")
+    assert hint in told.error
+
+
+def test_a_limit_is_of_questions_that_are_asked(refused, files: tuple[Path, Path]):
+    good, bad = files
+    argv = ["verdict", good, "--against", bad, "--protocol", "completion", "--limit", "5"]
+    refused(2, "BAD-VALUE", *argv)
 
 
 def test_without_the_hub_the_published_scores_stand_in_unless_it_was_named(
@@ -171,7 +195,7 @@ def test_the_report_shows_the_verdict_of_a_run_escaped(run: Run, files: tuple[Pa
         verdict_module.Side("<script>alert(1)</script>", "details",
                             answers=verdict_module.answers.read(good)),
         verdict_module.Side("b", "details", answers=verdict_module.answers.read(bad)),
-        [("hellaswag", "completion")],
+        [("hellaswag", "completion", "acc_norm")],
     )  # fmt: skip
     RunFolder(root).verdict.write_text(json.dumps(answered))
     page = write_report([root], root / "report.html").read_text()
@@ -259,3 +283,18 @@ def test_two_files_of_answers_are_compared_without_the_contaminated_questions_to
     assert done.code == 0
     assert "without the 1 questions that occur in d:" in done.out
     assert "60.61% against 40.40%" in done.out
+
+
+@pytest.mark.parametrize("against", ["bad.jsonl", "published"])
+def test_where_every_question_is_contaminated_the_whole_is_compared_all_the_same(
+    run: Run, files: tuple[Path, Path], folder: Path, against: str
+):
+    good, _ = files
+    found = {"format": 1, "task": "hellaswag", "dataset": "d", "fingerprint": "f",
+             "contaminated": {f"wikihow {i}": {} for i in range(100)}}  # fmt: skip
+    (folder / "all.json").write_text(json.dumps(found))
+    done = run("verdict", good, "--against", against, "--protocol", "completion",
+               "--contamination", "all.json", "--output", "v.json")  # fmt: skip
+    assert done.code == 0, done.err
+    assert "no question is left" in done.out
+    assert json.loads((folder / "v.json").read_text())["clean"][0]["questions"] == 0

