@@ -1,6 +1,7 @@
 """`outpace sample MODEL`: generate text from a model, streamed as it is generated."""
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,15 +115,15 @@ def run(argv: list[str]) -> int:
 
 def _prompt(options: Options) -> str:
     """The prompt, from its flag, a file or standard input."""
-    if not options.prompt_file:
-        return options.prompt
-    if options.prompt:
+    if options.prompt and options.prompt_file:
         raise UsageError(
             "BAD-VALUE", "--prompt and --prompt_file both give a prompt", do="give one"
         )
-    name = "standard input" if options.prompt_file == "-" else options.prompt_file
+    name = {"": "--prompt", "-": "standard input"}.get(options.prompt_file, options.prompt_file)
     try:
-        if options.prompt_file == "-":
+        if not options.prompt_file:
+            data = os.fsencode(options.prompt)  # what the shell gave, in whatever locale
+        elif options.prompt_file == "-":
             data = sys.stdin.buffer.read(MOST_PROMPT_BYTES + 1)
         else:
             with open(Path(options.prompt_file), "rb") as file:
@@ -133,7 +134,7 @@ def _prompt(options: Options) -> str:
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise DataError(
-            "PROMPT", f"cannot use {name} as a prompt: {why}", do="name a file of UTF-8 text"
+            "PROMPT", f"cannot use {name} as a prompt: {why}", do="give text in UTF-8"
         ) from error
 
 

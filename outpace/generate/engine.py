@@ -41,8 +41,8 @@ def generate(
 
     When the context is full, its last half becomes the new beginning (`slide`), or generation ends
     (`stop`). Each sample draws from a generator of its own, seeded by `generator`: a sample does
-    not depend on how many others there are, but for rounding. `use_cache` changes the speed, not
-    the tokens. ValueError for a prompt without tokens.
+    not depend on how many others there are, and `use_cache` changes the speed and not the tokens,
+    both but for rounding, which is coarse in int8. ValueError for a prompt without tokens.
     """
     context, device = model.shape.context, next(model.parameters()).device
     text = prompt if isinstance(prompt, torch.Tensor) else torch.tensor([prompt])

@@ -2,7 +2,8 @@
 token, which is what bounds it. An approximation, and asked for by name only.
 
 Each row of a matrix is scaled to int8; activations are scaled as they come, a scale a call
-(PyTorch's dynamic quantisation, over FBGEMM). LayerNorm, attention and the residual stay fp32.
+(PyTorch's dynamic quantisation, over FBGEMM): what a sample says then depends on what else is drawn
+with it. LayerNorm, attention and the residual stay fp32.
 """
 
 import warnings

@@ -510,6 +510,12 @@ def test_a_text_is_scored_when_it_is_named(run, done, folder):
     assert found.code == 0 and "x.txt" in found.out, found.err
 
 
+def test_a_prompt_that_is_not_utf8_is_refused_wherever_it_comes_from(refused, done, folder):
+    (folder / "p.txt").write_bytes(b"\xff")
+    for flags in (["--prompt", "\udcff"], ["--prompt_file", "p.txt"]):
+        refused(3, "PROMPT", "sample", "run", *flags)
+
+
 def test_a_conversion_keeps_documents_apart(run, tiny, folder):
     assert run(*TRAIN, "--document_mask", "--run_dir", "run").code == 0
     assert run("convert", "run", "out", "--to", "outpace").code == 0
