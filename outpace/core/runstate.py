@@ -13,7 +13,9 @@ from outpace.core.files import JsonObject, parse_object
 from outpace.core.runfolder import RunFolder, boot_id
 
 STATES = ("running", "finished", "stopped", "failed")
-"""What STATUS.json may say. `interrupted` is what a reader makes of `running` without a process."""
+"""What STATUS.json may say."""
+INTERRUPTED = "interrupted"
+"""What a reader makes of `running` without a process."""
 TAIL_BYTES = 1 << 16
 
 
@@ -36,7 +38,7 @@ def read_state(folder: RunFolder) -> JsonObject:
             raise no_run(folder, folder.status)
         status = {"state": "running", "reason": "it has no readable STATUS.json"}
     if status["state"] == "running" and not held:
-        status |= {"state": "interrupted", "reason": _why_gone(status)}
+        status |= {"state": INTERRUPTED, "reason": _why_gone(status)}
     status["held"] = held
     if found := last_record(folder.metrics):
         record, age_s = found

@@ -9,6 +9,7 @@ from typing import Any
 from outpace.core.errors import UsageError
 from outpace.core.files import JsonObject, parse_object
 from outpace.core.runfolder import RunFolder
+from outpace.core.runstate import read_state
 
 MOST_RECORDS = 100_000
 """Kept of one file; more than a figure can show."""
@@ -95,10 +96,13 @@ def load_run(root: Path, name: str = "") -> Run:
     metrics = {
         r["step"]: r for r in _lines(folder.metrics, problems) if number(r, "step") is not None
     }
+    status = _object(folder.status, problems)
+    if status.get("state") == "running":  # or its process is gone without having said so
+        status |= {k: v for k, v in read_state(folder).items() if k in ("state", "reason")}
     return Run(
         name=name or _resolve(root).name,
         root=root,
-        status=_object(folder.status, problems),
+        status=status,
         plan_file=_object(folder.plan, problems),
         metrics=[metrics[step] for step in sorted(metrics)],
         evals=_lines(folder.evals, problems),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from outpace.core import units
 from outpace.core.files import JsonObject
-from outpace.core.runstate import STATES
+from outpace.core.runstate import INTERRUPTED, STATES
 from outpace.report import verdict
 from outpace.report.load import Run, items, number
 from outpace.report.markup import (
@@ -31,11 +31,11 @@ LONGEST_SAMPLE = 4000
 
 def title(run: Run, summary: Summary) -> str:
     """The run's name, its state and one sentence."""
-    state = summary.state if summary.state in STATES else ""
+    state = summary.state if summary.state in (*STATES, INTERRUPTED) else ""
     badge = f'<span class="state {state}">{escape(summary.state)}</span>'
     reason = run.status.get("reason")
     callouts = ""
-    if reason and state in ("stopped", "failed"):
+    if reason and state in ("stopped", "failed", INTERRUPTED):
         kept = run.status.get("last_verified_checkpoint")
         kept = f" Last verified checkpoint: {escape(kept)}." if kept else ""
         again = " It can be resumed." if run.status.get("resumable") is True else ""

@@ -66,7 +66,7 @@ h1 {
   background: var(--tint); color: var(--muted);
 }
 .state.finished { color: var(--good); } .state.failed { color: var(--bad); }
-.state.stopped { color: var(--warn); } .state.running { color: var(--accent); }
+.state.stopped, .state.interrupted { color: var(--warn); } .state.running { color: var(--accent); }
 .summary { margin: 12px 0 0; color: var(--muted); font-size: 17px; max-width: 46em; }
 .summary b { color: var(--ink); font-weight: 600; }
 .callout {

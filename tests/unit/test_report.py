@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from made_up_run import TOKENS_PER_STEP, Elements, figures_of, make_run, text_of
 
 from outpace.core.errors import StorageError, UsageError
@@ -95,13 +96,16 @@ def test_a_line_cut_by_a_crash_is_left_out(tmp_path: Path) -> None:
     for name in ("metrics", "evals", "samples", "events"):
         path = root / f"{name}.jsonl"
         path.write_bytes(path.read_bytes()[:-9])
-    run = load_run(root)
+    with FileLock(root / ".lock"):
+        run = load_run(root)
     assert len(run.metrics) == 9
     assert len(run.problems) == 4
     text = text_of(page([run]))
     assert "metrics.jsonl has a line that is cut or damaged, and left out here." in text
     assert "Validation loss so far" in text
     assert "Still running when it last wrote" in text
+    text = text_of(page([load_run(root)]))  # once its process is gone
+    assert "Still running" not in text and "the same command continues it" in text
 
 
 @pytest.mark.parametrize("kept", ["plan.json", "STATUS.json", "metrics.jsonl", "config.toml"])
