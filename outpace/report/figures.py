@@ -156,7 +156,7 @@ def hellaswag_chart(runs: Sequence[Run], axis: Axis) -> Chart | None:
         return None
     figure.update_layout(showlegend=solo and len(protocols) > 1)
     _reference(figure, HELLASWAG_CHANCE, "chance 25%", left=True, below=True)
-    sources = []
+    sources: list[str] = []
     for protocol in protocols:
         score = published_hellaswag(protocol)
         if score:
