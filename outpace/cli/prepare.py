@@ -22,6 +22,7 @@ from outpace.core.log import note, say, show, show_json
 
 if TYPE_CHECKING:
     from outpace.data.shards import Dataset
+    from outpace.data.sources.apart import WithValidation
 
 
 @dataclass
@@ -122,9 +123,12 @@ def _prepared(options: Options, output: Path) -> "Dataset | None":
 
         dataset = adopt(source.files, output, workers=workers)
     else:
-        if options.source == "pretokenized":
-            note("the split of these files is not kept: validation is chosen anew, by document")
         apart = _apart(options)
+        if options.source == "pretokenized":
+            if by_name := _by_their_names(source, options):
+                source, apart = by_name, True
+            else:
+                note("the split of these files is not kept: validation is chosen anew, by document")
         prepared = PrepareOptions(
             options.tokenizer,
             0.0 if apart else options.val_fraction,
@@ -163,6 +167,16 @@ def _as_it_is(source: Any, options: Options) -> bool:
     if not options.name:
         decide += ("limit_tokens",)
     return not _given(options, decide) and can_adopt(source.files)
+
+
+def _by_their_names(source: Any, options: Options) -> "WithValidation | None":
+    """Token files whose names say train and val (nanoGPT's train.bin and val.bin), apart; None
+    where they do not, or another split or a limit was asked for."""
+    from outpace.data.sources.apart import WithValidation
+
+    asked = _given(options, ("val_fraction", "split", "limit_tokens", "limit_documents"))
+    sides = source.by_split()
+    return None if asked or len(sides) < 2 else WithValidation(sides["train"], sides["val"])
 
 
 def _given(options: Options, flags: Iterable[str]) -> list[str]:

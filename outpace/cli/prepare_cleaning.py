@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from outpace.config.ranges import Range
 from outpace.core.errors import DataError
+from outpace.core.log import note
 from outpace.core.registry import nearest
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ class CleaningOptions:
     """Conditions that a document must meet, such as 'characters>=200', 'words<100000',
     'language_score>=0.9', 'language==en'; other names than characters and words are columns."""
     near_duplicates: bool = False
-    """Leave out documents most of which is in earlier ones (MinHash of runs of five words)."""
+    """Leave out documents most of which is in earlier ones (MinHash of runs of five words);
+    of excerpts those of some 800 words and more."""
     decontaminate: tuple[str, ...] = ()
     """Leave out documents with thirteen words in a row of an evaluation: hellaswag, or NAME=FILE
     (.jsonl with the field text, .txt)."""
@@ -38,13 +40,15 @@ class CleaningOptions:
 
 def benchmarks(names: tuple[str, ...], output: Path) -> "tuple[Benchmark, ...]":
     """The evaluations that were named, with their files. DataError when one cannot be found."""
-    from outpace.data.decontaminate import Benchmark
+    from outpace.data.decontaminate import Benchmark, index_of
 
     found = []
     for given in (part for name in names for part in name.split(",") if part):
         name, _, file = given.partition("=")
         path = Path(file) if file else _find(name, output)
         found.append(Benchmark.of(name, path))
+    if found and (short := len(index_of(tuple(found)).too_short)):
+        note(f"{short:,} questions have no thirteen words in a row, and so cannot be found")
     return tuple(found)
 
 

@@ -28,13 +28,14 @@ from outpace.data.token_files import MOST_DOCUMENT_TOKENS, TokenFile, token_file
 from outpace.tokenizer import Tokenizer, get_tokenizer
 
 VALIDATION = ("val", "valid", "validation", "test")
-"""One of these words in a file's name makes it validation."""
+"""One of these words in a file's name makes it validation, unless `train` comes behind it."""
 
 
 def split_of(path: Path) -> str:
     """The split that a file's name says."""
     words = path.stem.lower().replace("-", "_").replace(".", "_").split("_")
-    return "val" if set(words) & set(VALIDATION) else "train"
+    said = [word for word in words if word in (*VALIDATION, "train")]
+    return "val" if said and said[-1] in VALIDATION else "train"
 
 
 def can_adopt(files: Sequence[TokenFile]) -> bool:

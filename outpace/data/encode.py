@@ -152,10 +152,15 @@ def _pass_through(
             raise DataError("TOKENS", f"{chunk.name} holds tokens: {flag} needs text", do="drop it")
     digests = digests_of(batch)
     removed = np.where((lengths == 0) & (not work.keep_empty), EMPTY, KEPT).astype(np.uint8)
-    return Piece(
+    piece = Piece(
         first, ids, lengths, digests, np.zeros(len(lengths), np.int64),
         removed, dict(batch.notes), batch.labels,
     )  # fmt: skip
+    if work.cut_fraction is not None:
+        at = np.round(lengths * (1 - work.cut_fraction)).astype(np.int64)
+        at = np.maximum(np.minimum(at, lengths - 1), np.minimum(1, lengths))
+        piece.cuts = np.stack([at, at], 1)
+    return piece
 
 
 def digest(data: Buffer) -> int:

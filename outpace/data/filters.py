@@ -37,6 +37,13 @@ class Filter:
         try:
             if isinstance(self.value, float):
                 value = float(value)
+            elif isinstance(value, bool):
+                value = str(value).lower()
+                if self.value.lower() not in ("true", "false"):
+                    raise ValueError
+                return bool(OPERATORS[self.sign](value, self.value.lower()))
+            elif not isinstance(value, str):
+                raise ValueError
             return bool(OPERATORS[self.sign](value, self.value))
         except (TypeError, ValueError) as error:
             raise DataError(

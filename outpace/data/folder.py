@@ -143,10 +143,11 @@ def open_journal(
 
 def other_dataset(output: Path, which: str) -> DataError:
     """For a folder that holds another one than is asked for."""
+    unfinished = "delete that folder, with all that begins with a dot in it"
     return DataError(
         "OTHER-DATASET",
         f"{output} holds a dataset {which}",
-        do=f"choose another --output, or {DELETE}",
+        do=f"choose another --output, or {DELETE if (output / MANIFEST).exists() else unfinished}",
     )
 
 

@@ -82,11 +82,12 @@ def documents_by_split(shards: Sequence[ShardFile]) -> dict[str, int]:
 
 def _split(ledger: Ledger, split: str) -> str:
     if split == BY_INPUT:
-        return "--val_input is validation, all else training"
+        return "text of its own is validation (--val_input, or files that are named so)"
     if ledger.rules.held_out is not None:
         return "nanoGPT's: permutation of numpy.random.default_rng(2357), first 0.0005"
     if ledger.cut is not None:
-        return f"the only document is cut at character {ledger.cut}"
+        unit = "character" if ledger.text_bytes else "token"
+        return f"the only document is cut at {unit} {ledger.cut}"
     return f"{DIGEST} of the text below val_fraction"
 
 

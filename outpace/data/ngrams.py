@@ -192,19 +192,24 @@ def _fold_letters(text: str) -> str:
 
 
 def _ngrams(text: bytes, n: int) -> Iterator[tuple[UInt64, Int64, Int64]]:
-    """Hashes of all runs of `n` words, where each begins and where it ends, piece by piece."""
+    """Hashes of all runs of `n` words, where each begins and where it ends, piece by piece. The
+    last n - 1 words of a piece begin the next, however much lies between."""
     at = 0
+    tail = np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, np.int64)
     while at < len(text):
         stop = min(at + PIECE_BYTES, len(text))
-        hashes, begins, ends = _words(text[at:stop])
-        if stop < len(text) and len(ends) and ends[-1] == stop - at:  # the last word may go on
-            hashes, begins, ends = hashes[:-1], begins[:-1], ends[:-1]
+        found = _words(text[at:stop])
+        after = stop
+        if stop < len(text) and len(found[2]) and found[2][-1] == stop - at and found[1][-1] > 0:
+            after = at + int(found[1][-1])  # the last word may go on: it begins the next piece
+            found = found[0][:-1], found[1][:-1], found[2][:-1]
+        hashes = np.concatenate([tail[0], found[0]])
+        begins, ends = (np.concatenate([tail[i], found[i] + at]) for i in (1, 2))
         if len(hashes) >= n:
-            yield _rolling(hashes, n), begins[: 1 - n] + at, ends[n - 1 :] + at
-        # The last n - 1 words begin the next piece. Where fewer are in a whole piece, a word of
-        # many thousands of bytes is among them, and no benchmark holds that.
-        goes_on = stop < len(text) and len(begins) >= n
-        at = at + int(begins[1 - n]) if goes_on else stop
+            yield _rolling(hashes, n), begins[: 1 - n], ends[n - 1 :]
+        keep = max(0, len(hashes) - (n - 1))
+        tail = hashes[keep:], begins[keep:], ends[keep:]
+        at = after
 
 
 def _words(text: bytes) -> tuple[UInt64, Int64, Int64]:

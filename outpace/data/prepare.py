@@ -20,7 +20,7 @@ import numpy as np
 from outpace.core.errors import DataError, UsageError
 from outpace.core.files import fsync_folder, replace_json, sha256_json
 from outpace.core.limits import usable_cores
-from outpace.core.log import note
+from outpace.core.log import note, warn
 from outpace.data import nanogpt_split
 from outpace.data.decontaminate import Benchmark
 from outpace.data.encode import (
@@ -34,6 +34,7 @@ from outpace.data.encode import (
 )
 from outpace.data.filters import parse_filter
 from outpace.data.folder import (
+    REMOVED,
     begin_again,
     difference,
     locked,
@@ -247,12 +248,20 @@ class _Run:
                 self._pass(engine)
             if not sum(self.ledger.kept.values()):
                 raise self._nothing_left()
+            self._tell_of_an_empty_side()
             self._check_second_pass()
             self.writer.finish(len(self.chunks))
             self._publish()
         finally:
             self.writer.close()
         return open_dataset(self.output)
+
+    def _tell_of_an_empty_side(self) -> None:
+        """Where validation is text of its own, and nothing of it or of the rest is left."""
+        if isinstance(self.source, WithValidation):
+            for split, text in (("train", "training"), ("val", "validation")):
+                if not self.ledger.kept[split]:
+                    warn(f"nothing of the {text} text is left: it is empty, or copies of the other")
 
     def _nothing_left(self) -> DataError:
         removed = self.ledger.removed
@@ -338,12 +347,14 @@ class _Run:
         removed.save()
         removed.close()
         if removed.size:
-            os.replace(removed.path, self.output / "removed.jsonl")
+            os.replace(removed.path, self.output / REMOVED)
             fsync_folder(self.output)
             manifest["removed"] = {
-                "file": "removed.jsonl",
+                "file": REMOVED,
                 "lines": sum(self.ledger.removed.values()),
             }
+        else:
+            (self.output / REMOVED).unlink(missing_ok=True)  # of a dataset that was deleted
         replace_json(self.output / MANIFEST, manifest)
         (self.output / JOURNAL).unlink(missing_ok=True)
         for name in ("documents", "sketches"):

@@ -6,7 +6,9 @@ of any text, FracMinHash: Irber et al. 2022, doi 10.1101/2022.01.11.475838) and 
 ones (bottom-k MinHash: Broder 1997), which alone speak for short texts. How much of a document's
 sketch was seen before estimates how much of the document is in the corpus already, were it in
 one document or, as a novel in chapters, in many. Whole-document MinHash with banded LSH, the usual
-form, sees only documents of about the same length.
+form, sees only documents of about the same length. So does this for short ones: an excerpt of a
+longer text shares hashes below the cut with it and few of its LOWEST, and is found from some 800
+words on (of 400 words every tenth, of 600 every second; measured on novels).
 """
 
 from functools import cache

@@ -199,7 +199,7 @@ def _ask_hub(seconds: float, name: str, call: Any, *args: Any, **options: Any) -
             "HUB",
             f"cannot ask the hub for the dataset {name}: {reason(error)}",
             do="check the name and the network (HF_ENDPOINT names a mirror, HF_TOKEN opens a gated "
-            "dataset); offline: download it elsewhere and name it with --input",
+            "dataset); offline: download it elsewhere, and outpace prepare files --input FOLDER",
         ) from error
 
 

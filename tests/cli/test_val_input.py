@@ -45,7 +45,7 @@ def test_it_is_validation_and_nothing_else_is(run, texts):
     )
     assert val == [f"validation {i}" for i in range(60)], "but for the copy of a training text"
     manifest = json.loads((texts / "made" / "manifest.json").read_text())
-    assert manifest["split"].startswith("--val_input")
+    assert "--val_input" in manifest["split"]
     assert manifest["source"]["validation"]["files"] == ["val.jsonl"]
     again = run(*PREPARE, *GIVEN)
     assert again.code == 0
@@ -77,3 +77,12 @@ def test_what_says_otherwise_is_refused(refused, texts, flags, hint):
 def test_other_sources_have_no_validation_of_their_own(refused, texts):
     argv = ["prepare", "pydocs", "--val_input", "val.jsonl"]
     assert "--val_input is not for pydocs" in refused(2, "BAD-VALUE", *argv).error
+
+
+@pytest.mark.parametrize(("train", "val"), [("a", "copy"), ("a", "empty"), ("empty", "a")])
+def test_a_side_of_which_nothing_is_left_is_warned_of(run, folder, train, val):
+    for name, text in (("a", "some text"), ("copy", "some text"), ("empty", "")):
+        (folder / f"{name}.txt").write_text(text)
+    done = run(*PREPARE, "--input", f"{train}.txt", "--val_input", f"{val}.txt")
+    side = "training" if train == "empty" else "validation"
+    assert done.code == 0 and f"nothing of the {side} text is left" in done.err

@@ -25,6 +25,7 @@ from outpace.data.sources.readers import (
     read_texts,
     reason,
 )
+from outpace.data.sources.token_columns import holds_tokens
 from outpace.data.sources.unpack import COMPRESSED, SizeLimit
 
 TEXT, JSONL, PARQUET = (".txt", ".md"), (".jsonl", ".ndjson"), (".parquet",)
@@ -165,13 +166,15 @@ def _parquet_chunks(path: Path, how: Reading) -> Iterator[Chunk]:
     metadata, stamp = parquet_metadata(path, how.text_field), file_stamp(path)
     sizes = [declared_bytes(metadata, how.text_field, n) for n in range(metadata.num_row_groups)]
     SizeLimit(path).check(sum(unpacked for _, unpacked in sizes))
+    cut = holds_tokens(metadata, how.text_field)  # rows of tokens are cut at their end-of-text
     first = packed = text = rows = 0
     for group, (compressed, unpacked) in enumerate(sizes):
         packed, text = packed + compressed, text + unpacked
         rows += metadata.row_group(group).num_rows
         if text >= GROUPS_BYTES or group == len(sizes) - 1:
             part = f"#{first}" if first == group else f"#{first}-{group}"
-            yield FileChunk((str(path),), how, packed, text, stamp, part, first, group + 1, rows)
+            known = None if cut else rows
+            yield FileChunk((str(path),), how, packed, text, stamp, part, first, group + 1, known)
             first, packed, text, rows = group + 1, 0, 0, 0
 
 

@@ -1,5 +1,6 @@
 """Token files that other people's scripts wrote (token_files.py), as documents for new shards."""
 
+import copy
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,14 @@ class PretokenizedSource:
     ) -> None:
         self.files = [recognise(path) for path in find_token_files(patterns)]
         self.tokenizer, self.downloading = tokenizer, downloading
+
+    def by_split(self) -> dict[str, "PretokenizedSource"]:
+        """The files of each split, as their names say."""
+        sides = {}
+        for split in sorted({split_of(f.path) for f in self.files}):
+            sides[split] = copy.copy(self)
+            sides[split].files = [f for f in self.files if split_of(f.path) == split]
+        return sides
 
     def chunks(self) -> Sequence[Chunk]:
         return [TokenChunk(f, self.tokenizer, file_stamp(f.path)) for f in self.files]

@@ -81,8 +81,9 @@ def read_texts(paths: Sequence[Path], how: Reading, columns: Sequence[str]) -> I
             raise no_column(str(path), columns[0], [])
         try:
             count = 0
-            for count, data in enumerate(_pieces(path, how.separator.encode()), 1):  # noqa: B007
-                text = _text_of(path, data, how, gather)
+            for at, data in _pieces(path, how.separator.encode()):
+                count += 1
+                text = _text_of(path, at, data, how, gather)
                 if text is not None and (batch := gather.add(text, label=how.label(path))):
                     yield batch
             gather.note(UNCUT, bool(how.separator) and count == 1)
@@ -91,17 +92,19 @@ def read_texts(paths: Sequence[Path], how: Reading, columns: Sequence[str]) -> I
     yield from gather.rest()
 
 
-def _pieces(path: Path, separator: bytes) -> Iterator[bytes]:
-    """The bytes of each document of a text file. A line end in the separator is also one of CRLF,
-    which the text will not have any more."""
+def _pieces(path: Path, separator: bytes) -> Iterator[tuple[int, bytes]]:
+    """(the byte that it begins at, its bytes) of each document of a text file. A line end in the
+    separator is also one of CRLF, which the text will not have any more."""
     border = re.compile(re.escape(separator).replace(b"\\\n", b"\r?\n"))
     with open_input(path) as f:
-        data = b""
+        at, data = 0, b""
         for piece in iter(functools.partial(f.read, PIECE), b""):
             data += piece
-            if separator:
-                *whole, data = border.split(data) if b"\r" in data else data.split(separator)
-                yield from whole
+            begin = 0
+            for found in border.finditer(data) if separator else ():
+                yield at + begin, data[begin : found.start()]
+                begin = found.end()
+            at, data = at + begin, data[begin:]
             if len(data) > MOST_DOCUMENT_BYTES:
                 raise DataError(
                     "DOCUMENT-SIZE",
@@ -109,12 +112,12 @@ def _pieces(path: Path, separator: bytes) -> Iterator[bytes]:
                     do="cut it into several files, or say with --separator what comes between "
                     "its documents",
                 )
-    yield data
+    yield at, data
 
 
-def _text_of(path: Path, data: bytes, how: Reading, gather: Gather) -> str | None:
+def _text_of(path: Path, at: int, data: bytes, how: Reading, gather: Gather) -> str | None:
     try:
-        text = _decoded(path, data, how, gather)
+        text = _decoded(path, data, how, gather, offset=at)
     except BadDocument as bad:
         _skip(bad, how, gather)
         return None
@@ -198,17 +201,20 @@ class _Place:
     @property
     def line(self) -> int:
         """Number in the file, which takes reading all that comes before: for messages alone."""
-        before = 0
-        if self.start:
-            with open(self.path, "rb") as f:
-                left = self.start
-                while left and (piece := f.read(min(PIECE, left))):
-                    before += piece.count(b"\n")
-                    left -= len(piece)
-        return before + self.number
+        return _lines_before(self.path, self.start) + self.number
 
     def __str__(self) -> str:
         return f"{self.path}: line {self.line}"
+
+
+def _lines_before(path: Path, offset: int) -> int:
+    """Line ends in a file's first bytes."""
+    lines = 0
+    with open_input(path) as f:
+        while offset and (piece := f.read(min(PIECE, offset))):
+            lines += piece.count(b"\n")
+            offset -= len(piece)
+    return lines
 
 
 def _fields(
@@ -252,18 +258,24 @@ def _skip(bad: BadDocument, how: Reading, gather: Gather) -> None:
 
 
 def _decoded(
-    path: Path, data: bytes, how: Reading, gather: Gather, place: _Place | None = None
+    path: Path,
+    data: bytes,
+    how: Reading,
+    gather: Gather,
+    place: _Place | None = None,
+    offset: int = 0,
 ) -> str:
-    """`data` as text, which is at `place` of the file, or at its beginning."""
+    """`data` as text, which is at `place` of the file, or at the byte `offset`."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        offset = place.offset if place else 0
+        offset = place.offset if place else offset
         utf_16 = offset == 0 and data.startswith(UTF_16)
         if how.errors == "replace" and not utf_16:
             gather.note(REPLACED)
             return data.decode(errors="replace")
-        line = place.line if place else 1 + data.count(b"\n", 0, error.start)
+        here = 1 + data.count(b"\n", 0, error.start)
+        line = place.line if place else _lines_before(path, offset) + here
         why = "the file is UTF-16" if utf_16 else error.reason
         what = f"{path}: line {line}: byte {offset + error.start} is not UTF-8 ({why})"
         raise _bad(
@@ -322,7 +334,11 @@ def read_parquet(
             at_once = _rows(metadata, how.text_field, groups)
             for rows in file.iter_batches(at_once, groups, wanted, use_threads=False):
                 column = rows.column(how.text_field)
-                texts = column.to_pylist()
+                left_out: set[int] = set()
+                try:
+                    texts, utf_8 = column.to_pylist(), _utf_8(column)
+                except UnicodeDecodeError:
+                    texts, utf_8 = _mended(path, column, how, gather, row, left_out), None
                 for n, text in enumerate(texts):
                     if type(text) is str:
                         size += len(text)
@@ -334,12 +350,39 @@ def read_parquet(
                 row += len(texts)
                 limit.check(size)
                 values = [rows.column(c).to_pylist() for c in columns]
-                if batch := gather.extend(texts, _utf_8(column), values):
+                if left_out:
+                    texts, *values = (
+                        [v for n, v in enumerate(of_rows) if n not in left_out]
+                        for of_rows in (texts, *values)
+                    )
+                if batch := gather.extend(texts, utf_8, values):
                     yield batch
     except (pa.ArrowException, ValueError, *UNREADABLE) as error:
         what = f"is not a whole parquet file (after row {row}): {reason(error)}"
         raise fault(path, what) from error
     yield from gather.rest()
+
+
+def _mended(
+    path: Path, column: Any, how: Reading, gather: Gather, row: int, left_out: set[int]
+) -> list[str | None]:
+    """The texts of a column that is not all UTF-8, as --errors says; rows to leave out are added to
+    `left_out`. BadDocument with the row, counted from `row`."""
+    import pyarrow as pa
+
+    texts: list[str | None] = []
+    for n, data in enumerate(column.cast(pa.large_binary()).to_pylist()):
+        try:
+            texts.append(None if data is None else data.decode())
+        except UnicodeDecodeError as error:
+            texts.append(data.decode(errors="replace"))
+            if how.errors == "replace":
+                gather.note(REPLACED)
+                continue
+            what = f"{path}: row {row + n + 1}: byte {error.start} of its text is not UTF-8"
+            _skip(_bad(f"{what} ({error.reason})", OR_REPLACE), how, gather)
+            left_out.add(n)
+    return texts
 
 
 def _rows(metadata: Any, field: str, groups: Sequence[int]) -> int:

@@ -35,13 +35,16 @@ def read_tokens(
     wanted = list(dict.fromkeys([field, *columns]))
     for rows in file.iter_batches(ROWS, row_groups=groups, columns=wanted):
         lists = rows.column(field).fill_null([])
-        ids = lists.flatten().to_numpy(zero_copy_only=False)
+        flat = lists.flatten()
         lengths = lists.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
-        if bad := np.flatnonzero((ids < 0) | (ids > LARGEST))[:1].tolist():
+        nulls = np.flatnonzero(flat.is_null().to_numpy(zero_copy_only=False))[:1].tolist()
+        ids = flat.fill_null(-1).to_numpy(zero_copy_only=False)
+        if bad := nulls or np.flatnonzero((ids < 0) | (ids > LARGEST))[:1].tolist():
             at = row + 1 + int(np.searchsorted(np.cumsum(lengths), bad[0], "right"))
+            what = "null" if nulls else f"{ids[bad[0]]}, beyond the vocabulary of GPT-2"
             raise DataError(
                 "TOKEN-RANGE",
-                f"{path}: row {at}: {field!r} holds {ids[bad[0]]}, beyond the vocabulary of GPT-2",
+                f"{path}: row {at}: {field!r} holds {what}",
                 do="the tokens are of another vocabulary; prepare the text itself",
             )
         row += len(lengths)

@@ -9,7 +9,7 @@ import pytest
 
 from outpace.cli.main import main
 from outpace.core.errors import DataError
-from outpace.data.adopt import adopt, can_adopt
+from outpace.data.adopt import adopt, can_adopt, split_of
 from outpace.data.exports import EXPORTS
 from outpace.data.shards import open_dataset, verify_dataset
 from outpace.data.token_files import recognise
@@ -72,7 +72,9 @@ def test_flags_that_change_the_shards_are_obeyed(flag, tmp_path, monkeypatch, ca
     argv = ["prepare", "pretokenized", "--input", "fineweb", "--output", "made"]
     assert main([*argv, flag, {"--val_fraction": "0.3", "--shard_tokens": "4"}[flag]]) == 0
     made = open_dataset(tmp_path / "made")
-    assert "is not kept" in capsys.readouterr().err
+    assert ("is not kept" in capsys.readouterr().err) == (flag == "--val_fraction")
+    if flag == "--shard_tokens":  # what was validation by its name stays so
+        assert made.manifest["documents"]["val"] == 2
     assert not any((tmp_path / "made" / s.file).stat().st_nlink > 1 for s in made.shards)
 
 
@@ -131,3 +133,35 @@ def test_cut_documents_are_allowed_only_where_the_manifest_says_so(tmp_path):
     path.write_text(json.dumps(manifest | {"cut_documents": False}))
     with pytest.raises(DataError, match="begins without end-of-text"):
         verify_dataset(open_dataset(dataset.folder))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_nanogpt_calls_validation_stays_so(seed, tmp_path, monkeypatch, capsys):
+    """Its Shakespeare has no end-of-text: each file is one document."""
+    random = np.random.default_rng(seed)
+    files = {
+        "train.bin": random.integers(0, 50256, 2000),
+        "val.bin": random.integers(0, 50256, 200),
+    }
+    for name, tokens in files.items():
+        tokens.astype("<u2").tofile(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert main(["prepare", "pretokenized", "--input", ".", "--output", "made"]) == 0
+    made = open_dataset(tmp_path / "made")
+    assert (made.tokens("train"), made.tokens("val")) == (2001, 201)
+    assert "is not kept" not in capsys.readouterr().err
+
+
+def test_one_document_of_tokens_is_cut(tmp_path, monkeypatch):
+    np.arange(1000, dtype="<u2").tofile(tmp_path / "one.bin")
+    monkeypatch.chdir(tmp_path)
+    assert main(["prepare", "pretokenized", "--input", "one.bin", "--output", "made"]) == 0
+    made = open_dataset(tmp_path / "made")
+    assert (made.tokens("train"), made.tokens("val")) == (991, 11)
+    assert made.manifest["split"] == "the only document is cut at token 990"
+
+
+def test_the_last_word_of_a_name_decides_its_split(tmp_path):
+    for name, split in (("val_set_train_000000.bin", "train"), ("train_set_val_000001.bin", "val"),
+                        ("test.bin", "val"), ("tokens.bin", "train")):  # fmt: skip
+        assert split_of(tmp_path / name) == split

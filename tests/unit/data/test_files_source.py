@@ -13,6 +13,7 @@ import pytest
 
 from outpace.core.errors import DataError, UsageError
 from outpace.data.sources.files import FilesSource, find_files
+from outpace.data.sources.readers import Reading, read_parquet, read_texts
 
 TEXTS = ["First text.\nTwo lines, é and 漢字.\n", "", "Third \u2028 text\r\nwith CRLF inside"]
 SUFFIXES = [".gz", ".bz2", ".xz", ".zst"]
@@ -204,13 +205,21 @@ def test_a_column_that_is_not_text_is_named(tmp_path, values):
     assert "row 1: 'text' is" in fault_of(path, path.read_bytes()).what
 
 
-def test_bytes_that_are_not_utf_8_in_a_text_column_are_a_fault(tmp_path):
+@pytest.mark.parametrize("errors", ["strict", "replace", "skip"])
+def test_bytes_that_are_not_utf_8_in_a_text_column_are_what_errors_says(tmp_path, errors):
     path = tmp_path / "x.parquet"
-    broken = pa.array([b"fine", b"\xff\xfe"], pa.binary()).cast(pa.string(), safe=False)
-    pq.write_table(
-        pa.table({"text": pa.Array.from_buffers(pa.string(), 2, broken.buffers())}), path
-    )
-    assert "not a whole parquet file" in fault_of(path, path.read_bytes()).what
+    data = pa.array([b"fine", b"a\xff\xfe", None, b"too"], pa.binary())
+    text = pa.Array.from_buffers(pa.string(), 4, data.buffers())
+    pq.write_table(pa.table({"text": text, "n": [1, 2, 3, 4]}), path)
+    if errors == "strict":
+        what = fault_of(path, path.read_bytes()).what
+        assert "row 2: byte 1 of its text is not UTF-8" in what
+        return
+    batches = list(read_parquet(path, Reading("text", errors=errors), ["n"]))
+    kept = [1, 3, 4] if errors == "skip" else [1, 2, 3, 4]
+    assert [n for b in batches for n in b.columns["n"]] == kept
+    texts = ["fine", "a\ufffd\ufffd", "", "too"]
+    assert [t for b in batches for t in b.texts] == [texts[n - 1] for n in kept]
 
 
 @pytest.mark.parametrize("keep", [0, 3, 50, -9, -1])
@@ -377,3 +386,20 @@ def test_what_is_not_read_of_a_folder_is_told(tmp_path, capsys):
     (tmp_path / "a.txt").unlink()
     with pytest.raises(DataError, match=r"2 \.csv, 1 \.pdf"):
         find_files([str(tmp_path)])
+
+
+def test_bad_bytes_behind_a_separator_are_counted_in_the_file(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_bytes(b"one\nline\r\n---\r\ntwo\n\xff\n---\nthree")
+    with pytest.raises(DataError, match="line 5: byte 19 is not UTF-8"):
+        list(read_texts([path], Reading(separator="\n---\n"), []))
+    path.write_bytes(b"one\n---\n\xff\xfetwo")  # no byte-order mark there
+    (batch,) = read_texts([path], Reading(separator="\n---\n", errors="replace"), [])
+    assert batch.texts == ["one", "\ufffd\ufffdtwo"]
+
+
+def test_a_null_among_token_ids_is_refused(tmp_path):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"ids": pa.array([[1, 2], [3, None, 4]])}), path)
+    with pytest.raises(DataError, match="row 2: 'ids' holds null"):
+        list(read_parquet(path, Reading("ids"), []))

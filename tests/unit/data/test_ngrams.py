@@ -158,3 +158,13 @@ def test_an_empty_benchmark_finds_nothing():
     assert not len(index.find(PASSAGE)) and not index.names
     assert words("") == []
     assert words("Don’t \udce9 panic_2") == ["don", "t", "panic", "2"]
+
+
+@pytest.mark.parametrize("gap", [" " * 1500, "-" * 1500, "x" * 1500 + " a b ", "x" * 399 + " "])
+def test_what_lies_between_words_or_before_them_hides_nothing(index, monkeypatch, gap):
+    monkeypatch.setattr(ngrams, "PIECE_BYTES", 400)
+    assert names(index, gap + PASSAGE) == {"canoe"}
+    assert names(index, "a few words first " + gap + PASSAGE) == {"canoe"}
+    assert np.array_equal(index.find_in([gap, PASSAGE])[1], index.find(PASSAGE))
+    if gap.strip("- ") == "":
+        assert names(index, gap.join(WORDS)) == {"canoe"}

@@ -22,11 +22,13 @@ from outpace.data import encode as encode_module
 from outpace.data import nanogpt_split
 from outpace.data.decontaminate import Benchmark
 from outpace.data.encode import Work, encode_chunk
+from outpace.data.exports import EXPORTS
 from outpace.data.filters import parse_filter
+from outpace.data.folder import other_dataset
 from outpace.data.info import lengths_of, samples_of
 from outpace.data.prepare import PrepareOptions, prepare
 from outpace.data.seen import Seen
-from outpace.data.shards import verify_dataset
+from outpace.data.shards import open_dataset, verify_dataset
 from outpace.data.sketch import NearDuplicates, sketch
 from outpace.data.sources import Batch
 from outpace.data.sources.files import FilesSource
@@ -519,3 +521,49 @@ def test_the_command_cleans_and_tells_what_a_dataset_holds(tmp_path, monkeypatch
     assert f"train: {found['tokens']['train']:,} tokens in " in page
     assert main(["prepare", "files", "--input", "x.jsonl", "--decontaminate", "lambda"]) == 3
     assert "--decontaminate lambda=FILE.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("good==true", [True]),
+        ("good==True", [True]),
+        ("good!=false", [True]),
+        ("good!=true", [False]),
+    ],
+)
+def test_a_column_of_truth_values_is_compared_with_true_and_false(text, kept):
+    wanted = parse_filter(text)
+    assert [value for value in (True, False, None) if wanted.keeps(value, "x")] == kept
+
+
+@pytest.mark.parametrize(("text", "value"), [("good==yes", True), ("language==en", 3)])
+def test_what_cannot_be_equal_is_not_compared(text, value):
+    with pytest.raises(DataError, match="cannot be compared"):
+        parse_filter(text).keeps(value, "x.parquet")
+
+
+def test_what_an_interrupted_preparation_left_is_deleted_as_the_message_says(folder, texts):
+    assert "with all that begins with a dot" in other_dataset(folder / "none", "x").do
+    prepared(folder, [texts[0], texts[0], texts[1]], val_fraction=0)
+    assert (folder / "removed.jsonl").exists()
+    assert ".bin, .len, .json" in other_dataset(folder, "x").do
+    for pattern in ("*.bin", "*.len", "*.json"):
+        for path in folder.glob(pattern):
+            path.unlink()
+    prepared(folder, texts[:2], val_fraction=0)
+    assert not (folder / "removed.jsonl").exists()
+
+
+@pytest.mark.parametrize("empty", [0, 1000])
+def test_nanogpts_split_of_token_columns_is_of_the_documents_that_are_read(tmp_path, empty):
+    rows = [[n, n + 1] for n in range(2000)]
+    rows[5] = [7, 50256, 9]
+    pq.write_table(pa.table({"ids": rows + [[50256]] * empty}), tmp_path / "x.parquet")
+    options = PrepareOptions(split="nanogpt")
+    manifest = prepare(
+        FilesSource([str(tmp_path / "x.parquet")], "ids"), tmp_path / "d", options
+    ).manifest
+    documents = manifest["documents"]
+    assert documents["source"] == documents["train"] + documents["val"] == 2001
+    EXPORTS.load("nanogpt").export(open_dataset(tmp_path / "d"), tmp_path / "out")
