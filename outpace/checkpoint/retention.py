@@ -26,7 +26,7 @@ class Retention:
     last: int = LEAST
     """How many of the newest."""
     every_steps: int = 0
-    """When they are due; 0: whenever they are made."""
+    """When they are due; 0: at the end only."""
     milestone_every_steps: int = 0
     """Keep every checkpoint whose step is a multiple; 0: none."""
     best: bool = False
@@ -60,11 +60,14 @@ class Retention:
             stay.add(min(scored, key=lambda p: (losses or {})[store.step_of(p)]))
         return [p for p in candidates if p not in stay and self._let_go(p)]
 
-    def lasting(self, due: Sequence[Path]) -> list[Path]:
+    def lasting(self, due: Sequence[Path], oldest: int = 0) -> tuple[list[Path], int]:
         """Those of `due`, oldest first, that are there whatever the losses were and whenever the
-        run was interrupted: a rollback goes by them."""
-        newest = due[-max(self.last, LEAST) :]
-        return [p for p in due if p in newest or self._is_milestone(p)]
+        run was interrupted, since a rollback goes by them; and the step of the oldest that is no
+        milestone. `oldest` is that step as of the rollback before: what is older, the run has
+        let go of since, or would have."""
+        newest = [p for p in due if store.step_of(p) >= oldest][-max(self.last, LEAST) :]
+        lasting = [p for p in due if p in newest or self._is_milestone(p)]
+        return lasting, store.step_of(newest[0]) if newest else oldest
 
     def _newest(self, paths: Sequence[Path]) -> set[Path]:
         good = (path for path in reversed(paths) if self._good(path))
@@ -111,4 +114,4 @@ def is_due(path: Path, every_steps: int) -> bool:
     with contextlib.suppress(*store.UNREADABLE):
         if isinstance(due := store.read_manifest(path).get("due"), bool):
             return due
-    return every_steps == 0 or store.step_of(path) % every_steps == 0
+    return every_steps > 0 and store.step_of(path) % every_steps == 0

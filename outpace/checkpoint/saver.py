@@ -144,5 +144,6 @@ def check_finite(files: Files) -> None:
                     "POISONED",
                     f"{name} ({file}) is not finite, and such a state is not saved",
                     kept="the older checkpoints",
-                    do="run the same command again: it continues from the last good one",
+                    do="run the same command again: it continues from the last good one, and skips "
+                    "such steps unless --no_guard is given",
                 )

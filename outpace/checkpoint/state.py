@@ -24,8 +24,10 @@ def optimizer_tensors(
 def load_optimizer(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
 ) -> None:
-    """Put `optimizer_tensors` back. CheckpointError when they belong to another model."""
+    """Put `optimizer_tensors` back, and nothing else. CheckpointError when they belong to another
+    model."""
     parameters = dict(model.named_parameters())
+    optimizer.state.clear()
     for full_name, tensor in tensors.items():
         name, _, key = full_name.partition("::")
         if name not in parameters:

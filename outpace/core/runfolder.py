@@ -43,6 +43,8 @@ WARN_EVERY_S = 60.0
 LOCK_PATIENCE_S = 0.2
 """`outpace status` holds the lock for a moment to see who has it."""
 _warned_at: dict[Path, float] = {}
+RUNS = Path("runs")
+"""Where a run's folder is unless `--run_dir` says."""
 RUN_FORMAT = 1
 """Version of the layout above; written into plan.json and STATUS.json."""
 

@@ -130,9 +130,12 @@ def capabilities(device: torch.device) -> Capabilities:
     )
 
 
-def build_trainable(config: RunConfig, plan: Plan, *, group: Group, end_of_text: int) -> Trainable:
+def build_trainable(
+    config: RunConfig, plan: Plan, *, group: Group, end_of_text: int, begins: bool = True
+) -> Trainable:
     """Model, compiled forward, optimiser and loss scaler as planned. Weights are the seed's, or
-    those of `--init_from`. Documents that are kept apart begin with the token `end_of_text`."""
+    those of `--init_from`; any, unless it `begins`. Documents that are kept apart begin with the
+    token `end_of_text`."""
     device = group.device
     use_tf32(plan.tf32)
     use_deterministic_kernels(plan.deterministic)
@@ -151,7 +154,8 @@ def build_trainable(config: RunConfig, plan: Plan, *, group: Group, end_of_text:
         end_of_text=end_of_text,
     )
     model = GPT2(plan.shape, compute)
-    initialise(model, config.model.init_from, plan.seed)
+    if begins:
+        initialise(model, config.model.init_from, plan.seed)
     model.to(device).train()
     ddp = None
     if group.ranks.world_size > 1:
@@ -190,11 +194,15 @@ def assemble(
     stop: StopRequest,
     identity: dict[str, object],
     watchdog: Watchdog,
+    begins: bool,
 ) -> Session:
-    """Build all that the loop works with, as planned. A checkpoint is loaded over it later."""
+    """Build all that the loop works with, as planned; unless the run `begins`, a checkpoint is
+    loaded over it later."""
     ranks = group.ranks
     tokenizer = get_tokenizer(mixture.tokenizer)
-    trainable = build_trainable(config, plan, group=group, end_of_text=tokenizer.end_of_text)
+    trainable = build_trainable(
+        config, plan, group=group, end_of_text=tokenizer.end_of_text, begins=begins
+    )
     return Session(
         config=config,
         plan=plan,

@@ -28,7 +28,7 @@ from outpace.core.errors import (
 )  # fmt: skip
 from outpace.core.files import existing_folder, fsync_folder
 from outpace.core.limits import usable_cores
-from outpace.core.runfolder import RunFolder
+from outpace.core.runfolder import RUNS, RunFolder
 from outpace.core.runstate import is_held, last_step, read_state
 from outpace.core.units import GIB, MIB, gib
 from outpace.data.shards import MANIFEST, open_dataset
@@ -54,7 +54,6 @@ TRAINING_BYTES = 4 * GIB
 SMALL_BYTES = 64 * MIB
 """Of /dev/shm: what containers have by default, and too little for several GPUs' nccl."""
 HELLASWAG = DATA / "hellaswag" / "hellaswag_val.jsonl"
-RUNS = Path("runs")
 
 
 @dataclass(frozen=True)

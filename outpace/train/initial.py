@@ -7,21 +7,23 @@ from dataclasses import replace
 import torch
 
 from outpace.config.load import SetBy
-from outpace.config.presets import GPT2_CONTEXT, SIZES
+from outpace.config.presets import GPT2_CONTEXT, SIZES, GPT2Shape
 from outpace.config.schema import RunConfig
 from outpace.core.errors import UsageError
+from outpace.interop.vocabulary import padded
 from outpace.model.gpt2 import GPT2
 from outpace.runtime.seeds import generator
 from outpace.train.load_model import load_model
 
 
-def take_shape(config: RunConfig, set_by: SetBy) -> RunConfig:
+def take_shape(config: RunConfig, set_by: SetBy, begun: GPT2Shape | None = None) -> RunConfig:
     """The settings with the shape of the model that `--init_from` names, unless a flag or a recipe
-    says another. UsageError or CheckpointError where there is no such model."""
+    says another. A run that was `begun` has it from there: the model may be gone, or another by
+    now. UsageError or CheckpointError where there is no such model."""
     m = config.model
     if not m.init_from:
         return config
-    of = load_model(m.init_from, torch.device("cpu")).model.shape
+    of = begun or load_model(m.init_from, torch.device("cpu")).model.shape
     left = {name for name, who in set_by.items() if who == "default"}
     if "context" in left:
         m = replace(m, context=min(m.context, of.context))
@@ -44,7 +46,8 @@ def initialise(model: GPT2, init_from: str, seed: int) -> None:
 
 
 def _load(model: GPT2, reference: str) -> None:
-    """Copy the weights that `--init_from` names; a shorter context takes the first positions."""
+    """Copy the weights that `--init_from` names; a shorter context takes the first positions, and
+    another padding of the vocabulary is zeros."""
     source = load_model(reference, torch.device("cpu")).model
     of, asked = source.shape, model.state_dict()
     if model.shape.context > of.context:
@@ -56,6 +59,8 @@ def _load(model: GPT2, reference: str) -> None:
         )
     weights = source.state_dict()
     weights["wpe.weight"] = weights["wpe.weight"][: model.shape.context]
+    if of.vocab_size == model.shape.vocab_size:
+        weights["wte.weight"] = padded(weights["wte.weight"], model.shape)
     # Another number of heads has weights of the same shapes, and another meaning.
     if of.n_head != model.shape.n_head or any(
         name not in weights or weights[name].shape != p.shape for name, p in asked.items()

@@ -206,7 +206,7 @@ def micro_batch_memory(p: Planning, settings: StepSettings, compiled: bool | Non
 
 def is_materialised(kernel: str) -> bool:
     """Whether the T x T matrix is stored: by plain operators, or by PyTorch's last resort."""
-    return kernel in ("MATH", "ERROR", "materialised")
+    return kernel in ("MATH", "ERROR") or kernel.startswith("materialised")
 
 
 def attention_kind(backend: str, kernel: str) -> Attention:

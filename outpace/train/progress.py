@@ -18,6 +18,8 @@ class Progress:
     """Name of the run, made up when it started."""
     left_at: list[int] = field(default_factory=list)
     """Step to which each rollback returned."""
+    oldest: int = 0
+    """Step of the oldest checkpoint that counted at the last rollback."""
     data_shift: int = 0
     """Steps' worth of data that rollbacks have skipped."""
     pieces: int = 1
@@ -44,7 +46,7 @@ class Progress:
         found = cls(
             **state.get("progress", {"step": state["step"], "elapsed_s": state["elapsed_s"]})
         )
-        numbers = [found.step, found.data_shift, found.pieces, *found.left_at]
+        numbers = [found.step, found.oldest, found.data_shift, found.pieces, *found.left_at]
         if not all(type(n) is int and 0 <= n < 2**48 for n in numbers) or not isinstance(
             found.run, str
         ):

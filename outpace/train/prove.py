@@ -47,8 +47,8 @@ class Proof:
 
 
 def prove_resume(folder: RunFolder, scratch: Path, at: int | None = None) -> Proof:
-    """Train from the checkpoint of step `at` (0: the initial weights; None: the last but one) to
-    the next one of the run, which is only read. CheckpointError when it has no checkpoint,
+    """Train from the checkpoint of step `at` (0: what the run began with; None: the last but one)
+    to the next one of the run, which is only read. CheckpointError when it has no checkpoint,
     DataError when its dataset is no longer what it was."""
     if not folder.config.is_file():
         raise no_run(folder, folder.config)
@@ -88,6 +88,7 @@ def _prove(folder: RunFolder, scratch: Path, at: int | None) -> Proof:
             stop=StopRequest(),
             identity=identity(config, plan, mixture.fingerprint),
             watchdog=Watchdog(0.0, scratch, ranks.rank, lambda error: None),
+            begins=begin is None,
         )
         progress = Progress(run=target.run)
         if begin is not None:
@@ -140,6 +141,12 @@ def _pair(folder: RunFolder, at: int | None) -> tuple[store.Checkpoint | None, s
         )
     begin = None if here is None else store.load(here)
     target = store.load(after[0])
+    if begin is None and target.state["identity"]["init_from"]:
+        raise UsageError(
+            "NO-CKPT",
+            f"{folder.root} no longer has the weights that it began with",
+            do="choose --at one of its checkpoints" if way[:-1] else "wait for its next checkpoint",
+        )
     if target.lineage != (begin.lineage if begin else 0):
         raise UsageError(
             "ROLLBACK",

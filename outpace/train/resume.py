@@ -3,6 +3,7 @@ bad steps; and refusing to go on with another run's settings.
 """
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,22 @@ import torch
 from outpace.checkpoint import store
 from outpace.checkpoint.retention import is_due, on_the_way
 from outpace.checkpoint.state import differences, load_optimizer, load_weights
+from outpace.config.presets import GPT2Shape
 from outpace.config.schema import RunConfig
 from outpace.core.errors import CheckpointError, DataError, NumericsError, UsageError
 from outpace.core.log import say, warn
-from outpace.core.runfolder import RunFolder
+from outpace.core.runfolder import RUNS, RunFolder
 from outpace.data.mixture import Mixture
 from outpace.data.shards import JOURNAL, MANIFEST
+from outpace.interop.declared import check_shape
 from outpace.train.assemble import Session, initial_weights
 from outpace.train.guard import Diverged
 from outpace.train.plan import UNSAID, Plan
 from outpace.train.progress import Progress
+from outpace.train.save import save
 
+NO_PATH = "auto", "never"
+"""What `--resume` may be besides a checkpoint."""
 CLEAN_STEPS = 10
 """Good steps after a checkpoint before it counts as one to roll back to."""
 
@@ -101,14 +107,51 @@ def check_startable(
     )
 
 
+def goes_on(config: RunConfig, folder: RunFolder) -> bool:
+    """Whether the run goes on from a checkpoint: `resume` then loads one, or refuses."""
+    return config.run.resume not in NO_PATH or bool(store.paths(folder.checkpoints))
+
+
+def begun_shape(config: RunConfig, argv: list[str]) -> GPT2Shape | None:
+    """Shape of the run with `--init_from` that this command goes on with, as its checkpoints tell;
+    None where there is no telling, or none. A folder that was not named is one that the same
+    command has begun."""
+    if not config.model.init_from or config.run.resume == "never":
+        return None
+    if config.run.resume != "auto":
+        checkpoints = [Path(config.run.resume)]
+    elif config.run.run_dir != "auto":
+        checkpoints = store.paths(RunFolder(Path(config.run.run_dir)).checkpoints)
+    else:
+        checkpoints = [p for run in _begun_by(argv) for p in store.paths(run.checkpoints)]
+    for path in reversed(checkpoints):
+        with contextlib.suppress(*store.UNREADABLE):
+            return check_shape(GPT2Shape(**json.loads((path / store.STATE).read_bytes())["shape"]))
+    return None
+
+
+def _begun_by(argv: list[str]) -> list[RunFolder]:
+    found = []
+    for plan in sorted(RUNS.glob("*/plan.json")):
+        with contextlib.suppress(*store.UNREADABLE):
+            if json.loads(plan.read_bytes())["command"] == argv:
+                found.append(RunFolder(plan.parent))
+    return found
+
+
 def resume(s: Session, environment: dict[str, Any]) -> Progress:
-    """Load the newest good checkpoint into the session; every process reads the same files."""
+    """Load the newest good checkpoint into the session; every process reads the same files. A run
+    that begins with weights that are trained already saves them first, for what it had them from
+    may go away or change."""
     main = s.group.ranks.is_main
     checkpoint = _to_resume(s.config.run.resume, s.folder, set_aside=main)
     if checkpoint is None:
         if main:
             s.folder.forget_after(0)  # of a run that died before its first checkpoint
-        return Progress()
+        progress = Progress()
+        if s.plan.init_from:
+            save(s, progress, s.guard.state(None), environment)
+        return progress
     progress = load_checkpoint(s, checkpoint)
     if main:
         s.folder.forget_after(checkpoint.step)
@@ -148,8 +191,8 @@ def roll_back(s: Session, progress: Progress, diverged: Diverged) -> Progress:
             + (", or --mixed_precision bf16" if s.plan.mixed_precision == "fp16" else "")
             + "; `outpace replay RUN` looks into the batch",
         )
-    checkpoint = _before(s, progress, diverged.first - 1)
-    if checkpoint is None and s.config.run.resume not in ("auto", "never"):
+    checkpoint, oldest = _before(s, progress, diverged.first - 1)
+    if checkpoint is None and s.config.run.resume not in NO_PATH:
         checkpoint = store.load(Path(s.config.run.resume))  # where it began, in another folder
     if checkpoint is not None:
         found = load_checkpoint(s, checkpoint)
@@ -162,6 +205,7 @@ def roll_back(s: Session, progress: Progress, diverged: Diverged) -> Progress:
         elapsed_s=progress.elapsed_s,
         run=progress.run,
         left_at=[*progress.left_at, found.step],
+        oldest=min(oldest, found.step),
         data_shift=diverged.last + progress.data_shift - found.step,
         pieces=progress.pieces,
     )
@@ -183,10 +227,10 @@ def roll_back(s: Session, progress: Progress, diverged: Diverged) -> Progress:
     return back
 
 
-def _before(s: Session, progress: Progress, step: int) -> store.Checkpoint | None:
-    """A checkpoint to roll back to: the newest of `CLEAN_STEPS` before `step`, or the oldest. Only
-    one that was due and lasts: a run that was stopped or killed on its way, or on another disk,
-    goes back to where another would."""
+def _before(s: Session, progress: Progress, step: int) -> tuple[store.Checkpoint | None, int]:
+    """A checkpoint to roll back to: the newest of `CLEAN_STEPS` before `step`, or the oldest; and
+    the oldest step that counts. Only one that was due and lasts: a run that was stopped or killed
+    on its way, or evaluated at other steps, goes back to where another would."""
     due = [
         path
         for path in store.paths(s.folder.checkpoints)
@@ -194,9 +238,9 @@ def _before(s: Session, progress: Progress, step: int) -> store.Checkpoint | Non
         and on_the_way(path, progress.left_at)
         and store.fault(path) is None
     ]
-    good = s.retention.lasting(due)
+    good, oldest = s.retention.lasting(due, progress.oldest)
     early = [path for path in good if store.step_of(path) <= step - CLEAN_STEPS]
-    return store.open_verified((early or good[:1])[-1]) if good else None
+    return store.open_verified((early or good[:1])[-1]) if good else None, oldest
 
 
 def _to_resume(

@@ -27,7 +27,7 @@ from outpace.core.errors import (
 )
 from outpace.core.files import existing_folder, replace_file, replace_json, sha256_file
 from outpace.core.log import note, say, warn
-from outpace.core.runfolder import RUN_FORMAT, RunFolder
+from outpace.core.runfolder import RUN_FORMAT, RUNS, RunFolder
 from outpace.core.runstate import read_state
 from outpace.core.secrets import redact
 from outpace.core.units import duration, gib
@@ -46,7 +46,7 @@ from outpace.train.plan import DatasetFacts, Plan, identity, run_name
 from outpace.train.plan_lines import data_line, print_plan
 from outpace.train.planner import make_plan
 from outpace.train.progress import Progress
-from outpace.train.resume import check_startable, resume, roll_back
+from outpace.train.resume import begun_shape, check_startable, goes_on, resume, roll_back
 from outpace.train.stop import StopRequest
 from outpace.train.watchdog import Watchdog
 
@@ -97,14 +97,15 @@ def _share(machine: Machine, ranks: distributed.Ranks) -> Machine:
 
 def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
     """Train. Returns the exit code (0 or 75) and the run folder; raises OutpaceError else."""
-    config = take_shape(config, set_by)  # before a dataset is made, or anything measured
+    # Before a dataset is made, or anything measured.
+    config = take_shape(config, set_by, begun_shape(config, argv))
     stop = StopRequest(None if config.schedule.max_hours == "auto" else config.schedule.max_hours)
     ranks = distributed.from_environment()
     plan, machine, mixture, device = plan_run(config, set_by, ranks, make_data=True)
     same = identity(config, plan, mixture.fingerprint)
     root = config.run.run_dir
     if root == "auto":
-        root = str(Path("runs") / run_name(plan, mixture.name, same))
+        root = str(RUNS / run_name(plan, mixture.name, same))
     folder = RunFolder(Path(root))
     if config.run.run_dir == "auto" and ranks.is_main:
         _tell_of_others(config, folder, argv)
@@ -132,6 +133,7 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
             stop=stop,
             identity=same,
             watchdog=watchdog,
+            begins=not goes_on(config, folder),
         )
         if ranks.is_main:
             folder.create()

@@ -58,7 +58,7 @@ def save(
         config_sha256=sha256_json(s.identity),
         dataset=s.mixture.fingerprint,
         environment_sha256=sha256_json(environment),
-        due=not s.plan.save_every_steps or step % s.plan.save_every_steps == 0,
+        due=step % (s.plan.save_every_steps or s.plan.max_steps) == 0,
     )
     run, left_at = progress.run, list(progress.left_at)
 

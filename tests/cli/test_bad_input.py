@@ -254,6 +254,18 @@ def test_training_goes_on_from_a_pretrained_model_with_a_shorter_context(run, ti
     assert run(*TRAIN, "--init_from", pretrained, "--max_steps", "1").code == 0
 
 
+def test_a_pretrained_model_with_another_padding_of_the_vocabulary_is_the_same(
+    run, tiny, pretrained, folder
+):
+    losses = set()
+    for multiple in ("1", "128", "256"):
+        argv = ["--init_from", pretrained, "--max_steps", "1", "--vocab_multiple", multiple]
+        assert run(*TRAIN, *argv, "--run_dir", multiple).code == 0
+        evals = [json.loads(line) for line in (folder / multiple / "evals.jsonl").open()]
+        losses.add(next(e["loss"] for e in evals if e["step"] == 0))
+    assert len(losses) == 1
+
+
 # Run folders.
 
 

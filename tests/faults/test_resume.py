@@ -364,6 +364,15 @@ def test_r7_another_machine_is_told_and_with_strict_resume_refused(
     assert same.code == 0 and "NOT-BIT-EXACT" not in same.err
 
 
+def test_r7_another_attention_is_told_even_if_both_store_the_matrix(
+    stopped, tiny_dataset, tmp_path
+):
+    extra = ("--attention_backend", "eager", "--strict_resume")
+    refused = call(*command(tiny_dataset, stopped, *extra), cwd=tmp_path)
+    assert refused.code == 4 and "error[NOT-BIT-EXACT]" in refused.err
+    assert "materialised -> materialised under autocast" in refused.err
+
+
 # R10 to R15: ends, policy, clocks, records.
 
 
@@ -617,6 +626,135 @@ def test_r12_a_rollback_goes_where_it_would_have_without_a_kill(tiny_dataset, tm
     went = [[e["back_to"] for e in events(r, "rollback")] for r in (run, tmp_path / "straight")]
     assert went[0] == went[1] != []
     assert final_hash(run) == final_hash(tmp_path / "straight")
+
+
+TWICE = (
+    "--save_every_steps", "10", "--max_skipped_steps", "3", "--keep_checkpoints", "2",
+    "--lr", "0.5", "--warmup_steps", "60", "--schedule", "constant", "--log_every_steps", "1000",
+)  # fmt: skip
+"""The loss is lowest early on. Bad data at two places leads to a second rollback before it has two
+checkpoints behind the first."""
+
+
+def rollbacks(run: Path) -> list[int]:
+    return [e["back_to"] for e in events(run, "rollback")]
+
+
+@pytest.fixture(scope="module")
+def twice(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("twice")
+    extra = (*TWICE, "--no_keep_best", "--eval_every_steps", "0")
+    arguments = command(tiny_dataset, folder / "run", *extra, steps=80)
+    assert call(*arguments, cwd=folder, **TWICE_BAD).code == 0
+    assert rollbacks(folder / "run") == [40, 40]
+    return folder / "run"
+
+
+TWICE_BAD = {"setup": poison.loss_of_data, "args": ((54, 55, 56, 61, 62, 63),)}
+
+
+def test_r12_a_second_rollback_goes_where_it_would_have_without_a_kill(
+    twice, tiny_dataset, tmp_path
+):
+    """Killed before a checkpoint is removed that the first rollback does not count."""
+    run = tmp_path / "run"
+    extra = (*TWICE, "--no_keep_best", "--eval_every_steps", "0")
+    arguments = command(tiny_dataset, run, *extra, steps=80)
+    kill = Fault("rename", "kill", 1, "checkpoints/step-00000030")
+    assert call(*arguments, cwd=tmp_path, faults=[kill], **TWICE_BAD).code == -signal.SIGKILL
+    assert [store.step_of(p) for p in store.paths(run / "checkpoints")] == [30, 40, 50]
+    assert call(*arguments, cwd=tmp_path, **TWICE_BAD).code == 0
+    assert rollbacks(run) == [40, 40] and final_hash(run) == final_hash(twice)
+
+
+def test_r12_a_second_rollback_goes_where_it_would_have_without_evaluations(
+    twice, tiny_dataset, tmp_path
+):
+    """The best checkpoint is there, old enough, and no place to go back to."""
+    run = tmp_path / "run"
+    extra = (*TWICE, "--keep_best", "--eval_every_steps", "10")
+    arguments = command(tiny_dataset, run, *extra, steps=80)
+    child = start(*arguments, cwd=tmp_path, **TWICE_BAD)
+    child.until(lambda: len(rollbacks(run)) == 2)
+    child.kill()
+    losses = {r["step"]: r["loss"] for r in read_json_lines(run / "evals.jsonl")}
+    best = min((step for step in losses if step), key=lambda step: losses[step])
+    assert best < 40 and best in hashes(run), "the premise of this test"
+    assert call(*arguments, cwd=tmp_path, **TWICE_BAD).code == 0
+    assert set(rollbacks(run)) == {40} and final_hash(run) == final_hash(twice)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_r12_what_is_saved_at_the_end_only_is_no_place_to_go_back_to_before(
+    tiny_dataset, tmp_path, number
+):
+    bad, asked = (poison.loss_of_data, (29, 30)), (poison.signalled, 15, number)
+    extra = ("--save_every_steps", "0", "--max_skipped_steps", "2")
+
+    def run(name: str, *faults: tuple[object, ...]) -> int:
+        arguments = command(tiny_dataset, tmp_path / name, *extra, steps=40)
+        return call(*arguments, cwd=tmp_path, setup=poison.all_of, args=faults).code
+
+    assert run("straight", bad) == 0
+    code = run("stopped", bad, asked)
+    if number == signal.SIGTERM:
+        assert code == 75
+        code = run("stopped", bad)
+    assert code == 0
+    assert rollbacks(tmp_path / "straight") == rollbacks(tmp_path / "stopped") == [0]
+    assert final_hash(tmp_path / "straight") == final_hash(tmp_path / "stopped")
+
+
+@pytest.fixture
+def tuned(straight: Path, tiny_dataset: Path, tmp_path: Path) -> tuple[Path, list[str]]:
+    """A copy of a run that another begins with, and the flags of that other."""
+    source = tmp_path / "source"
+    shutil.copytree(straight, source)
+    extra = ("--init_from", str(source), "--save_every_steps", "10", "--max_skipped_steps", "2")
+    return source, command(tiny_dataset, tmp_path / "tuned", *extra)
+
+
+@pytest.mark.parametrize("after", ["gone", "other"])
+def test_r16_what_a_run_began_with_is_read_once(tuned, tiny_dataset, tmp_path, after):
+    """The model that `--init_from` names is deleted, or trained further, as soon as the run has
+    begun: that changes nothing, neither for a resume nor for a rollback to the beginning."""
+    source, arguments = tuned
+    run, apart = tmp_path / "tuned", tmp_path / "apart"
+    bad = (poison.loss_of_data, (4, 5))
+    undisturbed = [str(apart) if word == str(run) else word for word in arguments]
+    assert call(*undisturbed, cwd=tmp_path, setup=poison.all_of, args=(bad,)).code == 0
+    assert rollbacks(apart) == [0]
+
+    stopped = (bad, (poison.signalled, 4, signal.SIGTERM))
+    assert call(*arguments, cwd=tmp_path, setup=poison.all_of, args=stopped).code == 75
+    assert [store.step_of(p) for p in store.paths(run / "checkpoints")] == [0, 3]
+    if after == "gone":
+        shutil.rmtree(source)
+    else:
+        newest = store.paths(source / "checkpoints")[-1]
+        shutil.rmtree(newest)  # the one before is another model
+    done = call(*arguments, cwd=tmp_path, setup=poison.all_of, args=(bad,))
+    assert done.code == 0, done.err
+    assert rollbacks(run) == [0] and final_hash(run) == final_hash(apart)
+
+
+def test_r16_a_run_whose_folder_was_not_named_finds_itself_without_what_it_began_with(
+    tuned, tmp_path
+):
+    source, arguments = tuned
+    at = arguments.index("--run_dir")
+    arguments = arguments[:at] + arguments[at + 2 :]
+    stop = {"setup": poison.signalled, "args": (3, signal.SIGTERM)}
+    assert call(*arguments, cwd=tmp_path, **stop).code == 75
+    shutil.rmtree(source)
+    done = call(*arguments, cwd=tmp_path)
+    assert done.code == 0 and "resuming from runs/" in done.out, done.err
+    (run,) = (tmp_path / "runs").iterdir()
+    for step in ("0", "10"):
+        assert call("prove-resume", str(run), "--at", step, cwd=tmp_path).code == 0
+    shutil.rmtree(run / "checkpoints" / store.name_of(0, 0))
+    refused = call("prove-resume", str(run), "--at", "0", cwd=tmp_path)
+    assert refused.code == 2 and "no longer has the weights" in refused.err
 
 
 def test_r15_a_run_begun_from_a_checkpoint_elsewhere_goes_on_by_the_same_command(

@@ -54,7 +54,8 @@ def test_where_few_were_due_the_newest_of_all_stay(tmp_path):
 def test_milestones_and_the_best_stay(tmp_path):
     save(tmp_path, *range(1, 13))
     losses = {3: 2.0, 7: 1.0, 11: 3.0, 99: 0.1}
-    Retention(milestone_every_steps=5, best=True).prune(tmp_path, run="us", losses=losses)
+    keep = Retention(every_steps=1, milestone_every_steps=5, best=True)
+    keep.prune(tmp_path, run="us", losses=losses)
     assert names(tmp_path) == ["5", "7", "10", "11", "12"]
 
 
@@ -145,8 +146,19 @@ def test_the_step_of_a_name():
 def test_what_a_rollback_goes_by_is_there_whatever_the_losses(tmp_path):
     save(tmp_path, 10, 20, 30, 40, 50)
     keep = Retention(last=2, milestone_every_steps=20, best=True)
-    lasting = keep.lasting(store.paths(tmp_path))
-    assert [store.step_of(p) for p in lasting] == [20, 40, 50]
+    lasting, oldest = keep.lasting(store.paths(tmp_path))
+    assert [store.step_of(p) for p in lasting] == [20, 40, 50] and oldest == 40
+
+
+def test_what_did_not_count_at_one_rollback_does_not_at_the_next(tmp_path):
+    """10 is there as the best, 20 as a milestone; the run went back to 40 and has made no other."""
+    save(tmp_path, 10, 20, 40)
+    keep = Retention(last=2, milestone_every_steps=20, best=True)
+    assert [store.step_of(p) for p in keep.lasting(store.paths(tmp_path), 40)[0]] == [20, 40]
+    save(tmp_path, 50)
+    lasting, oldest = keep.lasting(store.paths(tmp_path), 40)
+    assert [store.step_of(p) for p in lasting] == [20, 40, 50] and oldest == 40
+    assert keep.lasting([], 40) == ([], 40)
 
 
 def test_a_manifest_says_whether_it_was_due(tmp_path):

@@ -26,4 +26,4 @@ def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | No
 
 def kernel(device: torch.device, dtype: torch.dtype, head_dim: int, dropout_p: float) -> str:
     """Name of the kernel that runs."""
-    return "materialised"
+    return "materialised under autocast"

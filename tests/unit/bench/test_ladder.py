@@ -229,7 +229,7 @@ def test_the_ladder_is_climbed_and_both_numbers_follow_from_its_rows(
         assert len(r["losses"]) == 6 and r["losses"][-1] < r["losses"][0]
         assert abs(r["drift"]) <= r["drift_limit"] == ladder.DRIFT_LIMIT["fp32"]
         assert 0.3 < sum(k["share"] for k in r["kernels"]) <= 1.001
-    assert rows["fp32_eager"]["attention"] == "eager (materialised)"
+    assert rows["fp32_eager"]["attention"] == "eager (materialised under autocast)"
     assert rows["fp32_eager"]["tokens_per_step"] == 4 * 32
     assert rows["micro_batch"]["tokens_per_step"] == 512
     assert any("flash" in k["name"] for k in rows["fused_attention"]["kernels"])
