@@ -34,6 +34,8 @@ def run(argv: list[str]) -> int:
 
     with tempfile.TemporaryDirectory(prefix="outpace-prove-") as scratch:
         proof = prove_resume(RunFolder(options.run), Path(scratch) / "run", options.at)
+    if proof is None:
+        return 0
     if options.json:
         show_json(asdict(proof) | {"equal": proof.equal})
     else:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Self
@@ -62,6 +63,7 @@ LOST = (
 
 
 LAST_WORD, WORD_TIMEOUT = "ended-with", timedelta(seconds=5)
+ANYONE, LOOK_EVERY_S = "anyone", 1.0
 
 
 def lost_peer(error: Exception, ranks: Ranks) -> PeerLost | None:
@@ -104,6 +106,7 @@ class Group:
         self.ranks, self.device = ranks, device
         self._control: dist.ProcessGroup | None = None
         self._store: Any = None
+        self._look_at = 0.0
         if ranks.world_size > 1:
             try:
                 self._meet(timedelta(seconds=timeout_s))
@@ -168,6 +171,19 @@ class Group:
                 elif self._store.check([LAST_WORD]):
                     return peer_failed(int(self._store.get(LAST_WORD)))
         return lost
+
+    def anyone(self, here: bool) -> bool:
+        """Whether this process or another has ever said so, without waiting for any; looks once in
+        `LOOK_EVERY_S`. For work of which each process has another number of pieces."""
+        if self._store is None:
+            return here
+        now = time.monotonic()
+        if here:
+            self._store.set(ANYONE, "yes")
+        elif now >= self._look_at:
+            self._look_at = now + LOOK_EVERY_S
+            here = self._store.check([ANYONE])
+        return here
 
     def agrees(self, value: int) -> bool:
         """Whether all processes have the same host integer."""

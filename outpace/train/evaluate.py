@@ -219,7 +219,7 @@ class Evaluation:
     def _keep_going(self, what: str, done: float) -> bool:
         self.s.watchdog.beat()
         self.watch(f"{what}: {done:.0%}")
-        return not self.s.stop.requested
+        return not self.s.group.anyone(self.s.stop.requested)
 
     def _questions(self) -> list[task.Asked]:
         """HellaSwag in each protocol asked for, in tokens; nothing where it cannot be scored."""

@@ -158,14 +158,22 @@ def _fitting_step(
 
 
 def _fit_together(s: Session, progress: Progress) -> None:
-    """Find out whether a micro-batch fits while no process waits for another in a backward."""
+    """Find out whether a micro-batch fits while no process waits for another in a backward.
+
+    DistributedDataParallel groups gradients anew after the first backward that it synchronises, and
+    how they are grouped decides the order of a sum over three processes or more. So one comes
+    before the first step: its bits are then those that it has in a run that goes on."""
     with contextlib.closing(s.loader.steps(progress.data_step, progress.data_step + 1)) as one:
         batches = next(one)
     while True:
-        fits = try_micro_batch(s.trainable, _cut(batches, progress.pieces)[0])
-        if agree(s, CONTINUE if fits else OUT_OF_MEMORY) != OUT_OF_MEMORY:
-            return
+        batch = _cut(batches, progress.pieces)[0]
+        fits = try_micro_batch(s.trainable, batch)
+        asked = agree(s, CONTINUE if fits else OUT_OF_MEMORY)
+        if asked != OUT_OF_MEMORY:
+            break
         _halve(s, progress)
+    if asked < STOP:
+        try_micro_batch(s.trainable, batch, synchronise=True)
 
 
 def _cut(batches: Batches, pieces: int) -> list[MicroBatch]:

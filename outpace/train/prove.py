@@ -8,6 +8,7 @@ from typing import Any
 
 from outpace.checkpoint import store
 from outpace.checkpoint.retention import on_the_way
+from outpace.checkpoint.state import differences
 from outpace.config.load import load as load_config
 from outpace.core.errors import CheckpointError, DataError, UsageError
 from outpace.core.runfolder import RunFolder
@@ -17,7 +18,7 @@ from outpace.train.assemble import assemble
 from outpace.train.corpus import trained_on
 from outpace.train.environment import describe_environment
 from outpace.train.loop import train
-from outpace.train.plan import identity
+from outpace.train.plan import UNSAID, identity
 from outpace.train.progress import Progress
 from outpace.train.resume import environment_changes, load_checkpoint
 from outpace.train.run import plan_run
@@ -46,16 +47,17 @@ class Proof:
         return self.recorded == self.again
 
 
-def prove_resume(folder: RunFolder, scratch: Path, at: int | None = None) -> Proof:
+def prove_resume(folder: RunFolder, scratch: Path, at: int | None = None) -> Proof | None:
     """Train from the checkpoint of step `at` (0: what the run began with; None: the last but one)
-    to the next one of the run, which is only read. CheckpointError when it has no checkpoint,
-    DataError when its dataset is no longer what it was."""
+    to the next one of the run, which is only read. Of several processes the first has the proof.
+    CheckpointError when the run has no checkpoint, DataError when its dataset is no longer what it
+    was, UsageError when so many processes would train with other settings."""
     if not folder.config.is_file():
         raise no_run(folder, folder.config)
     try:
         return _prove(folder, scratch, at)
     except FileNotFoundError as error:
-        if folder.checkpoints.name not in Path(str(error.filename)).parts:
+        if not Path(str(error.filename)).is_relative_to(folder.checkpoints):
             raise
         raise CheckpointError(
             "CKPT-GONE",
@@ -64,7 +66,7 @@ def prove_resume(folder: RunFolder, scratch: Path, at: int | None = None) -> Pro
         ) from error
 
 
-def _prove(folder: RunFolder, scratch: Path, at: int | None) -> Proof:
+def _prove(folder: RunFolder, scratch: Path, at: int | None) -> Proof | None:
     begin, target = _pair(folder, at)
     dataset, fingerprint = trained_on(folder)
     flags = _flags(folder, scratch, dataset, target.state["max_steps"])
@@ -77,6 +79,16 @@ def _prove(folder: RunFolder, scratch: Path, at: int | None) -> Proof:
             f"{dataset} holds other tokens than {folder.root} was trained on",
             do="put back the dataset it was trained on",
         )
+    same = identity(config, plan, mixture.fingerprint)
+    if changed := differences(UNSAID | target.state["identity"], UNSAID | same):
+        processes = target.state["environment"]["world_size"]
+        raise UsageError(
+            "OTHER-RUN",
+            f"here {folder.root} would be trained with other settings: {', '.join(changed)}",
+            do=f"start it as the run was, in {processes:,} processes (torchrun --nproc_per_node)"
+            if processes != ranks.world_size
+            else "use the release of outpace that trained it",
+        )
     environment = describe_environment(plan, machine)
     with distributed.Group(ranks, device) as group:
         session = assemble(
@@ -86,7 +98,7 @@ def _prove(folder: RunFolder, scratch: Path, at: int | None) -> Proof:
             group=group,
             mixture=mixture,
             stop=StopRequest(),
-            identity=identity(config, plan, mixture.fingerprint),
+            identity=same,
             watchdog=Watchdog(0.0, scratch, ranks.rank, lambda error: None),
             begins=begin is None,
         )
@@ -97,6 +109,8 @@ def _prove(folder: RunFolder, scratch: Path, at: int | None) -> Proof:
         start = progress.step
         train(session, progress, machine, environment, until=target.step)
         session.loader.close()
+    if not ranks.is_main:
+        return None
     made = session.folder.checkpoints / target.path.name
     return Proof(
         start, target.step, _hashes(target.path), _hashes(made),

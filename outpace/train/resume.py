@@ -4,6 +4,7 @@ bad steps; and refusing to go on with another run's settings.
 
 import contextlib
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +142,7 @@ def _begun_by(argv: list[str]) -> list[RunFolder]:
 
 def resume(s: Session, environment: dict[str, Any]) -> Progress:
     """Load the newest good checkpoint into the session; every process reads the same files. A run
-    that begins with weights that are trained already saves them first, for what it had them from
-    may go away or change."""
+    that begins with what was trained elsewhere saves that first, for it may go away or change."""
     main = s.group.ranks.is_main
     checkpoint = _to_resume(s.config.run.resume, s.folder, set_aside=main)
     if checkpoint is None:
@@ -150,7 +150,7 @@ def resume(s: Session, environment: dict[str, Any]) -> Progress:
             s.folder.forget_after(0)  # of a run that died before its first checkpoint
         progress = Progress()
         if s.plan.init_from:
-            save(s, progress, s.guard.state(None), environment)
+            save(s, progress, s.guard.state(None), environment, due=True)
         return progress
     progress = load_checkpoint(s, checkpoint)
     if main:
@@ -168,6 +168,8 @@ def resume(s: Session, environment: dict[str, Any]) -> Progress:
                 "schedule with it"
             )
         s.folder.event("resumed", step=checkpoint.step, path=checkpoint.path.name, changed=changed)
+    if not _is_of(checkpoint.path, s.folder):
+        save(s, progress, s.guard.state(s.guard.pending), environment, due=True)
     return progress
 
 
@@ -192,8 +194,6 @@ def roll_back(s: Session, progress: Progress, diverged: Diverged) -> Progress:
             + "; `outpace replay RUN` looks into the batch",
         )
     checkpoint, oldest = _before(s, progress, diverged.first - 1)
-    if checkpoint is None and s.config.run.resume not in NO_PATH:
-        checkpoint = store.load(Path(s.config.run.resume))  # where it began, in another folder
     if checkpoint is not None:
         found = load_checkpoint(s, checkpoint)
     else:
@@ -264,14 +264,22 @@ def _to_resume(
 
 def _continuation(path: Path, folder: RunFolder, *, set_aside: bool) -> store.Checkpoint | None:
     """The newest checkpoint of `folder`, where a run begun elsewhere at `path` has gone on in it:
-    then the same command goes on from there."""
-    if not path.is_dir() or path.resolve().parent == folder.checkpoints.resolve():
+    then the same command goes on from there, even if `path` is gone."""
+    if _is_of(path, folder):
         return None
     own = store.latest(folder.checkpoints, set_aside=set_aside)
     with contextlib.suppress(*store.UNREADABLE):
-        if own is not None and own.run and own.run == store.read_manifest(path).get("run"):
-            return own
+        if path.exists():
+            began = store.read_manifest(path).get("run") == (own and own.run)
+        else:
+            config = tomllib.loads(folder.config.read_text(encoding="utf-8"))
+            began = Path(config["run"]["resume"]) == path
+        return own if own is not None and own.run and began else None
     return None
+
+
+def _is_of(path: Path, folder: RunFolder) -> bool:
+    return path.resolve().parent == folder.checkpoints.resolve()
 
 
 def load_checkpoint(s: Session, checkpoint: store.Checkpoint) -> Progress:

@@ -21,10 +21,16 @@ from outpace.train.progress import Progress
 
 
 def save(
-    s: Session, progress: Progress, policy: dict[str, Any], environment: Mapping[str, Any]
+    s: Session,
+    progress: Progress,
+    policy: dict[str, Any],
+    environment: Mapping[str, Any],
+    *,
+    due: bool | None = None,
 ) -> None:
     """Save a checkpoint by the protocol of `checkpoint.store`; the first process writes, behind the
-    training. `policy` is the guard's state. Every process calls this."""
+    training. `policy` is the guard's state; `due`, whether a rollback may go there, follows from
+    the step unless it is given. Every process calls this."""
     if s.config.safety.guard:
         _check_replicas(s)
     if not s.group.ranks.is_main:
@@ -58,7 +64,7 @@ def save(
         config_sha256=sha256_json(s.identity),
         dataset=s.mixture.fingerprint,
         environment_sha256=sha256_json(environment),
-        due=step % (s.plan.save_every_steps or s.plan.max_steps) == 0,
+        due=step % (s.plan.save_every_steps or s.plan.max_steps) == 0 if due is None else due,
     )
     run, left_at = progress.run, list(progress.left_at)
 

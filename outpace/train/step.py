@@ -156,17 +156,18 @@ def _clip(t: Trainable, parameters: list[torch.nn.Parameter], grad_norm: torch.T
         torch.nn.utils.clip_grads_with_norm_(parameters, t.grad_clip, grad_norm)
 
 
-def try_micro_batch(t: Trainable, batch: MicroBatch) -> bool:
+def try_micro_batch(t: Trainable, batch: MicroBatch, *, synchronise: bool = False) -> bool:
     """Whether a forward and backward of `batch` fits in memory; nothing changes. With several
-    processes this is found out before any of them waits for another inside a backward."""
+    processes this is found out before any of them waits for another inside a backward, as they do
+    with `synchronise`: then memory that is short is an error."""
     fits = True
     try:
-        with t.ddp.no_sync() if t.ddp else contextlib.nullcontext():
+        with t.ddp.no_sync() if t.ddp and not synchronise else contextlib.nullcontext():
             with autocast(t.device, t.precision):
                 loss = t.forward(batch.inputs, batch.targets)
             loss.backward()
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if synchronise or not is_out_of_memory(error):
             raise
         fits = False
     t.optimizer.zero_grad(set_to_none=True)

@@ -140,7 +140,9 @@ def record_rows(path: str) -> None:
     around_steps(change)
 
 
-def at_forward(number: int, what: int, training: bool = True, count: str = "") -> None:
+def at_forward(
+    number: int, what: int, training: bool = True, count: str = "", rank: int | None = None
+) -> None:
     """At the `number`-th forward pass, of training or of evaluation, send this process the signal
     `what`. All passes are counted in the file `count`, a byte each."""
     real = GPT2.hidden
@@ -153,7 +155,7 @@ def at_forward(number: int, what: int, training: bool = True, count: str = "") -
             if count:
                 with open(count, "ab", buffering=0) as f:
                     f.write(b".")
-            if seen == number:
+            if seen == number and ours(rank):
                 os.kill(os.getpid(), what)
         return real(self, *arguments, **options)
 
@@ -222,6 +224,18 @@ def another_torch(version: str) -> None:
 def small_evaluations(tokens: int) -> None:
     """A validation takes more than one batch."""
     evaluation_loss.BATCH_TOKENS = {"cpu": tokens}
+
+
+def slow_evaluations(seconds: float) -> None:
+    """Each batch of an evaluation takes so long."""
+    real = GPT2.hidden
+
+    def hidden(self: GPT2, *arguments: Any, **options: Any) -> torch.Tensor:
+        if not self.training:
+            time.sleep(seconds)
+        return real(self, *arguments, **options)
+
+    GPT2.hidden = hidden  # type: ignore[method-assign]
 
 
 def plans_otherwise(rank: int) -> None:

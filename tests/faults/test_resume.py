@@ -112,6 +112,29 @@ def test_r1_a_compiled_run_on_two_threads(tiny_dataset, tmp_path):
     assert hashes(tmp_path / "b") == hashes(tmp_path / "a")
 
 
+def test_r1_three_processes(tiny_dataset, tmp_path):
+    """A sum of three depends on how it is grouped, and so on what was summed before."""
+    extra = ("--gradient_accumulation_steps", "1", "--strict_resume")
+    reference, run = tmp_path / "straight", tmp_path / "run"
+
+    def train(run: Path, *faults: tuple[object, ...]) -> int:
+        arguments = command(tiny_dataset, run, *extra, steps=7)
+        ranks = call_ranks(3, *arguments, cwd=tmp_path, setup=poison.all_of, args=faults)
+        assert len({rank.code for rank in ranks}) == 1, ranks[0].err
+        return ranks[0].code
+
+    assert train(reference) == 0
+    assert train(run, (poison.signalled, 4, signal.SIGTERM)) == 75 and newest(run) < 7
+    assert train(run) == 0
+    assert hashes(run) == hashes(reference)
+    prove = ("prove-resume", str(run), "--at", "2")
+    proven = call_ranks(3, *prove, cwd=tmp_path)
+    assert [rank.code for rank in proven] == [0, 0, 0], [rank.err for rank in proven]
+    assert "equal to the last bit" in proven[0].err and not proven[1].out + proven[1].err
+    alone = call(*prove, cwd=tmp_path)
+    assert alone.code == 2 and "as the run was, in 3 processes" in alone.err, alone.err
+
+
 @pytest.mark.parametrize(
     "kills", [6, pytest.param(20, marks=pytest.mark.exhaustive)], ids=lambda n: f"{n}-kills"
 )
@@ -773,10 +796,15 @@ def test_r15_a_run_begun_from_a_checkpoint_elsewhere_goes_on_by_the_same_command
 def test_r12_a_run_begun_from_a_checkpoint_elsewhere_rolls_back_to_it(
     straight, tiny_dataset, tmp_path
 ):
-    """Before it has saved anything of its own."""
-    older, run = straight / "checkpoints" / store.name_of(12, 0), tmp_path / "run"
+    """Before it has saved anything else, and when that checkpoint is gone."""
+    older, run = tmp_path / "old" / store.name_of(12, 0), tmp_path / "run"
+    shutil.copytree(straight / "checkpoints" / older.name, older)
     extra = ("--save_every_steps", "0", "--max_skipped_steps", "2", "--resume", str(older))
-    bad = {"setup": poison.loss_of_data, "args": ((16, 17),)}
-    done = call(*command(tiny_dataset, run, *extra), cwd=tmp_path, **bad)
+    bad = (poison.loss_of_data, (16, 17))
+    arguments = command(tiny_dataset, run, *extra)
+    stop = (bad, (poison.signalled, 15, signal.SIGTERM))
+    assert call(*arguments, cwd=tmp_path, setup=poison.all_of, args=stop).code == 75
+    shutil.rmtree(older.parent)
+    done = call(*arguments, cwd=tmp_path, setup=poison.all_of, args=(bad,))
     assert done.code == 0, done.err
     assert [(e["back_to"], e["path"]) for e in events(run, "rollback")] == [(12, older.name)]

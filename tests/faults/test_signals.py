@@ -27,7 +27,7 @@ from harness import (
     start,
     status,
 )
-from peers import start_ranks
+from peers import call_ranks, start_ranks
 from trials_resume import KILL_SEED, hashes, newest
 
 from outpace.core.files import read_json_lines
@@ -427,6 +427,22 @@ def test_s11_a_signal_to_one_process_stops_both_at_the_same_step(tiny_dataset, t
     assert [r.wait() for r in ranks] == [0, 0], ranks[0].err + ranks[1].err
     assert f"at step {at}" in ranks[0].out
     assert_steps_stand_once(run)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_s11_a_signal_to_one_process_ends_the_evaluation_of_both(tiny_dataset, tmp_path, rank):
+    """Of sixteen batches each, in the second: the other does not finish its own."""
+    run, count = tmp_path / "run", tmp_path / "count"
+    arguments = [*two(tiny_dataset, run), "--val_tokens", "1024"]
+    setups = (
+        (poison.small_evaluations, 32),
+        (poison.slow_evaluations, 0.5),
+        (poison.at_forward, 2, signal.SIGTERM, False, str(count), rank),
+    )
+    ranks = call_ranks(2, *arguments, cwd=tmp_path, setup=poison.all_of, args=setups)
+    assert [r.code for r in ranks] == [75, 75], ranks[0].err + ranks[1].err
+    assert not list(read_json_lines(run / "evals.jsonl")) and count.stat().st_size < 16
+    assert_stopped(run, ranks[0].err + ranks[1].err, step=5)
 
 
 @pytest.mark.exhaustive
