@@ -19,7 +19,7 @@ from outpace.tokenizer import Tokenizer, get_tokenizer
 BLOCK_TOKENS = 1 << 18
 """Decoded at once: about 1 MB of text."""
 TAIL_CHARACTERS = 1 << 16
-"""Where the last words of a block are looked for, for a document that goes on in the next."""
+"""Where the last words of a block are looked for first, for a document that goes on in the next."""
 MOST_EXAMPLES = 5
 """Documents that a finding names."""
 COMMON_PER_GB = 10.0
@@ -89,9 +89,17 @@ def _blocks(
                 continue
             numbers.append(document)
             texts.append(before + tokenizer.decode(part[i > 0 :].tolist()))
-        before = " ".join(words(texts[-1][-TAIL_CHARACTERS:])[1 - n :]) + " "
+        before = " ".join(_last_words(texts[-1], n - 1)) + " "
         yield numbers, texts
         progress(at / len(stream))
+
+
+def _last_words(text: str, number: int) -> list[str]:
+    """The last words of a text; a tail may begin inside its first one."""
+    length = TAIL_CHARACTERS
+    while len(found := words(text[-length:])) <= number and length < len(text):
+        length *= 4
+    return found[-number:]
 
 
 @cache

@@ -113,14 +113,15 @@ def fetched(
 
 
 def drop(remote: Remote, folder: Path) -> None:
-    """Delete a download that is no longer needed; one that is being read, when it was."""
+    """Delete a download that is no longer needed, and what there is of one that is under way; one
+    that is being read, when it was."""
     target = folder / remote.path
     with _LOCK:
         if (copy := _COPIES.get(target)) and copy.readers:
             copy.unwanted = True
             return
         _COPIES.pop(target, None)
-    for path in (target, target.with_name(f".{target.name}.lock")):
+    for path in (target, _part(target), target.with_name(f".{target.name}.lock")):
         path.unlink(missing_ok=True)
 
 
@@ -201,6 +202,8 @@ def _fetch(remote: Remote, store: Store, part: Path) -> None:
             with open(part, "r+b" if have else "wb") as out:
                 out.seek(have)
                 within(seconds, store.read, remote, out, have)
+            if not part.exists():  # dropped meanwhile
+                raise _failed(remote, "nobody needs it any more")
         except OutpaceError:
             raise
         except store.faults() as error:

@@ -28,6 +28,7 @@ from outpace.data.encode import Piece, Work
 from outpace.data.prepare import PrepareOptions, prepare, work_of
 from outpace.data.shards import MANIFEST, Dataset
 from outpace.data.sources import Chunk, Source
+from outpace.data.sources.remote import of_one_rank
 from outpace.data.threads import Task, ThreadEngine
 
 PARTS = ".parts"
@@ -121,7 +122,10 @@ def _write_parts(
     folder: Path, chunks: Sequence[Chunk], mine: Iterable[int], work: Work, workers: int | None
 ) -> None:
     wanted = [number for number in mine if not part_of(folder, number).exists()]
-    tasks = [(number, chunks[number], 0) for number in wanted]
+    tasks = [
+        (number, chunk, 0)
+        for number, chunk in zip(wanted, of_one_rank([chunks[n] for n in wanted]), strict=True)
+    ]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         pieces = ThreadEngine(workers or usable_cores())(tasks, work)

@@ -19,6 +19,7 @@ from outpace.core.errors import OutpaceError, PeerLost
 from outpace.core.limits import usable_cores
 from outpace.data.encode import Piece, Work, encode_chunk
 from outpace.data.sources import Chunk
+from outpace.data.sources.remote import of_one_rank
 from outpace.data.threads import Task
 
 WAITING_PIECES = 4
@@ -67,7 +68,8 @@ class RayEngine:
             waiting, running = iter(tasks), deque[tuple[int, Any]]()
             while True:
                 for number, chunk, skip in itertools.islice(waiting, at_once - len(running)):
-                    running.append((number, run.remote(chunk, shared, skip)))
+                    (alone,) = of_one_rank([chunk])  # a worker knows of no other
+                    running.append((number, run.remote(alone, shared, skip)))
                 if not running:
                     return
                 number, stream = running.popleft()

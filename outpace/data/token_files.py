@@ -106,8 +106,9 @@ def _npy(path: Path, size: int) -> TokenFile:
     if data.ndim != 1 or data.dtype.kind not in "ui" or not isinstance(data, np.memmap):
         what = f"an array of {data.dtype} with shape {data.shape}"
         raise token_file_fault(path, f"{what}, not a list of token ids")
-    offset = size - data.nbytes
-    return TokenFile(path, "numpy", len(data), offset, data.dtype.str)
+    if data.offset + data.nbytes != size:
+        raise token_file_fault(path, f"{size} bytes; {len(data)} tokens are promised")
+    return TokenFile(path, "numpy", len(data), data.offset, data.dtype.str)
 
 
 def _megatron(path: Path, size: int, index: Path) -> TokenFile:

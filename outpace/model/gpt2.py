@@ -172,12 +172,14 @@ class GPT2(nn.Module):
         x = F.dropout(x, self.shape.dropout, self.training)
         if self.compute.bf16_residual and torch.is_autocast_enabled(x.device.type):
             x = x.bfloat16()
-        mask = self._document_mask(idx) if cache is None else None
+        mask: Any = None
         attend: Attend | None = None
         if isinstance(visible, torch.Tensor):  # which the training's kernel may not be able to take
             mask, attend = visible.unsqueeze(1), sdpa.attend
         elif visible is not None:
             mask, attend = visible, sdpa.attend_each
+        elif cache is None:
+            mask = self._document_mask(idx)
         again = self.compute.checkpointing == "block" and self.training
         for layer, block in enumerate(self.h):
             if again:

@@ -4,7 +4,7 @@ import json
 import time
 from pathlib import Path
 
-from outpace.config.datasets import parse_datasets
+from outpace.config.datasets import WEIGHT, parse_datasets
 from outpace.config.presets import GPT2_VOCAB
 from outpace.config.schema import RunConfig
 from outpace.core.errors import DataError, UsageError
@@ -96,16 +96,25 @@ def trained_on(folder: RunFolder) -> tuple[str, str]:
     say."""
     try:
         dataset = json.loads(folder.plan.read_text(encoding="utf-8"))["dataset"]
-        path, beside = str(dataset["path"]), folder.root.resolve().parent.parent
-        if not Path(path).exists() and (beside / path).exists():
-            path = str(beside / path)
-        return path, str(dataset["fingerprint"])
+        beside = folder.root.resolve().parent.parent
+        return _from_here(str(dataset["path"]), beside), str(dataset["fingerprint"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise DataError(
             "PLAN",
             f"{folder.plan} does not say what the run was trained on",
             do="name a --dataset, or check the run folder",
         ) from error
+
+
+def _from_here(text: str, beside: Path) -> str:
+    """A value of `--dataset`, each path that is none from here as one from the folder `beside`."""
+    parts = [text] if Path(text).exists() or (beside / text).exists() else text.split(",")
+    found = []
+    for part in parts:
+        name = match[1] if (match := WEIGHT.fullmatch(part)) else part
+        elsewhere = not Path(name).exists() and (beside / name).exists()
+        found.append(str(beside / part) if elsewhere else part)
+    return ",".join(found)
 
 
 def facts_of(mixture: Mixture, config: RunConfig) -> DatasetFacts:

@@ -32,11 +32,16 @@ class DatasetFacts:
     name: str
     vocab_size: int
     train_tokens: int
-    """Tokens of training in which all of it has been read once; with several datasets, the one
+    """Tokens of training in which all of it would be read once; with several datasets, the one
     that ends first."""
     val_tokens: int
     unread: float = 0.0
     """Share of the text that `--bos_aligned` leaves out."""
+
+    @property
+    def pass_tokens(self) -> int:
+        """Tokens of training in a pass over what is read."""
+        return max(1, round(self.train_tokens * (1 - self.unread)))
 
 
 @dataclass(frozen=True)

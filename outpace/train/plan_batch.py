@@ -57,12 +57,12 @@ def batch(p: Planning, memory: Memory) -> tuple[int, int]:
 def _target(p: Planning) -> tuple[int, str]:
     """Tokens a step when none were asked for: the recipe's, or what a small text has steps for, and
     then why."""
-    most = p.dataset.train_tokens // STEPS_A_PASS
+    most = p.dataset.pass_tokens // STEPS_A_PASS
     if most >= REFERENCE_TOKENS_PER_STEP:
         return REFERENCE_TOKENS_PER_STEP, ""
     return (
         1 << max(0, most.bit_length() - 1),
-        f"a pass over {p.dataset.train_tokens:,} tokens then has {STEPS_A_PASS} steps or more",
+        f"a pass over {p.dataset.pass_tokens:,} tokens then has {STEPS_A_PASS} steps or more",
     )
 
 
@@ -115,7 +115,7 @@ def _checked(p: Planning, micro: int, memory: Memory) -> int:
 def _chosen(p: Planning, A: int, tokens: int, why: str) -> None:
     """The accumulation, and the tokens a step where a small text decides them."""
     p.choose("gradient_accumulation_steps", A, f"to reach {tokens:,} tokens a step")
-    if why and tokens * STEPS_A_PASS <= p.dataset.train_tokens:
+    if why and tokens * STEPS_A_PASS <= p.dataset.pass_tokens:
         p.choose("tokens_per_step", tokens, why)
 
 

@@ -37,10 +37,10 @@ def max_steps(p: Planning, tokens_per_step: int) -> int:
         return min(s.max_steps, steps) if s.max_steps != "auto" and "max_steps" in by else steps
     if s.max_steps != "auto":
         return s.max_steps
-    most = MOST_EPOCHS * p.dataset.train_tokens
+    most = MOST_EPOCHS * p.dataset.pass_tokens
     tokens = min(DEFAULT_TOKENS, most)
     reason = (
-        f"{MOST_EPOCHS} passes over {count(p.dataset.train_tokens)} tokens"
+        f"{MOST_EPOCHS} passes over {count(p.dataset.pass_tokens)} tokens"
         if most < DEFAULT_TOKENS
         else "10 billion tokens"
     )
@@ -48,7 +48,7 @@ def max_steps(p: Planning, tokens_per_step: int) -> int:
 
 
 def epochs(p: Planning, tokens: int) -> float:
-    epochs = tokens / max(1, p.dataset.train_tokens)
+    epochs = tokens / p.dataset.pass_tokens
     if epochs > MANY_EPOCHS:
         p.warnings.append(
             f"the text will be read {epochs:,.0f} times, and from about {MANY_EPOCHS} times on "

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -196,6 +197,25 @@ def test_the_next_files_come_while_one_is_read_and_each_once(tmp_path, monkeypat
                 assert path.exists()  # it is being read
             assert not path.exists()
         assert all(hub.gets(name) == 1 for name in files)
+
+
+def test_nothing_is_left_of_a_file_that_was_fetched_for_nothing(tmp_path, data, monkeypatch):
+    first = "plain_text/train-00001.parquet"
+    with serve({NAME: data, first: data[:99]}, "slow", victim=NAME) as hub:
+        point(hub, tmp_path, monkeypatch)
+        store = HubStore.at("a/b")
+        ahead, now = store.find()
+        part = tmp_path / "d" / (NAME + ".part")
+        with fetched(now, store, tmp_path / "d", [ahead]):
+            coming = downloads._COPIES[tmp_path / "d" / NAME].coming
+            while not (part.exists() and part.stat().st_size):
+                time.sleep(0.01)
+        for remote in (now, ahead):
+            drop(remote, tmp_path / "d")
+        assert partial(tmp_path / "d") == []
+    with pytest.raises(NetworkError, match="nobody needs it"):
+        coming.result(5)
+    assert partial(tmp_path / "d") == [] and hub.gets() == 1
 
 
 def test_h6_too_small_a_disk_is_told_before_anything_is_fetched(

@@ -22,6 +22,8 @@ from outpace.cli.main import main
 from outpace.core import network
 from outpace.core.errors import DataError, UsageError
 from outpace.data import downloads
+from outpace.data.prepare import PrepareOptions
+from outpace.data.rank_parts import prepare_share
 from outpace.data.sources.hub import HubSource, Wanted, fineweb
 from outpace.data.sources.readers import Reading
 from outpace.data.sources.remote import Downloading
@@ -229,6 +231,20 @@ def test_only_one_samples_files_are_fetched(fineweb_edu, tmp_path, prepare):
     assert fineweb("fineweb", "CC-MAIN-2024-10", "main").folder == "data/CC-MAIN-2024-10"
 
 
+def test_what_cuts_text_behind_an_address_makes_it_another_dataset(tmp_path, prepare):
+    with serve({"x.txt": b"one two\n---\nthree four\n---\ncaf\xe9"}) as hub:
+        address = f"{hub.address}/x/resolve/main/x.txt"
+        argv = ("files", "--input", address, "--separator", "\\n---\\n", "--errors")
+        assert prepare(hub, tmp_path, *argv, "skip").code == 0
+        source = manifest(tmp_path)["source"]
+        assert (source["separator"], source["errors"]) == ("\n---\n", "skip")
+        assert manifest(tmp_path)["documents"]["source"] == 2
+        done = prepare(hub, tmp_path, *argv, "replace")
+        assert done.code == 3 and "errors skip, not replace" in done.err
+        done = prepare(hub, tmp_path, "files", "--input", address, "--errors", "skip")
+        assert done.code == 3 and "separator" in done.err
+
+
 def test_any_dataset_with_a_column_and_the_nearest_for_a_wrong_one(tmp_path, prepare):
     ids = list(range(50))
     data = {
@@ -246,6 +262,15 @@ def test_any_dataset_with_a_column_and_the_nearest_for_a_wrong_one(tmp_path, pre
     assert manifest(tmp_path)["documents"]["source"] == 50
 
 
+def test_documents_come_from_the_hubs_file_wherever_it_lies_here(
+    openwebtext, tmp_path, prepare, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with serve(openwebtext) as hub:
+        assert prepare(hub, Path(), "openwebtext").code == 0
+    assert set(manifest(tmp_path)["from"]) == {OWT.format(n=n) for n in range(3)}
+
+
 def test_a_column_of_tokens_passes_by_the_tokenizer(tmp_path, prepare):
     tokens = ("huggingface", "some/set", "--column", "tokens")
     rows = [[50256, 1, 2, 3], [4, 5, 50256, 6], [], [50255]]
@@ -258,6 +283,17 @@ def test_a_column_of_tokens_passes_by_the_tokenizer(tmp_path, prepare):
         done = prepare(hub, tmp_path / "x", *tokens)
     assert done.code == 3
     assert "error[TOKEN-RANGE]" in done.err and "row 2" in done.err and "128000" in done.err
+
+
+def test_the_card_of_a_folder_behind_an_address_is_no_document(openwebtext, tmp_path, prepare):
+    import fsspec
+
+    name = OWT.format(n=0)
+    files = {f"/cards/{n}": openwebtext[n] for n in (name, "README.md")}
+    fsspec.filesystem("memory").pipe(files)
+    with serve({}) as hub:
+        assert prepare(hub, tmp_path, "files", "--input", "memory://cards").code == 0
+    assert set(manifest(tmp_path)["from"]) == {f"cards/{name}"}
 
 
 def test_published_token_files_are_fetched_and_used_as_they_are(tmp_path, prepare):
@@ -283,6 +319,23 @@ def test_published_token_files_are_fetched_and_used_as_they_are(tmp_path, prepar
     assert manifest(tmp_path)["tokens"] == {"train": 802, "val": 401}
 
 
+def test_a_rank_fetches_and_deletes_no_file_of_another(openwebtext, tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "*")
+    names = [f"part-{n}.parquet" for n in range(8)]
+    files = {name: openwebtext[OWT.format(n=0)] for name in names}
+    out = tmp_path / "out"
+    of_another = out / ".downloads" / names[0]
+    of_another.parent.mkdir(parents=True)
+    of_another.write_bytes(files[names[0]])  # which rank 0 is reading
+    with serve(files) as hub:
+        point(hub, tmp_path, monkeypatch)
+        source = HubSource("huggingface", Wanted("a/b"), Reading(), Downloading(out))
+        options = PrepareOptions("bytes")
+        assert prepare_share(source, out, options, rank=2, world_size=4, workers=1) is None
+        assert [hub.gets(name) for name in names] == [0, 0, 1, 0, 0, 0, 1, 0]
+    assert sorted(p.name for p in (out / ".downloads").glob("*.parquet")) == [names[0]]
+
+
 def test_files_behind_addresses(openwebtext, undisturbed, tmp_path, prepare):
     import fsspec
 
@@ -293,6 +346,14 @@ def test_files_behind_addresses(openwebtext, undisturbed, tmp_path, prepare):
         done = prepare(hub, tmp_path, "files", "--input", first, "memory://owt")
     assert done.code == 0, done.err
     assert shards(tmp_path) == undisturbed
+
+
+def test_two_addresses_of_one_path_are_not_taken_for_one_file(tmp_path, prepare):
+    with serve({"x.txt": b"one two"}) as hub:
+        address = f"{hub.address}/x/resolve/main/x.txt"
+        done = prepare(hub, tmp_path, "files", "--input", f"{address}?part=1", f"{address}?part=2")
+        assert done.code == 2 and "SAME-NAME" in done.err
+        assert prepare(hub, tmp_path, "files", "--input", address, address).code == 0
 
 
 @pytest.mark.parametrize(
@@ -312,6 +373,17 @@ def test_what_the_card_does_not_have_is_named(
         point(hub, tmp_path, monkeypatch)
         with pytest.raises(error, match=match):
             HubSource("huggingface", wanted, Reading(), Downloading(tmp_path / "out"))
+
+
+def test_a_split_that_no_file_is_named_for_is_refused(openwebtext, tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "*")
+    files = {f"part-{n}.parquet": openwebtext[OWT.format(n=n)] for n in range(2)}
+    where = Reading(), Downloading(tmp_path / "out")
+    with serve(files) as hub:
+        point(hub, tmp_path, monkeypatch)
+        assert len(HubSource("huggingface", Wanted("a/b"), *where).remotes) == 2
+        with pytest.raises(UsageError, match="validation"):
+            HubSource("huggingface", Wanted("a/b", split="validation"), *where)
 
 
 @pytest.mark.parametrize("card", [b"---\nconfigs: [\n---\n", b"---\nconfigs: 3\n---\n"])

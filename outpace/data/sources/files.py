@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 
 from outpace.core.errors import DataError, UsageError
 from outpace.core.log import note
+from outpace.data.folder import REMOVED
+from outpace.data.shards import MANIFEST
 from outpace.data.sources import Batch, Chunk
 from outpace.data.sources.readers import (
     NOTES,
@@ -72,12 +74,9 @@ class FilesSource:
                 yield from batch.texts
 
     def describe(self) -> dict[str, Any]:
-        named = {"separator": self.how.separator} if self.how.separator else {}
         return {
             "files": [self.how.label(p) for p in self.paths],
-            "text_field": self.how.text_field,
-            **named,
-            **self.how.lenience(),
+            **self.how.told(),
             "normalisation": {what: self._notes.get(what, 0) for what in NOTES},
         }
 
@@ -236,7 +235,8 @@ def _files_below(folder: Path) -> tuple[list[Path], int]:
     files: list[Path] = []
     links = 0
     for parent, folders, names in os.walk(folder, onerror=refuse):
-        files += (Path(parent, name) for name in names)
+        prepared = MANIFEST in names  # a dataset below its own text
+        files += (Path(parent, name) for name in names if not (prepared and name == REMOVED))
         links += sum(Path(parent, name).is_symlink() for name in folders)
     return files, links
 

@@ -64,8 +64,7 @@ class HubSource:
             "dataset": self.wanted.name,
             "commit": self.store.commit,
             "files": [r.path for r in self.remotes],
-            "text_field": self.how.text_field,
-            **self.how.lenience(),
+            **self.how.told(),
         }
 
     def finished(self) -> None:
@@ -142,7 +141,7 @@ def _of_config(store: HubStore, everything: list[Remote], wanted: Wanted) -> lis
         found = [r for r in everything if any(_fits(r.path, p) for p in of_split)]
         return data_files(found, split="")
     if not wanted.config:
-        return data_files(everything, wanted.split)
+        return _of_split(everything, wanted)
     folder = wanted.config.strip("/")
     inside = [r for r in everything if f"/{folder}/" in f"/{r.path}"]
     if not inside:
@@ -152,7 +151,20 @@ def _of_config(store: HubStore, everything: list[Remote], wanted: Wanted) -> lis
             f"{wanted.name} has no configuration or folder {folder!r}{nearest(folder, known)}",
             do=f"choose one of {', '.join(known[:20])}" if known else "leave out --config",
         )
-    return data_files(inside, wanted.split)
+    return _of_split(inside, wanted)
+
+
+def _of_split(remotes: list[Remote], wanted: Wanted) -> list[Remote]:
+    """Of files that no card tells apart, those of the split by their names. Where none is named so,
+    all: they are what there is to train on, and no other split than that."""
+    found = data_files(remotes, wanted.split)
+    if found and wanted.split != Wanted.split and wanted.split not in found[0].path.lower():
+        raise UsageError(
+            "NO-SPLIT",
+            f"no file of {wanted.name} is named {wanted.split!r} ({found[0].path}, ...)",
+            do="leave out --hub_split",
+        )
+    return found
 
 
 def _the_config(configs: dict[str, Any], wanted: Wanted) -> str:

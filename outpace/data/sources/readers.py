@@ -60,9 +60,14 @@ class Reading:
         absolute = path.absolute().as_posix()
         return absolute.removeprefix(self.root.rstrip("/") + "/") if self.root else absolute
 
-    def lenience(self) -> dict[str, str]:
-        """For what describes a dataset: what bad documents became, where they did not end it."""
-        return {} if self.errors == "strict" else {"errors": self.errors}
+    def told(self) -> dict[str, str]:
+        """For what describes a dataset: its field, and what else was asked for."""
+        usual = {"separator": "", "errors": "strict"}
+        asked = {name: getattr(self, name) for name in usual}
+        return {
+            "text_field": self.text_field,
+            **{name: value for name, value in asked.items() if value != usual[name]},
+        }
 
 
 class BadDocument(DataError):

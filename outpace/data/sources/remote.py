@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from outpace.core.errors import DataError
+from outpace.core.errors import DataError, UsageError
 from outpace.core.network import within
 from outpace.core.secrets import redact
 from outpace.data.downloads import Remote, Store, announce, drop, fetched
@@ -89,7 +89,8 @@ class RemoteChunk:
         return self.remote.digest or version
 
     def read(self, columns: Sequence[str] = ()) -> Iterator[Batch]:
-        with fetched(self.remote, self.store, self.folder, self.then) as path:
+        with fetched(self.remote, self.store, self.folder, self.then) as found:
+            path = found.absolute()  # as labels have it
             for chunk in local_chunks([path], self.how):
                 for batch in chunk.read(columns):
                     yield _relabelled(batch, str(path), self.remote.path)
@@ -133,6 +134,19 @@ def remote_chunks(
         )
         for n, remote in enumerate(remotes)
     ]
+
+
+def of_one_rank(chunks: Sequence[Chunk]) -> list[Chunk]:
+    """The same chunks, for a process beside which others read other ones of the same folder: none
+    but these are fetched ahead, and each is deleted when it is read, for its part is kept."""
+    found: list[Chunk] = []
+    for n, chunk in enumerate(chunks):
+        if isinstance(chunk, RemoteChunk):
+            later = [c for c in chunks[n + 1 : n + 1 + AHEAD] if isinstance(c, RemoteChunk)]
+            then = tuple(c.remote for c in later if c.store == chunk.store)
+            chunk = replace(chunk, then=then, past=chunk.past and chunk.remote)
+        found.append(chunk)
+    return found
 
 
 def data_files(remotes: Sequence[Remote], split: str = "train") -> list[Remote]:
@@ -224,6 +238,7 @@ class AddressedSource:
                 self._found.append((store, _readable(pattern, store.find(pattern))))
             else:
                 self._found.append(find_files([pattern]))
+        _check_places([r for found in self._found if isinstance(found, tuple) for r in found[1]])
 
     def chunks(self) -> Sequence[Chunk]:
         chunks: list[Chunk] = []
@@ -241,13 +256,25 @@ class AddressedSource:
             names += (
                 [p.name for p in found] if isinstance(found, list) else [r.url for r in found[1]]
             )
-        return {"files": [redact(name) for name in names], "text_field": self.how.text_field}
+        return {"files": [redact(name) for name in names], **self.how.told()}
 
     def finished(self) -> None:
         """Delete the downloads, unless they are to be kept."""
         for found in self._found:
             if not isinstance(found, list):
                 self.downloading.finish(found[1])
+
+
+def _check_places(remotes: Sequence[Remote]) -> None:
+    """UsageError for two addresses of one path: the second would get the first one's download."""
+    urls: dict[str, str] = {}
+    for remote in remotes:
+        if (other := urls.setdefault(remote.path, remote.url)) != remote.url:
+            raise UsageError(
+                "SAME-NAME",
+                f"{other} and {remote.url} would be one file here, {remote.path}",
+                do="prepare them one after the other, into two folders, or download them first",
+            )
 
 
 def _readable(pattern: str, remotes: list[Remote]) -> list[Remote]:
@@ -258,4 +285,6 @@ def _readable(pattern: str, remotes: list[Remote]) -> list[Remote]:
             f"nothing at {pattern!r} is one of {', '.join(READABLE)}",
             do=f"check the address; compressed text may end in {', '.join(COMPRESSED)}",
         )
-    return found
+    if not any(kind(Path(r.path)) in (*JSONL, *PARQUET) for r in found):
+        return found
+    return [r for r in found if Path(r.path).name != "README.md"]  # it tells of the data beside it

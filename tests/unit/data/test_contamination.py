@@ -83,6 +83,13 @@ def test_an_overlap_is_found_across_every_border_of_the_blocks(tmp_path, tokeniz
         assert hits == set(whole.tolist()), block
 
 
+def test_an_overlap_is_found_across_a_border_behind_a_long_gap(tmp_path, monkeypatch):
+    begins = f"{' '.join(WORDS[:6])} {'-' * 99_000} "
+    text = begins + " ".join(WORDS[6:13]) + " and what follows"
+    monkeypatch.setattr(module, "BLOCK_TOKENS", len(begins) + 3)
+    assert found(prepare(tmp_path / "data", [text], "bytes"))["contaminated"]
+
+
 def test_nothing_is_found_across_documents(tmp_path, monkeypatch):
     halves = [" ".join(WORDS[:12]), " ".join(WORDS[12:24])]
     dataset = prepare(tmp_path / "data", halves, "bytes")

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from outpace.cli.main import main
 from outpace.core.errors import DataError, UsageError
 from outpace.data.sources.files import FilesSource, find_files
 from outpace.data.sources.readers import Reading, read_parquet, read_texts
@@ -73,6 +74,15 @@ def test_a_datasets_card_is_no_document_and_a_texts_own_readme_is(tmp_path, caps
     assert find_files([str(tmp_path)]) == [rows]
     assert "README.md is left out" in capsys.readouterr().err
     assert find_files([str(tmp_path), str(card)]) == [card, rows]
+
+
+def test_a_dataset_below_its_own_text_is_found_again_by_the_same_command(tmp_path):
+    for name in ("a.txt", "copy.txt"):
+        (tmp_path / name).write_text("hello world\n")
+    argv = ["--input", str(tmp_path), "--output", str(tmp_path / "tokens"), "--tokenizer", "bytes"]
+    assert main(["prepare", "files", *argv]) == 0
+    assert (tmp_path / "tokens" / "removed.jsonl").exists()
+    assert main(["prepare", "files", *argv]) == 0
 
 
 def test_parquet_rows_are_documents_and_missing_ones_empty(tmp_path):

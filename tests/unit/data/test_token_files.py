@@ -130,6 +130,10 @@ def test_damaged_files_are_refused(tmp_path):
         refused(path, match)
     np.save(tmp_path / "y.npy", np.zeros((2, 3)))
     refused(tmp_path / "y.npy", "float64")
+    np.save(tmp_path / "y.npy", np.arange(9, dtype=np.uint16))
+    with open(tmp_path / "y.npy", "ab") as f:
+        f.write(bytes(4))
+    refused(tmp_path / "y.npy", "9 tokens are promised")
     np.save(tmp_path / "z.npy", np.array([{}], object), allow_pickle=True)
     refused(tmp_path / "z.npy", "NumPy")
     path = megatron(tmp_path / "m.bin", TEXTS)
