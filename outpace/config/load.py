@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import sys
 import tomllib
 from decimal import Decimal
 from importlib import resources
@@ -60,11 +61,15 @@ def parse_flags(schema: Any, argv: list[str], *, prog: str, default: Any = None)
 
 def _parse(schema: Any, argv: list[str], *, prog: str, default: Any = None) -> Any:
     extra = {} if default is None else {"default": default}
-    if {"-h", "--help"} & set(argv) and shutil.get_terminal_size().columns < HELP_COLUMNS:
+    asks = bool({"-h", "--help"} & set(argv))
+    if asks and shutil.get_terminal_size().columns < HELP_COLUMNS:
         os.environ["COLUMNS"] = str(HELP_COLUMNS)  # tyro takes for ever in a few columns
     said = io.StringIO()
+    # tyro colours whatever it says, and wherever, if standard output is a terminal.
+    coloured = asks and not os.environ.get("NO_COLOR")
+    out = sys.stdout if coloured else io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
             return tyro.cli(
                 schema,
                 args=argv,
@@ -76,6 +81,8 @@ def _parse(schema: Any, argv: list[str], *, prog: str, default: Any = None) -> A
             )
     except SystemExit as end:
         if not end.code:  # a help page
+            if isinstance(out, io.StringIO):
+                sys.stdout.write(out.getvalue())
             raise
         raise one_line(said.getvalue(), prog, _flag_names(schema)) from None
 

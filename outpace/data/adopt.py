@@ -46,7 +46,7 @@ def can_adopt(files: Sequence[TokenFile]) -> bool:
 
 def adopt(files: Sequence[TokenFile], output: Path, *, workers: int = 1) -> Dataset:
     """Make a dataset of `files` in `output`, which may be the folder that they are in. Every token
-    is read once. DataError for what is no shard of GPT-2 tokens, and when `output` holds another
+    is read. DataError for what is no shard of GPT-2 tokens, and when `output` holds another
     dataset."""
     tokenizer = get_tokenizer("gpt2")
     _check_names(files, output)

@@ -43,25 +43,31 @@ def samples_of(dataset: Dataset, split: str, count: int, seed: int = 0) -> list[
         return []
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.choice(total, min(count, total), replace=False)).tolist()
-    decode = get_tokenizer(dataset.tokenizer).decode
+    tokenizer = get_tokenizer(dataset.tokenizer)
     found = []
     before = 0
     for shard in shards:
         mine = [n - before for n in chosen if before <= n < before + shard.documents]
         for number in mine:
-            ids, length = _beginning(dataset, shard, int(number))
-            text = decode(ids) + (" ..." if length > len(ids) else "")
+            ids, length = _beginning(dataset, shard, int(number), tokenizer.end_of_text)
+            text = tokenizer.decode(ids) + (" ..." if length > len(ids) else "")
             found.append((f"{shard.file}, document {number} ({length:,} tokens)", text))
         before += shard.documents
     return found
 
 
-def _beginning(dataset: Dataset, shard: ShardFile, number: int) -> tuple[list[int], int]:
+def _beginning(
+    dataset: Dataset, shard: ShardFile, number: int, end_of_text: int
+) -> tuple[list[int], int]:
+    """First tokens of a document and how many it has, without end-of-text, which the rest of one
+    that others' shards cut has not."""
     lengths = shard.document_lengths(dataset.folder)
-    start, length = int(lengths[:number].sum()), int(lengths[number]) - 1
+    start, length = int(lengths[:number].sum()), int(lengths[number])
     with open(dataset.folder / shard.file, "rb") as f:
-        f.seek(HEADER_BYTES + 2 * (start + 1))
-        return np.fromfile(f, "<u2", min(length, SAMPLE_TOKENS)).tolist(), length
+        f.seek(HEADER_BYTES + 2 * start)
+        ids = np.fromfile(f, "<u2", min(length, SAMPLE_TOKENS + 1)).tolist()
+    marked = int(ids[0] == end_of_text)
+    return ids[marked : SAMPLE_TOKENS + marked], length - marked
 
 
 def summary(dataset: Dataset, samples: int) -> dict[str, Any]:

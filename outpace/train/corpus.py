@@ -37,7 +37,8 @@ def find_dataset(name: str, *, make: bool = False, is_main: bool = True) -> Path
     made when nothing else is there and nothing was asked for, by the host's first process."""
     if name == "auto":
         if (DATA / "openwebtext" / MANIFEST).exists():
-            note("dataset: data/openwebtext")
+            if is_main:
+                note("dataset: data/openwebtext")
             return DATA / "openwebtext"
         if not make and not is_default_prepared():
             raise DataError(

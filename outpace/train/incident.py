@@ -33,6 +33,7 @@ def record(s: Session, progress: Progress, incident: Incident, data_step: int) -
         "norm_limit": incident.norm_limit,
         "data_step": data_step,
         "lineage": progress.lineage,
+        "world_size": s.group.ranks.world_size,
         "mixed_precision": s.plan.mixed_precision,
         "tokenizer": s.tokenizer.name,
     }

@@ -120,11 +120,14 @@ def _chosen(p: Planning, A: int, tokens: int, why: str) -> None:
 
 
 def _warn_batch(p: Planning, tokens: int, target: int) -> None:
-    recipes = target == REFERENCE_TOKENS_PER_STEP
+    if target == REFERENCE_TOKENS_PER_STEP:
+        wanted, better = f"the recipe has {target:,}", "the recipe's batch"
+    else:
+        wanted, better = f"{target:,} suit a text of this size", "that"
     p.warnings.append(
-        f"{tokens:,} tokens a step, where the {'recipe' if recipes else 'text'} has {target:,}: "
-        f"--gradient_accumulation_steps was given, so the batch is what a micro-batch allows; "
-        f"leave that flag out (or set --tokens_per_step) for the recipe's batch"
+        f"{tokens:,} tokens a step, where {wanted}: --gradient_accumulation_steps was given, so "
+        "the batch is what a micro-batch allows; leave that flag out (or set --tokens_per_step) "
+        f"for {better}"
     )
 
 

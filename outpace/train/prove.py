@@ -155,6 +155,13 @@ def _pair(folder: RunFolder, at: int | None) -> tuple[store.Checkpoint | None, s
         )
     begin = None if here is None else store.load(here)
     target = store.load(after[0])
+    if begin and _pieces(begin) != _pieces(target):
+        raise UsageError(
+            "MEMORY",
+            f"memory was short between step {begin.step} and {target.step}, and micro-batches were "
+            "halved",
+            do="choose another --at",
+        )
     if begin is None and target.state["identity"]["init_from"]:
         raise UsageError(
             "NO-CKPT",
@@ -168,6 +175,11 @@ def _pair(folder: RunFolder, at: int | None) -> tuple[store.Checkpoint | None, s
             do="choose another --at",
         )
     return begin, target
+
+
+def _pieces(checkpoint: store.Checkpoint) -> int:
+    pieces: int = checkpoint.state.get("progress", {}).get("pieces", 1)
+    return pieces
 
 
 def _hashes(path: Path) -> dict[str, str]:

@@ -65,7 +65,10 @@ def read(incident: Path) -> tuple[dict[str, Any], torch.Tensor]:
         about: dict[str, Any] = json.loads((incident / "incident.json").read_text())
         _ = about["step"], about["mixed_precision"], about["tokenizer"]
         parts: dict[str, torch.Tensor] = {}
-        for path in sorted(incident.glob("process-*.safetensors")):
+        files = sorted(incident.glob("process-*.safetensors"))
+        if "world_size" in about:  # beside them may be those of a start with more processes
+            files = [incident / f"process-{r}.safetensors" for r in range(about["world_size"])]
+        for path in files:
             parts |= load_file(path)
         return about, torch.cat([parts[name] for name in sorted(parts)]).long()
     except (OSError, ValueError, LookupError, RuntimeError, SafetensorError) as error:

@@ -4,6 +4,7 @@ bad steps; and refusing to go on with another run's settings.
 
 import contextlib
 import json
+import math
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from outpace.checkpoint.state import differences, load_optimizer, load_weights
 from outpace.config.presets import GPT2Shape
 from outpace.config.schema import RunConfig
 from outpace.core.errors import CheckpointError, DataError, NumericsError, UsageError
-from outpace.core.log import say, warn
+from outpace.core.log import note, say, warn
 from outpace.core.runfolder import RUNS, RunFolder
 from outpace.data.mixture import Mixture
 from outpace.data.shards import JOURNAL, MANIFEST
@@ -63,7 +64,7 @@ def check_startable(
     for name, kind in (("identity", dict), ("environment", dict), ("max_steps", int)):
         if not isinstance(checkpoint.state.get(name, kind()), kind):
             raise _no_state(checkpoint, f"{name} is no {kind.__name__}")
-    newest = (checkpoint.lineage, checkpoint.step)
+    newest = _place(checkpoint)
     newer = [p for p in store.paths(folder.checkpoints) if (store.place(p) or newest) > newest]
     if newer and config.run.resume != "auto":
         raise UsageError(
@@ -153,6 +154,8 @@ def resume(s: Session, environment: dict[str, Any]) -> Progress:
             save(s, progress, s.guard.state(None), environment, due=True)
         return progress
     progress = load_checkpoint(s, checkpoint)
+    then = checkpoint.state["environment"]
+    progress.pieces = _pieces(s, progress.pieces, then, environment)
     if main:
         s.folder.forget_after(checkpoint.step)
         say(f"resuming from {checkpoint.path} at step {checkpoint.step:,}")
@@ -270,12 +273,18 @@ def _continuation(path: Path, folder: RunFolder, *, set_aside: bool) -> store.Ch
     own = store.latest(folder.checkpoints, set_aside=set_aside)
     with contextlib.suppress(*store.UNREADABLE):
         if path.exists():
-            began = store.read_manifest(path).get("run") == (own and own.run)
+            there = store.read_manifest(path)
+            place = there.get("lineage", 0), there["step"]
+            began = own is not None and own.run == there.get("run") and _place(own) >= place
         else:
             config = tomllib.loads(folder.config.read_text(encoding="utf-8"))
             began = Path(config["run"]["resume"]) == path
         return own if own is not None and own.run and began else None
     return None
+
+
+def _place(checkpoint: store.Checkpoint) -> tuple[int, int]:
+    return checkpoint.lineage, checkpoint.step
 
 
 def _is_of(path: Path, folder: RunFolder) -> bool:
@@ -295,6 +304,17 @@ def load_checkpoint(s: Session, checkpoint: store.Checkpoint) -> Progress:
         return Progress.of(state, checkpoint.step)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _no_state(checkpoint, f"{type(error).__name__}: {error}") from error
+
+
+def _pieces(s: Session, pieces: int, then: dict[str, Any], now: dict[str, Any]) -> int:
+    """Into how many parts each micro-batch is cut: where memory was short on this device, to as
+    many sequences as fitted."""
+    if pieces == 1 or then.get("device") != now["device"]:
+        return 1
+    rows = math.ceil(int(then["micro_batch_size"]) / pieces)
+    if s.group.ranks.is_main and rows < s.plan.micro_batch_size:
+        note(f"memory was short before: going on with {rows} sequences in a micro-step")
+    return math.ceil(s.plan.micro_batch_size / rows)
 
 
 def _no_state(checkpoint: store.Checkpoint, why: str) -> CheckpointError:

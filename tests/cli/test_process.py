@@ -1,11 +1,17 @@
 """What only a process of its own shows: closed pipes, signals, locales, limits, crashes."""
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
+import re
 import shlex
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +35,47 @@ def environment(**changes: str) -> dict[str, str]:
 def start(argv, cwd, **options) -> subprocess.Popen:
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment()} | options
     return subprocess.Popen([str(a) for a in argv], cwd=cwd, **options)
+
+
+# In a terminal.
+
+
+def in_terminal(argv: list[str], folder: Path, **changes: str) -> str:
+    """What `outpace ARGV` writes, standard output and error in a terminal of 100 columns."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    env = environment(TERM="xterm-256color", **changes)
+    process = start([*OUTPACE, *argv], folder, stdout=theirs, stderr=theirs, env=env)
+    os.close(theirs)
+    said = b""
+    with contextlib.suppress(OSError):  # nobody writes any more
+        while part := os.read(ours, 4096):
+            said += part
+    os.close(ours)
+    process.wait()
+    return said.decode()
+
+
+@posix
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["train", "--modl_size", "3"], "did you mean --model_size"),
+        (["train", "--max_steps", "x"], "--max_steps"),
+        (["status"], "needs RUN"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_in_a_terminal_too(argv, line, folder):
+    said = in_terminal(argv, folder)
+    red = re.fullmatch(r"\x1b\[1;31m(error\[FLAGS\]: [^\x1b─]*)\x1b\[0m\r\n", said)
+    assert red and line in red[1], said
+
+
+@posix
+def test_a_help_page_is_coloured_unless_no_color_is_set(folder):
+    assert "\x1b[" in in_terminal(["train", "--help"], folder)
+    plain = in_terminal(["train", "--help"], folder, NO_COLOR="1")
+    assert "--model_size" in plain and "\x1b" not in plain
 
 
 # Nobody reads.

@@ -1,6 +1,7 @@
 """Memory that runs out: the same batch in smaller pieces, on all processes, to the same gradient;
 evaluations, samples and copies that give way; and no leak."""
 
+import json
 import signal
 import statistics
 from pathlib import Path
@@ -20,6 +21,7 @@ from harness import (
 from peers import call_ranks
 from trials_resume import hashes, newest, rows_by_step
 
+from outpace.checkpoint import store
 from outpace.cli.main import main
 from outpace.core.files import read_json_lines
 
@@ -101,7 +103,7 @@ def test_m1_later_in_the_run_the_same_batch_is_done_again(planned, tiny_dataset,
     assert_nothing_lost(run)
 
 
-@pytest.mark.parametrize("after", [0, 9], ids=["from-the-start", "in-step-5"])
+@pytest.mark.parametrize("after", [0, 10], ids=["from-the-start", "in-step-5"])
 def test_m1_one_process_short_of_memory_cuts_for_both(tiny_dataset, tmp_path, after):
     """Rank 1 alone runs out, in a micro-step in which nobody waits for the other."""
     run, other = tmp_path / "run", tmp_path / "planned"
@@ -121,6 +123,34 @@ def test_m1_one_process_short_of_memory_cuts_for_both(tiny_dataset, tmp_path, af
     if after == 0:
         assert hashes(run) == hashes(other)
     assert_nothing_lost(run)
+
+
+def test_m1_a_resume_goes_on_with_as_many_rows_as_fitted(planned, tiny_dataset, tmp_path):
+    """However large a micro-batch it asks for; a step that was halved in between proves nothing."""
+    run = tmp_path / "run"
+    stop = ((poison.memory, 2 * ROW), (poison.signalled, 6, signal.SIGTERM))
+    child = call(
+        *command(tiny_dataset, run, 8, 1), cwd=tmp_path, setup=poison.all_of, args=stop
+    )  # fmt: skip
+    assert child.code == 75 and "going on with 2" in child.err, child.err
+    for at, rows, accumulation in ((7, 4, 2), (9, 8, 1), (STEPS, 2, 4)):
+        arguments = [*command(tiny_dataset, run, rows, accumulation), "--max_steps", str(at)]
+        child = call(*arguments, cwd=tmp_path)
+        assert child.code == 0, child.err
+        assert ("going on with 2 sequences in a micro-step" in child.err) == (rows > 2)
+        state = json.loads((store.paths(run / "checkpoints")[-1] / store.STATE).read_text())
+        assert state["progress"]["pieces"] == rows // 2
+
+
+def test_m1_a_step_that_was_halved_is_no_proof(tiny_dataset, tmp_path):
+    run = tmp_path / "run"
+    arguments = [*command(tiny_dataset, run, 4, 2), "--save_every_steps", "3"]
+    fault = {"setup": poison.memory, "args": (2 * ROW, True, 8)}
+    assert call(*arguments, cwd=tmp_path, **fault).code == 0
+    assert [e["step"] for e in events(run, "memory")] == [5]
+    refused = call("prove-resume", str(run), "--at", "3", cwd=tmp_path)
+    assert refused.code == 2 and "memory was short between step 3 and 6" in refused.err
+    assert call("prove-resume", str(run), "--at", "6", cwd=tmp_path).code == 0
 
 
 @pytest.mark.parametrize("host", [False, True], ids=["gpu", "cpu"])

@@ -793,6 +793,19 @@ def test_r15_a_run_begun_from_a_checkpoint_elsewhere_goes_on_by_the_same_command
     assert final_hash(run) == final_hash(straight)
 
 
+def test_r15_a_checkpoint_elsewhere_that_is_ahead_of_the_run_is_gone_on_from(
+    straight, tiny_dataset, tmp_path
+):
+    run = tmp_path / "run"
+    at = [str(straight / "checkpoints" / store.name_of(step, 0)) for step in (5, 15)]
+    stop = {"setup": poison.signalled, "args": (9, signal.SIGTERM)}
+    begin = [*command(tiny_dataset, run), "--resume", at[0]]
+    assert call(*begin, cwd=tmp_path, **stop).code == 75
+    done = call(*command(tiny_dataset, run), "--resume", at[1], cwd=tmp_path)
+    assert done.code == 0 and f"resuming from {at[1]} at step 15" in done.out, done.err
+    assert final_hash(run) == final_hash(straight)
+
+
 def test_r12_a_run_begun_from_a_checkpoint_elsewhere_rolls_back_to_it(
     straight, tiny_dataset, tmp_path
 ):

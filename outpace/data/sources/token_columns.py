@@ -53,7 +53,7 @@ def read_tokens(
 
 
 def _documents(ids: Any, lengths: Any, values: dict[str, Any]) -> Batch:
-    """Rows cut at every end-of-text; empty parts are left out, but for rows that are all empty."""
+    """Rows cut at every end-of-text; empty parts are left out, and so are empty rows."""
     row_of = np.repeat(np.arange(len(lengths)), lengths)
     is_end = ids == END_OF_TEXT
     part = np.cumsum(is_end) + row_of  # equal within a part, and grows from one to the next

@@ -70,7 +70,7 @@ def choose(device: torch.device, dtype: torch.dtype, H: int, T: int, D: int) -> 
         prepare = partial(_candidates, device, dtype, shape, names)
         if found := fastest.fastest("attention", device, dtype, shape, names, prepare):
             return found.choice, found.reason()
-    return "sdpa", "the comparison of backends did not fit in memory; PyTorch chooses"
+    return "sdpa", "no backend could be measured; PyTorch chooses"
 
 
 def _candidates(

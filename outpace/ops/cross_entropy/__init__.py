@@ -92,7 +92,7 @@ def choose(
         prepare = partial(_candidates, device, dtype, shape, names, fp8)
         if found := fastest.fastest(kind, device, dtype, shape, names, prepare, tolerance):
             return found.choice, found.reason()
-    return "chunked", "the comparison of losses did not fit in memory, and chunked needs least"
+    return "chunked", "no loss could be measured, and chunked needs least memory"
 
 
 def _candidates(

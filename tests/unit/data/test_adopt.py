@@ -11,8 +11,10 @@ from outpace.cli.main import main
 from outpace.core.errors import DataError
 from outpace.data.adopt import adopt, can_adopt, split_of
 from outpace.data.exports import EXPORTS
+from outpace.data.info import samples_of
 from outpace.data.shards import open_dataset, verify_dataset
 from outpace.data.token_files import recognise
+from outpace.tokenizer import get_tokenizer
 
 from .test_token_files import END, llmc
 
@@ -114,6 +116,13 @@ def test_another_vocabulary_and_other_files_are_refused(tmp_path):
         adopt([files[0], other[0]], tmp_path / "new")
     with pytest.raises(DataError, match="other files"):
         adopt(files[:2], tmp_path / "data")
+
+
+def test_samples_of_cut_documents_lack_no_token(tmp_path):
+    dataset = adopt(shards(tmp_path / "fineweb", 5), tmp_path / "data")
+    texts = [text for _, text in samples_of(dataset, "train", 9)]
+    decode = get_tokenizer("gpt2").decode
+    assert texts == [decode(ids) for ids in ([4, 5, 6], [], [], [7, 8, 9], [50255])]
 
 
 def test_damage_after_adoption_is_found(tmp_path):
