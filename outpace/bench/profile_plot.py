@@ -26,13 +26,13 @@ def plot(parts: Sequence[Part], title: str, path: Path) -> None:
         barmode="stack",
         template="plotly_white",
         title=title,
-        xaxis_title="milliseconds of one step",
-        legend={"orientation": "h", "y": 1.08, "traceorder": "normal"},
-        margin={"l": 220},
+        xaxis_title="milliseconds of one step, under the profiler",
+        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "traceorder": "normal"},
+        margin={"l": 220, "t": 110},
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.write_html(path, include_plotlyjs=True)
+        figure.write_html(path, include_plotlyjs=True, config={"displayModeBar": False})
     except OSError as error:
         raise StorageError(
             "PLOT", f"cannot write {path}: {error.strerror}", do="choose another --plot"

@@ -53,7 +53,8 @@ def run(argv: list[str]) -> int:
             raise UsageError(
                 "NO-PEER",
                 f"{package} is not installed",
-                do="pip install 'outpace[dev]', or leave it out with --no_lm_eval",
+                do="pip install 'outpace[dev]'"
+                + (", or leave it out with --no_lm_eval" if package == "lm_eval" else ""),
             )
     if options.build_nanogpt is not None:
         check_checkout(options.build_nanogpt)

@@ -71,7 +71,7 @@ def _split(
     quantiles = ", ".join(f"{name} {value:,}" for name, value in lengths["quantiles"].items())
     number = sum(count for _, _, count in lengths["bins"])
     lines = [
-        f"{split}: {tokens:,} tokens in {number:,} documents",
+        f"{split}: {tokens:,} tokens in {number:,} document{'s' if number > 1 else ''}",
         f"  tokens a document: mean {lengths['mean']:,.1f}, {quantiles}",
     ]
     most = max(count for _, _, count in lengths["bins"])

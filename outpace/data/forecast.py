@@ -25,6 +25,7 @@ from outpace.core.units import count, duration
 from outpace.data.encode import Piece
 from outpace.data.ledger import Ledger
 from outpace.data.sources import Chunk
+from outpace.data.sources.pretokenized import TokenChunk
 
 BYTES_A_TOKEN = 4.4
 """Of English text in GPT-2's vocabulary; other languages and code have fewer."""
@@ -47,7 +48,7 @@ def announce(
     there = sum(f.stat().st_size for f in output.glob("*.bin*"))
     needed, free = 2 * tokens - there, shutil.disk_usage(output).free
     speed = BYTES_A_SECOND.get(engine.split("-")[0], BYTES_A_SECOND["fastokens"]) * workers
-    if text > 1e6:
+    if text > 1e6 and not any(isinstance(chunk, TokenChunk) for chunk in chunks):
         seconds = max(1.0, tokens * BYTES_A_TOKEN / speed)
         note(
             f"some {text / 1e9:.3g} GB of text: about {count(tokens)} tokens, "

@@ -49,8 +49,8 @@ def samples_of(dataset: Dataset, split: str, count: int, seed: int = 0) -> list[
     for shard in shards:
         mine = [n - before for n in chosen if before <= n < before + shard.documents]
         for number in mine:
-            ids, length = _beginning(dataset, shard, int(number), tokenizer.end_of_text)
-            text = tokenizer.decode(ids) + (" ..." if length > len(ids) else "")
+            ids, length, more = _beginning(dataset, shard, int(number), tokenizer.end_of_text)
+            text = tokenizer.decode(ids) + (" ..." if more else "")
             found.append((f"{shard.file}, document {number} ({length:,} tokens)", text))
         before += shard.documents
     return found
@@ -58,16 +58,16 @@ def samples_of(dataset: Dataset, split: str, count: int, seed: int = 0) -> list[
 
 def _beginning(
     dataset: Dataset, shard: ShardFile, number: int, end_of_text: int
-) -> tuple[list[int], int]:
-    """First tokens of a document and how many it has, without end-of-text, which the rest of one
-    that others' shards cut has not."""
+) -> tuple[list[int], int, bool]:
+    """First tokens of a document without end-of-text, which the rest of one that others' shards cut
+    has not; how many it has with it; whether there are more."""
     lengths = shard.document_lengths(dataset.folder)
     start, length = int(lengths[:number].sum()), int(lengths[number])
     with open(dataset.folder / shard.file, "rb") as f:
         f.seek(HEADER_BYTES + 2 * start)
         ids = np.fromfile(f, "<u2", min(length, SAMPLE_TOKENS + 1)).tolist()
     marked = int(ids[0] == end_of_text)
-    return ids[marked : SAMPLE_TOKENS + marked], length - marked
+    return ids[marked : SAMPLE_TOKENS + marked], length, length - marked > SAMPLE_TOKENS
 
 
 def summary(dataset: Dataset, samples: int) -> dict[str, Any]:

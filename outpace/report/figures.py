@@ -301,7 +301,7 @@ def _reference(
     figure.add_annotation(
         xref="paper", x=0.01 if left else 1, xanchor="left" if left else "right",
         y=y, yanchor="top" if below else "bottom", text=label, showarrow=False,
-        font={"size": 11.5, "color": MUTED},
+        font={"size": 11.5, "color": MUTED}, bgcolor=SURFACE, borderpad=1,
     )  # fmt: skip
 
 

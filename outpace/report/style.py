@@ -204,6 +204,7 @@ footer { margin-top: 64px; padding-bottom: 48px; color: var(--muted); font-size:
   .plan th, .plan td { border: 0; padding: 0; width: auto; }
   .plan td:nth-child(2) { width: auto; text-align: right; }
   .plan td:nth-child(3) { grid-column: 1 / -1; font-size: 13.5px; }
+  .runs tbody th { white-space: normal; min-width: 8.5em; }
   .sample { padding-left: 14px; }
 }
 @media print { section, .chart, .sample { break-inside: avoid; } .tall { max-height: none; } }
