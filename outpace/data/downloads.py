@@ -21,7 +21,7 @@ from typing import BinaryIO, Protocol
 from outpace.core import locks
 from outpace.core.crash import first_line
 from outpace.core.errors import DataError, NetworkError, OutpaceError, StorageError
-from outpace.core.files import fsync_folder, storage_error
+from outpace.core.files import fsync_folder, sha256_json, storage_error
 from outpace.core.hub import DISK, DOWNLOAD_S, LEAST_BYTES_PER_S, digest_of, reason, refusal
 from outpace.core.log import note, warn
 from outpace.core.network import BUSY, TRIES, in_background, pause, within
@@ -121,7 +121,7 @@ def drop(remote: Remote, folder: Path) -> None:
             copy.unwanted = True
             return
         _COPIES.pop(target, None)
-    for path in (target, _part(target), target.with_name(f".{target.name}.lock")):
+    for path in (target, _part(remote, folder), target.with_name(f".{target.name}.lock")):
         path.unlink(missing_ok=True)
 
 
@@ -163,9 +163,10 @@ def download(remote: Remote, store: Store, folder: Path) -> Path:
                     if is_sound(found, remote):
                         return found
                     warn(f"{found} is not what {remote.url} holds; fetching it again")
+            part = _part(remote, folder)
             with _CONNECTIONS:
-                _complete(remote, store, _part(target))
-            os.replace(_part(target), target)
+                _complete(remote, store, part)
+            os.replace(part, target)
         finally:
             lock.release()
         fsync_folder(target.parent)
@@ -252,11 +253,14 @@ def _is_stale(copy: _Copy) -> bool:
 def _here(remote: Remote, store: Store, folder: Path) -> int:
     """Bytes of a file that need not be fetched any more."""
     target = folder / remote.path
-    return remote.size if target.exists() or store.at_hand(remote) else _size(_part(target))
+    return remote.size if target.exists() or store.at_hand(remote) else _size(_part(remote, folder))
 
 
-def _part(target: Path) -> Path:
-    return target.with_name(target.name + ".part")
+def _part(remote: Remote, folder: Path) -> Path:
+    """What there is of a file so far; of another version nothing serves."""
+    version = f".{sha256_json(remote.version)[:8]}" if remote.version else ""
+    target = folder / remote.path
+    return target.with_name(f"{target.name}{version}.part")
 
 
 def _size(path: Path) -> int:

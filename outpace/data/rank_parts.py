@@ -51,8 +51,9 @@ def ranks_from(
         for names in NUMBERS:
             if all(environment.get(name, "").isdecimal() for name in names):
                 rank, world_size = (int(environment[name]) for name in names)
-                if names[0] == "SLURM_ARRAY_TASK_ID":  # an array may begin at 1
+                if names[0] == "SLURM_ARRAY_TASK_ID":  # an array may begin at 1, in steps of 2
                     rank -= int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))
+                    rank //= int(environment.get("SLURM_ARRAY_TASK_STEP", "1"))
                 break
         else:
             raise UsageError(

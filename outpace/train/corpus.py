@@ -126,6 +126,7 @@ def facts_of(mixture: Mixture, config: RunConfig) -> DatasetFacts:
         mixture.tokens_to_first_end,
         mixture.tokens("val"),
         unread(mixture, config.model.context) if config.data.bos_aligned else 0.0,
+        mixture.tokens("train") + mixture.tokens("val"),
     )
 
 

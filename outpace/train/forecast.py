@@ -161,7 +161,7 @@ def forecast(
         seconds=seconds,
         energy_kwh=seconds * watts * W / 3.6e6 if seconds and watts else None,
         price=seconds / 3600 * price_per_hour if seconds and price_per_hour else None,
-        data_bytes=TOKEN_BYTES * (facts.train_tokens + facts.val_tokens),
+        data_bytes=TOKEN_BYTES * (facts.stored or facts.train_tokens + facts.val_tokens),
         checkpoint_bytes=checkpoint_bytes(config, plan),
         checkpoints=checkpoints_kept(config, plan),
     )

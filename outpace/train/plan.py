@@ -37,6 +37,8 @@ class DatasetFacts:
     val_tokens: int
     unread: float = 0.0
     """Share of the text that `--bos_aligned` leaves out."""
+    stored: int = 0
+    """Tokens on the disk where they are not `train_tokens` and `val_tokens`: of several datasets."""
 
     @property
     def pass_tokens(self) -> int:

@@ -6,7 +6,9 @@ import fcntl
 import os
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_hub import CLOSED, COMMIT, Hub, serve
@@ -267,6 +269,27 @@ def test_other_protocols_go_through_fsspec(tmp_path, data):
     assert download(remote, store, tmp_path).read_bytes() == b"a.txt" + data
     with pytest.raises(DataError, match="absent"):
         store.find("memory://bucket/absent.txt")
+
+
+def test_what_is_here_of_one_version_is_no_beginning_of_another(tmp_path):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/versions/x.txt", b"first" * 99)
+    store = store_of("memory://versions")
+    found = store.find("memory://versions/x.txt")[0]
+    first, second = (replace(found, version=version) for version in ("1", "2"))
+
+    def cut(remote, out, start):
+        out.write(b"first" * 50)
+        raise OutpaceError("CUT", "")
+
+    broken = SimpleNamespace(read=cut, faults=store.faults, at_hand=store.at_hand)
+    with pytest.raises(OutpaceError, match="CUT"):
+        download(first, broken, tmp_path)
+    assert [p.stat().st_size for p in tmp_path.rglob("*.part")] == [250]
+    memory.pipe("/versions/x.txt", b"other" * 99)
+    assert download(second, store, tmp_path).read_bytes() == b"other" * 99
 
 
 @pytest.mark.parametrize("protocol", ["s3", "nosuch"])

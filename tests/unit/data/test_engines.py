@@ -196,6 +196,7 @@ ARRAY = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "8", "SLURM_ARRAY
     [
         ((None, None), TORCHRUN, (3, 8)),
         ((None, None), ARRAY, (4, 8)),
+        ((None, None), ARRAY | {"SLURM_ARRAY_TASK_STEP": "2"}, (2, 8)),
         ((None, None), {"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, (0, 2)),
         ((1, 2), TORCHRUN, (1, 2)),
         ((None, None), TORCHRUN | ARRAY, (3, 8)),
