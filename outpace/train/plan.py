@@ -38,7 +38,7 @@ class DatasetFacts:
     unread: float = 0.0
     """Share of the text that `--bos_aligned` leaves out."""
     stored: int = 0
-    """Tokens on the disk where they are not `train_tokens` and `val_tokens`: of several datasets."""
+    """Tokens on the disk, where they are not `train_tokens` and `val_tokens` together."""
 
     @property
     def pass_tokens(self) -> int:
