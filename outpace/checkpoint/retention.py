@@ -45,7 +45,7 @@ class Retention:
         """Let go of what need not be kept, and return it. `left_at[i]` is the step at which the
         run left lineage i; `losses` is validation loss by step. Touches nothing when the newest
         does not verify, or when fewer than two would be left."""
-        candidates = [p for p in store.paths(folder) if self._origin(p) in (run, "", None)]
+        candidates = [p for p in store.paths(folder) if store.run_of(p) in (run, "", None)]
         way = [p for p in candidates if on_the_way(p, left_at)]
         if not way or not self._good(way[-1]):
             return []
@@ -92,14 +92,6 @@ class Retention:
             if path not in self.verified and store.fault(path) is None:
                 self.verified.add(path)
         return path in self.verified
-
-    @staticmethod
-    def _origin(path: Path) -> str | None:
-        """The run that a manifest names; "" before format 2, None when it cannot be read."""
-        try:
-            return str(store.read_manifest(path).get("run", ""))
-        except store.UNREADABLE:
-            return None
 
 
 def on_the_way(path: Path, left_at: Sequence[int]) -> bool:

@@ -260,6 +260,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
+def run_of(path: Path) -> str | None:
+    """The run that a manifest names; "" before format 2, None when it cannot be read."""
+    try:
+        return str(read_manifest(path).get("run", ""))
+    except UNREADABLE:
+        return None
+
+
 def load(path: Path) -> Checkpoint:
     """Verify every hash of one checkpoint, and open it; CheckpointError when it is damaged."""
     if why := fault(path):

@@ -130,9 +130,9 @@ def _flags(folder: RunFolder, scratch: Path, dataset: str, max_steps: int) -> li
 def _pair(folder: RunFolder, at: int | None) -> tuple[store.Checkpoint | None, store.Checkpoint]:
     """Two checkpoints of one lineage, the first None for the beginning of the run."""
     newest = store.latest(folder.checkpoints, set_aside=False)
-    if newest is None:
+    if newest is None or newest.step == 0:
         raise CheckpointError(
-            "NO-CKPT", f"{folder.root} has no checkpoint", do="let the run reach its first one"
+            "NO-CKPT", f"{folder.root} has no checkpoint yet", do="let it reach its first one"
         )
     left_at = newest.state.get("progress", {}).get("left_at", [])
     there = store.place(newest.path)

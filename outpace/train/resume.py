@@ -64,6 +64,13 @@ def check_startable(
     for name, kind in (("identity", dict), ("environment", dict), ("max_steps", int)):
         if not isinstance(checkpoint.state.get(name, kind()), kind):
             raise _no_state(checkpoint, f"{name} is no {kind.__name__}")
+    runs = {store.run_of(path) for path in store.paths(folder.checkpoints)}
+    if config.run.resume != "auto" and runs - {checkpoint.run, "", None}:
+        raise UsageError(
+            "RUN-DIR-USED",
+            f"{folder.root} holds another run than that of {checkpoint.path}",
+            do="choose another --run_dir",
+        )
     newest = _place(checkpoint)
     newer = [p for p in store.paths(folder.checkpoints) if (store.place(p) or newest) > newest]
     if newer and config.run.resume != "auto":
@@ -237,7 +244,8 @@ def _before(s: Session, progress: Progress, step: int) -> tuple[store.Checkpoint
     due = [
         path
         for path in store.paths(s.folder.checkpoints)
-        if is_due(path, s.plan.save_every_steps)
+        if store.run_of(path) in (progress.run, "")
+        and is_due(path, s.plan.save_every_steps)
         and on_the_way(path, progress.left_at)
         and store.fault(path) is None
     ]
@@ -311,10 +319,11 @@ def _pieces(s: Session, pieces: int, then: dict[str, Any], now: dict[str, Any]) 
     many sequences as fitted."""
     if pieces == 1 or then.get("device") != now["device"]:
         return 1
-    rows = math.ceil(int(then["micro_batch_size"]) / pieces)
-    if s.group.ranks.is_main and rows < s.plan.micro_batch_size:
+    before, rows_now = int(then["micro_batch_size"]), s.plan.micro_batch_size
+    rows = math.ceil(before / pieces)
+    if s.group.ranks.is_main and rows < rows_now:
         note(f"memory was short before: going on with {rows} sequences in a micro-step")
-    return math.ceil(s.plan.micro_batch_size / rows)
+    return pieces if before == rows_now else math.ceil(rows_now / rows)
 
 
 def _no_state(checkpoint: store.Checkpoint, why: str) -> CheckpointError:

@@ -142,6 +142,19 @@ def test_m1_a_resume_goes_on_with_as_many_rows_as_fitted(planned, tiny_dataset, 
         assert state["progress"]["pieces"] == rows // 2
 
 
+def test_m1_a_resume_of_uneven_parts_is_exact(tiny_dataset, tmp_path):
+    """Six rows in four parts are three of two; the number seeds dropout."""
+    short = (poison.memory, 2 * ROW)
+    runs = [tmp_path / name for name in ("straight", "stopped")]
+    straight, stopped = ([*command(tiny_dataset, run, 6, 2), "--strict_resume"] for run in runs)
+    options = {"cwd": tmp_path, "setup": poison.all_of}
+    assert call(*straight, **options, args=(short,)).code == 0
+    stop = (poison.signalled, 6, signal.SIGTERM)
+    assert call(*stopped, **options, args=(short, stop)).code == 75
+    assert call(*stopped, **options, args=(short,)).code == 0
+    assert hashes(runs[1]) == hashes(runs[0])
+
+
 def test_m1_a_step_that_was_halved_is_no_proof(tiny_dataset, tmp_path):
     run = tmp_path / "run"
     arguments = [*command(tiny_dataset, run, 4, 2), "--save_every_steps", "3"]

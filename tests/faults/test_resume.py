@@ -793,6 +793,17 @@ def test_r15_a_run_begun_from_a_checkpoint_elsewhere_goes_on_by_the_same_command
     assert final_hash(run) == final_hash(straight)
 
 
+def test_r15_a_checkpoint_of_another_run_is_not_gone_on_from_in_a_used_folder(
+    straight, tiny_dataset, tmp_path
+):
+    run = train(tiny_dataset, tmp_path / "run", "--seed", "1", steps=5)
+    before = content(run)
+    older = straight / "checkpoints" / store.name_of(15, 0)
+    refused = call(*command(tiny_dataset, run), "--resume", str(older), cwd=tmp_path)
+    assert refused.code == 2 and "holds another run" in refused.err
+    assert content(run) == before
+
+
 def test_r15_a_checkpoint_elsewhere_that_is_ahead_of_the_run_is_gone_on_from(
     straight, tiny_dataset, tmp_path
 ):
