@@ -46,7 +46,8 @@ from outpace.train.plan import DatasetFacts, Plan, identity, run_name
 from outpace.train.plan_lines import data_line, print_plan
 from outpace.train.planner import make_plan
 from outpace.train.progress import Progress
-from outpace.train.resume import begun_shape, check_startable, goes_on, resume, roll_back
+from outpace.train.resume import begun_shape, check_startable, goes_on, resume
+from outpace.train.rollback import roll_back
 from outpace.train.stop import StopRequest
 from outpace.train.watchdog import Watchdog
 

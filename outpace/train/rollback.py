@@ -1,0 +1,78 @@
+"""Going back after too many bad steps, to an older checkpoint, and on behind their data."""
+
+from outpace.checkpoint import store
+from outpace.checkpoint.retention import is_due, on_the_way
+from outpace.core.errors import NumericsError
+from outpace.core.log import warn
+from outpace.train.assemble import Session, initial_weights
+from outpace.train.guard import Diverged
+from outpace.train.progress import Progress
+from outpace.train.resume import load_checkpoint
+
+CLEAN_STEPS = 10
+"""Good steps after a checkpoint before it counts as one to roll back to."""
+
+
+def roll_back(s: Session, progress: Progress, diverged: Diverged) -> Progress:
+    """Load the newest checkpoint that `CLEAN_STEPS` good steps followed, or else the oldest, or
+    else what the run began with, and go on behind the data that led here. NumericsError when the
+    run has rolled back too often."""
+    if progress.lineage >= s.config.safety.max_rollbacks:
+        raise NumericsError(
+            "NON-FINITE",
+            f"steps {diverged.first:,} to {diverged.last:,} were skipped, as their loss or "
+            f"gradient was bad, and the run has rolled back {progress.lineage} times",
+            kept="the weights before them: none of these steps changed them; the last checkpoint",
+            do="choose a smaller --lr or a longer --warmup_steps"
+            + (", or --mixed_precision bf16" if s.plan.mixed_precision == "fp16" else "")
+            + "; `outpace replay RUN` looks into the batch",
+        )
+    checkpoint, oldest = _before(s, progress, diverged.first - 1)
+    if checkpoint is not None:
+        found = load_checkpoint(s, checkpoint)
+    else:
+        initial_weights(s)
+        found = Progress(run=progress.run)
+    s.guard.forget_streak()
+    back = Progress(
+        step=found.step,
+        elapsed_s=progress.elapsed_s,
+        run=progress.run,
+        left_at=[*progress.left_at, found.step],
+        oldest=min(oldest, found.step),
+        data_shift=diverged.last + progress.data_shift - found.step,
+        pieces=progress.pieces,
+    )
+    if s.group.ranks.is_main:
+        where = checkpoint.path.name if checkpoint else "the initial weights"
+        warn(
+            f"[ROLLBACK] steps {diverged.first:,} to {diverged.last:,} were skipped; going on from "
+            f"{where}, past their data"
+        )
+        s.folder.forget_after(found.step)
+        s.folder.event(
+            "rollback",
+            step=diverged.last,
+            back_to=found.step,
+            path=where,
+            first_bad_step=diverged.first,
+            data_shift=back.data_shift,
+        )
+    return back
+
+
+def _before(s: Session, progress: Progress, step: int) -> tuple[store.Checkpoint | None, int]:
+    """A checkpoint to roll back to: the newest of `CLEAN_STEPS` before `step`, or the oldest; and
+    the oldest step that counts. Only one that was due and lasts: a run that was stopped or killed
+    on its way, or evaluated at other steps, goes back to where another would."""
+    due = [
+        path
+        for path in store.paths(s.folder.checkpoints)
+        if store.run_of(path) in (progress.run, "")
+        and is_due(path, s.plan.save_every_steps)
+        and on_the_way(path, progress.left_at)
+        and store.fault(path) is None
+    ]
+    good, oldest = s.retention.lasting(due, progress.oldest)
+    early = [path for path in good if store.step_of(path) <= step - CLEAN_STEPS]
+    return store.open_verified((early or good[:1])[-1]) if good else None, oldest
