@@ -123,12 +123,11 @@ def begun_shape(config: RunConfig, argv: list[str]) -> GPT2Shape | None:
     command has begun."""
     if not config.model.init_from or config.run.resume == "never":
         return None
+    named = config.run.run_dir
+    runs = _begun_by(argv) if named == "auto" else [RunFolder(Path(named))]
+    checkpoints = [path for run in runs for path in store.paths(run.checkpoints)]
     if config.run.resume != "auto":
-        checkpoints = [Path(config.run.resume)]
-    elif config.run.run_dir != "auto":
-        checkpoints = store.paths(RunFolder(Path(config.run.run_dir)).checkpoints)
-    else:
-        checkpoints = [p for run in _begun_by(argv) for p in store.paths(run.checkpoints)]
+        checkpoints.append(Path(config.run.resume))
     for path in reversed(checkpoints):
         with contextlib.suppress(*store.UNREADABLE):
             return check_shape(GPT2Shape(**json.loads((path / store.STATE).read_bytes())["shape"]))
@@ -196,7 +195,9 @@ def _to_resume(
     if (own := _continuation(path, folder, set_aside=set_aside)) is not None:
         return own
     if not path.is_dir():
-        raise CheckpointError("NO-CKPT", f"there is no checkpoint {resume}", do="check --resume")
+        there = store.paths(folder.checkpoints)
+        do = f"leave --resume out to go on from {there[-1]}" if there else "check --resume"
+        raise CheckpointError("NO-CKPT", f"there is no checkpoint {resume}", do=do)
     if RunFolder(path).plan.is_file():
         raise UsageError(
             "NOT-A-CHECKPOINT", f"{path} is a run", do=f"--run_dir {path}, and --resume left out"

@@ -761,6 +761,26 @@ def test_r16_what_a_run_began_with_is_read_once(tuned, tiny_dataset, tmp_path, a
     assert rollbacks(run) == [0] and final_hash(run) == final_hash(apart)
 
 
+def test_r16_a_run_begun_elsewhere_needs_neither_its_checkpoint_nor_its_model(
+    tuned, tiny_dataset, tmp_path
+):
+    source, arguments = tuned
+    assert call(*arguments, cwd=tmp_path).code == 0
+    older = tmp_path / "older"
+    shutil.copytree(tmp_path / "tuned" / "checkpoints" / store.name_of(10, 0), older)
+    at = arguments.index("--run_dir") + 1
+    other = [*arguments[:at], str(tmp_path / "other"), *arguments[at + 1 :]]
+    begin = [*other, "--resume", str(older)]
+    stop = {"setup": poison.signalled, "args": (15, signal.SIGTERM)}
+    assert call(*begin, cwd=tmp_path, **stop).code == 75
+    shutil.rmtree(source)
+    shutil.rmtree(older)
+    assert call(*begin, cwd=tmp_path).code == 0
+    assert final_hash(tmp_path / "other") == final_hash(tmp_path / "tuned")
+    refused = call(*other, "--resume", str(tmp_path / "none"), cwd=tmp_path)
+    assert refused.code == 4 and "leave --resume out to go on from" in refused.err
+
+
 def test_r16_a_run_whose_folder_was_not_named_finds_itself_without_what_it_began_with(
     tuned, tmp_path
 ):
