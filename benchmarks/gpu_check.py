@@ -8,16 +8,19 @@
     MINUTES=8.6  wall time for all stages together
     STAGES=...   only these, such as "ladder compare"
 
-Stages come in order of value, each a process of its own with a limit; one alone has all the time.
+Stages come in order of value, each a process of its own with a limit; a few share all the time.
 What cannot run here is left out with the reason; what runs out of time is ended, and the next stage
 goes on. Exit code 0 when nothing failed. On a machine without a GPU it does the same on the CPU,
 with smaller models.
 """
 
 import contextlib
+import datetime
 import importlib.util
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,6 +40,8 @@ NEEDED = {
     "torch": "everything",
     "numpy": "everything",
     "tyro": "every outpace command",
+    "docstring_parser": "tyro",
+    "typeguard": "tyro",
     "rich": "every outpace command",
     "psutil": "every outpace command",
     "safetensors": "training, so all but the GPU tests",
@@ -47,7 +52,7 @@ NEEDED = {
     "plotly": "the report and the profile's plot",
     "pytest": "the GPU tests",
 }
-"""Package -> what is lost without it."""
+"""Package -> what is lost without it; with what they need in turn that a machine may lack."""
 CHECKOUTS = {"nanogpt": "nanoGPT", "llmc": "llm.c", "modded": "modded-nanogpt"}
 LIMITS = {
     "prepare": 75.0, "tests": 60.0, "train": 120.0, "kernels": 60.0, "ladder": 165.0,
@@ -61,8 +66,12 @@ SMALL = [
     "--micro_batch_size", "2",
 ]  # fmt: skip
 """A model that a CPU trains in no time."""
+READERS = {"train", "ladder", "compare", "profile"}
+"""Stages that read text, which is prepared for them."""
 LEAST_S = 15.0
 """A stage with less time than this left is not begun."""
+ASKED = ("MINUTES", "STAGES", "PEERS", "TEXT", "OUT")
+"""Variables that this page reads, as above."""
 
 
 @dataclass
@@ -89,14 +98,17 @@ class Check:
         self.begin = time.monotonic()
         self.limit_s = 60 * float(os.environ.get("MINUTES", "8.6"))
         self.wanted = {*(os.environ.get("STAGES", "").split() or LIMITS)}
-        alone = len(self.wanted - {"prepare"}) == 1
-        self.limits = {n: self.limit_s if alone else s for n, s in LIMITS.items()}
+        # A few stages share the time that all would have had.
+        asked_s = sum(LIMITS.get(name, 0.0) for name in self.wanted - {"prepare"}) or 1.0
+        scale = max(1.0, self.limit_s / asked_s)
+        self.limits = {name: scale * s for name, s in LIMITS.items()}
         self.out = Path(
             os.environ.get("OUT") or os.environ.get("OUTPACE_RESULTS") or ROOT / "results"
         ).absolute()
         self.scratch = Path(tempfile.mkdtemp(prefix="outpace-gpu-check-"))
         self.missing = [p for p in NEEDED if importlib.util.find_spec(p) is None]
-        self.gpu = "torch" not in self.missing and _has_gpu()
+        self.gpu_bytes = 0 if "torch" in self.missing else _gpu_bytes()
+        self.gpu = self.gpu_bytes > 0
         self.device = "cuda" if self.gpu else "cpu"
         self.dataset: Path | None = None
         self.stages: list[Stage] = []
@@ -135,14 +147,20 @@ class Check:
             stage.outcome = "ok" if code == 0 else "failed"
         except subprocess.TimeoutExpired:
             stage.outcome, code = "out of time", None
+        except KeyboardInterrupt:
+            stage.outcome, code = "interrupted", None
+            raise
         finally:
-            _end(process)
-        stage.seconds = time.monotonic() - begin
-        text = log.read_text(errors="replace")
-        stage.log = text[-20_000:]
+            _end(process, summarises="pytest" in command)
+            stage.seconds = time.monotonic() - begin
+            text = log.read_text(errors="replace")
+            stage.log = text[-60_000:]
         tell(text[-6000:].rstrip())
         if stage.outcome == "failed":
             stage.reason = f"exit code {code}: {last_error(text)[:300] or 'it said nothing'}"
+        elif stage.outcome == "out of time" and (failed := failures(text)):
+            stage.outcome = "failed"
+            stage.reason = f"out of time after {len(failed)} failures: {', '.join(failed)}"[:600]
         where = command[command.index("--output") + 1] if "--output" in command else None
         if where and Path(where).is_file():
             stage.result = where
@@ -150,12 +168,21 @@ class Check:
     def write(self) -> None:
         body = {
             "benchmark": "gpu-check",
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "asked": {name: os.environ[name] for name in ASKED if name in os.environ},
+            "python": sys.version.split()[0],
             "device": self.device,
             "seconds": time.monotonic() - self.begin,
             "missing_packages": {p: NEEDED[p] for p in self.missing},
             "stages": [asdict(s) for s in self.stages],
         }
         (self.out / "gpu-check.json").write_text(json.dumps(body, indent=2) + "\n")
+
+    def clean(self) -> None:
+        """Remove the data and the run, which holds a checkpoint; keep the logs of what failed."""
+        failed = any(s.outcome == "failed" for s in self.stages)
+        for what in (self.scratch / "data", self.scratch / "run") if failed else (self.scratch,):
+            shutil.rmtree(what, ignore_errors=True)
 
     # The commands, each as a list of words or the reason why not.
 
@@ -179,8 +206,9 @@ class Check:
             return why
         # Before its minutes it times attention and losses; after them it writes what it has.
         budget = f"{max(30, min(self.limits['ladder'], self.left_s) - 45) / 60:.2f}"
+        # A second call goes on in the file of the first, where that is still there.
         flags = ["--dataset", str(self.dataset), "--minutes", budget, "--drift_steps", "20"]
-        return self.bench("ladder", *flags)
+        return self.bench("ladder", "--resume", *flags)
 
     def compare(self) -> list[str] | str:
         if why := self.needs_data():
@@ -216,7 +244,8 @@ class Check:
         return found
 
     def kernels(self) -> list[str] | str:
-        pace = ["--seconds", "0.5"] if self.gpu else ["--seconds", "0.1", "--tokens", "512"]
+        # --quick keeps no calibration: so few tokens on a CPU must not become what a plan expects.
+        pace = ["--seconds", "0.5"] if self.gpu else ["--quick", "--tokens", "512"]
         return self.lacks("tyro", "rich") or self.bench("kernels", *pace)
 
     def profile(self) -> list[str] | str:
@@ -233,8 +262,16 @@ class Check:
             return why
         if not self.gpu:
             return "no GPU"
-        where = ["tests/gpu", "tests/conformance"]
-        return [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *where]
+        # Our own kernels first; the rest is 200 compilations, which several processes share.
+        # Names as they end (-vv over the -q of pyproject.toml): time may run out before the end.
+        files = sorted(
+            (file.relative_to(ROOT) for file in (ROOT / "tests" / "gpu").glob("test_*.py")),
+            key=lambda file: (file.name != "test_kernels.py", file),
+        )
+        several = self.gpu_bytes > 40e9 and importlib.util.find_spec("xdist")
+        flags = ["-vv", "--tb=short", "-m", "gpu", *(("-n", "4") if several else ())]
+        where = [*map(str, files), "tests/conformance"]
+        return [sys.executable, "-m", "pytest", *flags, *where]
 
     def train(self) -> list[str] | str:
         if why := self.needs_data():
@@ -265,7 +302,14 @@ class Check:
 
 def main() -> int:
     check = Check()
-    wanted = {"prepare", *check.wanted}
+    try:
+        return run(check)
+    finally:
+        check.clean()
+
+
+def run(check: Check) -> int:
+    wanted = {"prepare", *check.wanted} if check.wanted & READERS else check.wanted
     if unknown := wanted - {*LIMITS}:
         print(f"error[STAGES]: no stage {', '.join(unknown)}; do: choose from {' '.join(LIMITS)}")
         return 2
@@ -287,19 +331,32 @@ def main() -> int:
     if lost := check.lacks("torch", "numpy"):
         print(f"error[NO-TORCH]: {lost} in {sys.executable}; do: make gpu-check PYTHON=PYTHON")
         return 2
-    if lost := check.lacks("tyro", "rich", "psutil"):
+    if lost := check.lacks("tyro", "docstring_parser", "typeguard", "rich", "psutil"):
         print(f"error[NO-TOOLS]: {lost}, and every stage needs them; do: provide them as said")
         return 2
     if not check.gpu:
         tell("no GPU: the same stages on the CPU, smaller; the numbers say nothing of a GPU")
-    for name in LIMITS:
-        if name in wanted:
-            check.run(name, getattr(check, name))
+    try:
+        for name in LIMITS:
+            if name in wanted:
+                check.run(name, getattr(check, name))
+    except KeyboardInterrupt:
+        check.write()
+        tell(f"\ninterrupted; what was measured is in {check.out}")
+        return 130
     tell(f"\n{'stage':<10}{'outcome':<14}{'seconds':>8}  ")
     for s in check.stages:
         tell(f"{s.name:<10}{s.outcome:<14}{s.seconds:>8.0f}  {s.reason or s.result or ''}")
     tell(f"{time.monotonic() - check.begin:.0f} s; {check.out / 'gpu-check.json'}")
     return int(any(s.outcome == "failed" for s in check.stages))
+
+
+def failures(text: str) -> list[str]:
+    """The tests that had failed when pytest, with -v, was ended; with xdist or without."""
+    found = re.findall(
+        r"^(?:\[gw.*\] )?FAILED (tests/.*?)(?: - .*)?$|^(tests/.*) FAILED", text, re.M
+    )
+    return list(dict.fromkeys((a or b).rstrip() for a, b in found))
 
 
 def tell(text: str) -> None:
@@ -315,14 +372,24 @@ def _path() -> str:
     return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 
 
-def _has_gpu() -> bool:
-    """Asked in a process of its own: a context here would take memory from the stages."""
-    code = "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 1)"
-    return subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def _gpu_bytes() -> int:
+    """Memory of the GPU, 0 without one. Asked in a process of its own: a context here would take
+    some of it from the stages."""
+    code = "import torch; print(torch.cuda.is_available() and torch.cuda.mem_get_info()[1])"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    said = answer.stdout.split()
+    return int(said[-1]) if said and said[-1].isdigit() else 0
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a stage with all that it started. A stopped process cannot hear, so it is let go on."""
+def _end(process: subprocess.Popen[bytes], *, summarises: bool = False) -> None:
+    """End a stage with all that it started. A stopped process cannot hear, so it is let go on. What
+    `summarises` when it is interrupted, as pytest does, is: else nobody knew what had failed."""
+    if summarises and process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
     send(process, signal.SIGTERM)
     send(process, signal.SIGCONT)
     with contextlib.suppress(subprocess.TimeoutExpired):

@@ -32,6 +32,11 @@ def where(result: Result) -> str:
     )
 
 
+def command(result: Result, before: str) -> str:
+    """The command that made it; `before` for a result that is older than that it is kept."""
+    return f"`{result.get('command', before)}`"
+
+
 def machine_of(result: Result) -> str:
     """`cpu` or `cuda`, as in the name of the result."""
     return str(result["machine"]["device"])

@@ -5,7 +5,7 @@ from statistics import median
 
 from outpace.config.load import load
 from outpace.train.expect import expect_elsewhere
-from rendering import Result, table, where
+from rendering import Result, command, table, where
 
 
 def prepare(r: Result) -> str:
@@ -43,9 +43,16 @@ def prepare(r: Result) -> str:
             "The same documents, in turns on two cores, from a Parquet file to tokens on disk, "
             f"each run twice in a row; the second run counts. {identical}\n",
             table(head, rows),
-            f"\n{where(r)}. `outpace bench prepare --nanogpt DIR --input TEXTS`\n",
+            f"\n{where(r)}. {command(r, _prepare_command(r))}\n",
         ]
     )
+
+
+def _prepare_command(r: Result) -> str:
+    races, words = list(r["races"].values()), "outpace bench prepare --nanogpt DIR --input TEXTS"
+    rounds = len(next(iter(races[0]["runs"].values())))
+    repeats, size = races[-1]["repeats"], races[0]["megabytes_before_repeating"]
+    return f"{words} --megabytes {size:g} --repeats {repeats} --rounds {rounds}"
 
 
 def _list(ratios: list[float]) -> str:
@@ -72,7 +79,8 @@ def loader(r: Result) -> str:
             f"{s['micro_batch_size']} rows of {s['context']:,} tokens from {s['tokens'] / 1e6:,.0f}"
             "M tokens in the page cache, processor time, in turns with nanoGPT's `get_batch`.\n",
             table(head, rows),
-            f"\n{where(r)}, {r['threads']} thread. `outpace bench loader --nanogpt DIR`\n",
+            f"\n{where(r)}, {r['threads']} thread. "
+            f"{command(r, 'outpace bench loader --nanogpt DIR')}\n",
         ]
     )
 
@@ -94,6 +102,8 @@ def evaluate(r: Result) -> str:
             )
         )
     head = ("", "protocol", "seconds", "CPU seconds", "questions/s", "speed-up", "answers differ")
+    asked = f"outpace bench evaluate --build_nanogpt DIR --questions {r['questions']}"
+    asked += f" --turns {r['turns']} --threads {r['threads']}"
     read = "; ".join(
         f"{protocol} {found['forward_tokens']:,} (four rows a question would be "
         f"{found['forward_tokens_of_four_rows_each']:,})"
@@ -106,7 +116,7 @@ def evaluate(r: Result) -> str:
             f"{r['parameters'] / 1e6:.0f}M parameters, fp32, {r['threads']} threads. "
             f"Tokens read for the whole split of 10,042: {read}.\n",
             table(head, rows),
-            f"\n{where(r)}. `outpace bench evaluate --build_nanogpt DIR`\n",
+            f"\n{where(r)}. {command(r, asked)}\n",
         ]
     )
 
@@ -138,7 +148,7 @@ def generation(r: Result) -> str:
             "otherwise; bfloat16 and int8 are opt-in approximations, and the ratios are against "
             "transformers in fp32.\n",
             table(head, rows),
-            f"\n{where(r)}, {r['threads']} threads. `outpace bench generate`\n",
+            f"\n{where(r)}, {r['threads']} threads. {command(r, 'outpace bench generate')}\n",
         ]
     )
 
@@ -167,7 +177,7 @@ def step_memory(r: Result) -> str:
             "tokens as on CUDA: the planner's formula, and PyTorch's MemTracker over the real "
             "`train_step` under fake tensors.\n",
             table(head, rows),
-            f"\n{where(r)}. `outpace bench memory`\n",
+            f"\n{where(r)}. {command(r, 'outpace bench memory --parts step')}\n",
         ]
     )
 

@@ -1,18 +1,21 @@
 """Sections on speed: the ladder, peers in turns, kernels against the roofline, a step's profile."""
 
 import math
+from statistics import median
 
 import matplotlib.pyplot as plt
 
-from rendering import GREY, OURS, THEIRS, Result, machine_of, save, table, where
+from rendering import GREY, OURS, THEIRS, Result, command, machine_of, save, table, where
 
 
 def ladder(r: Result) -> str:
     """The rungs as a waterfall, both published numbers, and what each rung is worth at the top."""
     rows = [row for row in r["rungs"] if "tokens_per_second" in row]
-    first = rows[0]["tokens_per_second"]
+    # Without the lowest rung (it failed, or time ran out) nothing is so many times as fast.
+    first = r["rungs"][0].get("tokens_per_second")
     name = f"{r['name']}.svg"
-    _waterfall(rows, first, name)
+    if first:
+        _waterfall(rows, first, name)
     numbers = []
     for key, words in (
         ("equal_tokens", "at equal tokens a step"),
@@ -26,9 +29,9 @@ def ladder(r: Result) -> str:
             )
     body = [
         f"## The ladder on {_a_device(r)}\n",
-        "; ".join(numbers) + ".\n",
-        f"{_model(r)}. Each rung is a few flags over the rungs above it and one process; three "
-        f"windows of {r['window_s']:g} s. Drift is the loss after {r['drift_steps']} steps on the "
+        f"{'; '.join(numbers) or 'Neither number was measured'}.\n",
+        f"{_model(r)}. Each rung is a few flags over the rungs above it and one process; "
+        f"{_windows(rows)}. Drift is the loss after {r['drift_steps']} steps on the "
         "same batches, minus that of the first rung.\n",
         table(
             ("rung", "what", "tokens/s", "times", "step, ms (p20, p80)", "memory", "drift"),
@@ -37,7 +40,7 @@ def ladder(r: Result) -> str:
                     f"`{row['name']}`",
                     row["sentence"],
                     f"{row['tokens_per_second']:,.0f}",
-                    f"{row['tokens_per_second'] / first:.2f}",
+                    f"{row['tokens_per_second'] / first:.2f}" if first else "",
                     _ms(row["step_ms"]),
                     f"{row['peak_memory_bytes'] / 2**30:.2f} GiB",
                     "" if row.get("drift") is None else f"{row['drift']:+.1e}",
@@ -45,10 +48,11 @@ def ladder(r: Result) -> str:
                 for row in rows
             ],
         ),
-        f"\n![the ladder](img/{name})\n",
+        f"\n![the ladder](img/{name})\n" if first else "",
     ]
-    if r["skipped"]:
-        left_out = "; ".join(f"`{k}`: {v}" for k, v in r["skipped"].items())
+    gone = [row for row in r["rungs"] if "tokens_per_second" not in row]
+    if missing := r["skipped"] | {row["name"]: _why(row) for row in gone}:
+        left_out = "; ".join(f"`{k}`: {v}" for k, v in missing.items())
         body.append(f"Left out here: {left_out}.\n")
     without = [row for row in r["leave_one_out"] if "tokens_per_second" in row]
     if without:
@@ -68,9 +72,26 @@ def ladder(r: Result) -> str:
             ),
             "",
         ]
-    flags = " --leave_one_out" if without else ""
-    body.append(f"{where(r)}, {r['threads']} threads. `outpace bench ladder{flags}`\n")
+    flags = f"{' --leave_one_out' if without else ''} --minutes {r['minutes']:g}"
+    made = command(r, f"outpace bench ladder{flags}")
+    body.append(f"{where(r)}, {r['threads']} threads. {made}\n")
     return "\n".join(body)
+
+
+def _why(row: Result) -> str:
+    """Why a rung has no time."""
+    return str(row.get("skipped") or row.get("failed") or "no time was left")
+
+
+def _windows(rows: list[Result]) -> str:
+    """How many windows of how many seconds the rungs had, in words: as they were, not as they were
+    to be, for they shrink where time is short."""
+    seconds = [median(row["windows_ms"]) * row["steps_in_a_window"] / 1e3 for row in rows]
+    numbers = sorted({len(row["windows_ms"]) for row in rows})
+    if not rows:
+        return "none was measured"
+    many = " or ".join(map(str, numbers))
+    return f"{many} windows of {min(seconds):.1f} to {max(seconds):.1f} s each"
 
 
 def rows_top(r: Result) -> float:
@@ -120,28 +141,38 @@ def race(r: Result) -> str:
                     _ms(row["step_ms"]),
                     f"{row['mfu']:.1%}" if row["mfu"] else "",
                     f"{row['peak_memory_bytes'] / 2**30:.2f} GiB",
-                    f"{ratio['median']:.2f} ({ratio['p20']:.2f}, {ratio['p80']:.2f})"
-                    if ratio
-                    else "",
+                    _times(ratio) if ratio else "",
                 )
             )
         head = ("", "setting", "tokens/s", "step, ms (p20, p80)", "MFU", "memory", "our speed-up")
         body += [table(head, rows), ""]
         for name, why in run["failed"].items():
             body.append(f"{name} failed: {why}\n")
-    commits = ", ".join(f"{n} {c[:10]}" for n, c in r["commits"].items() if c)
-    commits += f", transformers {r['transformers']}" if r["transformers"] else ""
+        for name in run["no_time"]:
+            body.append(f"{name} was left out: no time was left.\n")
+    known = [f"{n} {c[:10]}" for n, c in r["commits"].items() if c]
+    known += [f"transformers {r['transformers']}"] if r["transformers"] else []
+    commits = ", ".join(known)
     for name, why in r["skipped"].items():
         body.append(f"{name} was left out: {why}.\n")
-    body.append(f"{where(r)}; {commits}. `outpace bench compare --nanogpt DIR ...`\n")
+    p, threads = r["pace"], " ".join(str(run["threads"]) for run in r["runs"] if run["threads"])
+    before = f"outpace bench compare --nanogpt DIR --transformers --window_s {p['window_s']:g}"
+    before += f" --rounds {p['rounds']}{f' --threads {threads}' if threads else ''}"
+    body.append(f"{where(r)}; {commits}. {command(r, before)}\n")
     return "\n".join(body)
+
+
+def _times(ratio: Result) -> str:
+    """A ratio, with how it spread over rounds where there were several."""
+    spread = f" ({ratio['p20']:.2f}, {ratio['p80']:.2f})" if ratio["n"] > 1 else ""
+    return f"{ratio['median']:.2f}{spread}"
 
 
 def kernels(r: Result) -> str:
     """Products and copies as a roofline; attention, loss and AdamW as a table."""
     device = machine_of(r)
     name = f"roofline-{device}.svg"
-    _roofline(r, name)
+    plot = _roofline(r, name)
     rows = []
     for part in ("gemm", "copy", "attention", "cross_entropy", "adamw"):
         for row in r.get(part, ()):
@@ -158,24 +189,26 @@ def kernels(r: Result) -> str:
             f"## What {_a_device(r)} holds up\n",
             f"GPT-2's own shapes at {r['tokens']:,} tokens, precision {r['precision']}, each in a "
             f"loop of {r['seconds']:g} s.\n",
-            f"![roofline](img/{name})\n",
+            f"![roofline](img/{name})\n" if plot else "",
             table(("", "kernel", "ms (p20, p80)", "rate"), rows),
-            f"\n{where(r)}, {r['threads']} threads. `outpace bench kernels`\n",
+            f"\n{where(r)}, {r['threads']} threads. {command(r, 'outpace bench kernels')}\n",
         ]
     )
 
 
-def _roofline(r: Result, name: str) -> None:
+def _roofline(r: Result, name: str) -> bool:
     """FLOP/s over FLOPs a byte: the roof from the fastest product and the copy, the products on
-    or below it."""
+    or below it. Whether there is one: a run that was cut short has only some of the parts."""
     e = 4 if r["precision"] == "no" else 2
     C, M = r["shape"]["n_embd"], r["tokens"]
     V = -(-r["shape"]["vocab_size"] // 128) * 128
     maps = {"qkv": (C, 3 * C), "proj": (C, C), "fc": (C, 4 * C), "mlp_proj": (4 * C, C)}
     maps |= {"head": (C, V)}
-    products = [row for row in r["gemm"] if "flops_per_s" in row]
-    peak = max(row["flops_per_s"] for row in products)
-    bandwidth = next(row["bytes_per_s"] for row in r["copy"])
+    products = [row for row in r.get("gemm", ()) if "flops_per_s" in row]
+    copies = [row["bytes_per_s"] for row in r.get("copy", ()) if "bytes_per_s" in row]
+    if not (products and copies):
+        return False
+    peak, bandwidth = max(row["flops_per_s"] for row in products), copies[0]
     figure, axis = plt.subplots(figsize=(7, 3.8))
     xs = [2**k / 4 for k in range(0, 16)]
     roof = [min(peak, x * bandwidth) / 1e12 for x in xs]
@@ -198,6 +231,7 @@ def _roofline(r: Result, name: str) -> None:
     axis.set(xlabel="FLOPs a byte of operands", ylabel="TFLOP/s")
     axis.legend(frameon=False)
     save(figure, name)
+    return True
 
 
 def profile(r: Result) -> str:
@@ -239,7 +273,7 @@ def profile(r: Result) -> str:
                 ],
             ),
             f"\n![profile](img/{name})\n",
-            f"{where(r)}. `outpace bench profile`\n",
+            f"{where(r)}. {command(r, 'outpace bench profile')}\n",
         ]
     )
 

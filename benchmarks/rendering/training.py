@@ -3,7 +3,7 @@
 import matplotlib.pyplot as plt
 
 from outpace.bench.optimizers import best_of, in_words
-from rendering import GREY, OURS, THEIRS, Result, machine_of, save, table, where
+from rendering import GREY, OURS, THEIRS, Result, command, machine_of, save, table, where
 
 
 def compare(r: Result) -> str:
@@ -20,6 +20,8 @@ def compare(r: Result) -> str:
     axis.set(xlabel="minutes of training", ylabel="training loss, nats a token")
     axis.legend(frameon=False)
     save(figure, "compare-nanogpt-cpu.svg")
+    before = "outpace bench compare --nanogpt CHECKOUT --dataset novels --train "
+    before += f"--max_steps {s['max_steps']}"
     head = ("", "tokens/s", "step, ms (p20, p80)", "minutes for the run", "validation loss")
     cells = []
     for name, label in (("outpace", "outpace"), ("nanogpt", "nanoGPT")):
@@ -53,9 +55,7 @@ def compare(r: Result) -> str:
             "agree only within the noise of the order.\n",
             table((*head, "bits a byte"), cells),
             "\n![training loss over time](img/compare-nanogpt-cpu.svg)\n",
-            f"{where(r)}, {r['threads']} thread(s) each. `outpace bench compare --nanogpt CHECKOUT "
-            "--dataset novels --train "
-            f"--max_steps {s['max_steps']}`\n",
+            f"{where(r)}, {r['threads']} thread(s) each. {command(r, before)}\n",
         ]
     )
 
@@ -100,9 +100,20 @@ def optimizers(r: Result) -> str:
             "high: a run scheduled to end there would reach a lower loss.\n",
             table(("optimiser", "learning rate", "validation loss", "tokens/s", ""), rows),
             f"\n![validation loss over tokens](img/{plot})\n",
-            f"{where(r)}. `outpace bench optimizers`\n",
+            f"{where(r)}. {command(r, _optimizers_command(r))}\n",
         ]
     )
+
+
+def _optimizers_command(r: Result) -> str:
+    """Of a result that is older than that the command is kept: from its settings."""
+    s, words = r["settings"], ["outpace bench optimizers --dataset novels"]
+    words += [] if s["deterministic"] else ["--deterministic off"]
+    for flag in ("n_layer", "n_head", "n_embd", "context", "micro_batch_size",
+                 "gradient_accumulation_steps", "max_steps", "eval_every_steps"):  # fmt: skip
+        words.append(f"--{flag} {s[flag]}")
+    rates = dict.fromkeys(f"{row['lr']:g}" for row in r["rows"])
+    return " ".join([*words, "--learning_rates", *rates])
 
 
 def attention_memory(r: Result) -> str:
@@ -139,6 +150,6 @@ def attention_memory(r: Result) -> str:
             "log T: 1 is linear, 2 is quadratic.\n",
             table(("T", *names), rows),
             f"\n![memory over length](img/{plot})\n",
-            f"{where(r)}. `outpace bench memory`\n",
+            f"{where(r)}. {command(r, 'outpace bench memory --parts attention')}\n",
         ]
     )

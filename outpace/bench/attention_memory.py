@@ -9,7 +9,7 @@ import math
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,10 @@ def measure(
     head_dim: int,
     where: torch.device,
     backends: Sequence[str] = tuple(BACKENDS.names()),
+    keep: Callable[[Row], object] = lambda _: None,
 ) -> Row:
-    """Measure the backends at every length, print a table, return the result."""
+    """Measure the backends at every length, print a table, return the result; `keep` is called with
+    it after each backend."""
     rows: dict[str, list[Row]] = {}
     precision = PRECISION[where.type]
     for backend in backends:
@@ -45,8 +47,14 @@ def measure(
             note(f"{backend} is left out: {reason}")
             continue
         rows[backend] = [_in_new_process(backend, T, heads, head_dim, where.type) for T in lengths]
+        keep(_body(rows, heads, head_dim, precision))
+    body = _body(rows, heads, head_dim, precision)
+    _tell(lengths, rows, body["exponents"])
+    return body
+
+
+def _body(rows: dict[str, list[Row]], heads: int, head_dim: int, precision: str) -> Row:
     exponents = {name: _exponent(points) for name, points in rows.items()}
-    _tell(lengths, rows, exponents)
     return {
         "heads": heads,
         "head_dim": head_dim,

@@ -29,6 +29,7 @@ from outpace.model.gpt2 import GPT2
 from outpace.model.matrices import for_inference
 from outpace.runtime.distributed import Group, Ranks
 from outpace.tokenizer import get_tokenizer
+from outpace.train.environment import commit_of
 
 CPU = torch.device("cpu")
 SCRIPT = "hellaswag.py"
@@ -90,6 +91,7 @@ def compare(
         "model": name,
         "parameters": sum(p.numel() for p in model.parameters()),
         "threads": torch.get_num_threads(),
+        "build_nanogpt_commit": commit_of(build_nanogpt) if build_nanogpt else None,
         "lm_eval_batch_size": LM_EVAL_BATCH if lm_eval else None,
         "layout_seconds": layout_seconds,
         "whole_split": _whole_split(hellaswag.load(path)),

@@ -7,10 +7,8 @@ lowest rung at equal tokens a step, and both at their best micro-batch at many t
 """
 
 import json
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import Any
 import torch
 
 from outpace.bench.one_rung import RungJob
-from outpace.bench.result import RESULTS, check_writable, write_result
+from outpace.bench.result import RESULTS, check_writable, source_digest, write_result
 from outpace.bench.rungs import (
     BY_DEVICE,
     EQUAL,
@@ -37,7 +35,7 @@ from outpace.bench.rungs import (
     leave_one_out,
     pick,
 )
-from outpace.bench.turns import last_line, log_end, no_survivors
+from outpace.bench.turns import last_line, log_end, no_survivors, scratch
 from outpace.config.load import load
 from outpace.config.presets import GPT2Shape
 from outpace.core.children import end, start
@@ -47,7 +45,6 @@ from outpace.core.units import gib
 from outpace.data.shards import Dataset
 from outpace.model.cost import parameters
 from outpace.runtime.hardware import Machine
-from outpace.train.environment import versions
 from outpace.train.plan import Capabilities, DatasetFacts
 from outpace.train.planner import make_plan
 
@@ -142,31 +139,33 @@ def climb(c: Climb, machine: Machine, can: Capabilities, output: Path | None) ->
         _take_over(points, keys, output or RESULTS / f"{name}.json")
     # The two numbers first, then the rungs in their order.
     order = [settings[0], equal, *lowest, *top, *settings[1:], *without]
-    work, path = Path(tempfile.mkdtemp(prefix="outpace-ladder-")), None
+    path = None
     say(f"{len(order)} points of {WINDOWS} windows, at most {c.minutes:g} minutes")
-    for i, setting in enumerate(order):
-        point = points[setting.name]
-        _measure(c, ladder, points, point, work / str(i), deadline, len(order) - i)
-        _tell(c, points, point)
-        # After each, so that a run that is cut short leaves what it has.
-        body = _body(c, points, settings, lowest, top, without, skipped)
-        body["points"] = {keys[n]: p.result for n, p in points.items() if "step_ms" in p.result}
-        path = write_result(name, c.device.type, body, output)
-    assert path is not None
-    _tell_numbers(body["numbers"])
-    _complain(points, settings, work, path)
-    shutil.rmtree(work, ignore_errors=True)
+    with scratch("outpace-ladder-") as work:
+        for i, setting in enumerate(order):
+            point = points[setting.name]
+            _measure(c, ladder, points, point, work / str(i), deadline, len(order) - i)
+            _tell(c, points, point)
+            # After each, so that a run that is cut short leaves what it has.
+            body = _body(c, points, settings, lowest, top, without, skipped)
+            body["points"] = {keys[n]: p.result for n, p in points.items() if "step_ms" in p.result}
+            path = write_result(name, c.device.type, body, output)
+        assert path is not None
+        _tell_numbers(body["numbers"])
+        _complain(points, settings, work, path)
     return path
 
 
 def _keys(c: Climb, machine: Machine, ladder: Ladder, points: dict[str, Point]) -> dict[str, str]:
-    """What identifies the measurement of each point: commit, PyTorch, machine, data, its flags."""
-    now, data = versions(), c.dataset.fingerprint
-    place = [now.get("git_commit"), now["torch"], machine.device_name, data, c.drift_steps]
+    """What identifies the measurement of each point: code, PyTorch, machine, data, its flags. Not
+    where the data is: the same, prepared elsewhere, is the same."""
+    data, torch_here = c.dataset.fingerprint, torch.__version__
+    place = [source_digest(), torch_here, machine.device_name, data, c.drift_steps]
     keys = {}
     for name, point in points.items():
         drift = argv(drift_flags(point.setting, ladder)) if point.setting.drift else []
-        keys[name] = json.dumps([*place, argv(c.flags | point.setting.flags), drift])
+        flags = c.flags | point.setting.flags | {"dataset": ""}
+        keys[name] = json.dumps([*place, argv(flags), drift])
     return keys
 
 

@@ -30,6 +30,8 @@ class Race:
     config: RunConfig
     set_by: SetBy
     plan: Plan
+    dataset: dict[str, str]
+    """Its name and fingerprint."""
     optimizers: Sequence[str]
     learning_rates: Sequence[float]
     work: Path
@@ -50,6 +52,7 @@ def race(r: Race, output: Path | None) -> Path:
             first = r.optimizers[0]
             body = {
                 "settings": r.plan.record()["plan"],
+                "dataset": r.dataset,
                 "rows": rows,
                 "best": {o: b["lr"] for o, b in best.items()},
                 "sooner": {o: sooner(rows, o, first) for o in best if first in best and o != first},

@@ -71,7 +71,6 @@ def profile_step(
             profiled = [
                 _timed(t, next(batches), skip_steps + steps + i, plan.lr) for i in range(steps)
             ]
-    _write_trace(recorded, trace)
     step_ms, roof = median(plain), measure_roof(device, plan.mixed_precision)
     profiled_ms = mean(profiled)  # the operators' own times are means, too
     operators = [
@@ -96,6 +95,7 @@ def profile_step(
         "operators": _slowest(operators),
     }
     path = write_result(f"profile-{device.type}", device.type, body, output)
+    _write_trace(recorded, trace)  # behind the result, which must not be lost for it
     say(f"trace {trace}: open it at https://ui.perfetto.dev")
     try:
         from outpace.bench.profile_plot import plot

@@ -1,18 +1,29 @@
-"""What every result file holds: what was measured, where, with which versions."""
+"""What every result file holds: the command, what was measured, where, with which versions."""
 
+import contextlib
 import datetime
+import functools
+import hashlib
+import shlex
+import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import outpace
 from outpace.core import files
 from outpace.core.files import replace_json, storage_error
+from outpace.core.secrets import redact
+from outpace.runtime.driver import driver_version
 from outpace.runtime.hardware import detect
 from outpace.train.environment import versions
 
 RESULTS = Path("results")
+BESIDE = ("triton", "transformers", "datasets", "lm_eval", "fastokens", "flash_attn")
+"""Packages that some results depend on; their versions are kept where they are installed."""
 
 
 def check_writable(name: str, output: Path | None) -> None:
@@ -21,15 +32,45 @@ def check_writable(name: str, output: Path | None) -> None:
 
 
 def write_result(name: str, device: str, body: dict[str, Any], output: Path | None = None) -> Path:
-    """Write `body` with machine and versions to `output`, else results/NAME.json."""
+    """Write `body` with command, machine and versions to `output`, else results/NAME.json."""
     path = _path(name, output)
     machine = vars(detect(device)) | {"available_bytes": None}
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    replace_json(
-        path,
-        {"benchmark": name, "date": date, "machine": machine, "versions": versions(), **body},
-    )
+    made: dict[str, Any] = {"benchmark": name, "command": command_line(), "date": date}
+    made |= {"machine": machine, "versions": _versions(device)}
+    replace_json(path, made | body)
     return path
+
+
+def command_line() -> str:
+    """What was typed, so that a reader can type it, too."""
+    program = Path(sys.argv[0]).name
+    typed = ["outpace"] if program in ("outpace", "__main__.py") else ["python", program]
+    return redact(shlex.join([*typed, *sys.argv[1:]]))
+
+
+@functools.cache
+def source_digest() -> str:
+    """Of outpace's own code as it is here: a git commit knows nothing of what was edited since, and
+    a copy without .git has none."""
+    package = Path(outpace.__file__).parent
+    found = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        found.update(f"{file.relative_to(package).as_posix()}\n".encode() + file.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def _versions(device: str) -> dict[str, str]:
+    found = versions() | {"source": source_digest()}
+    for package in BESIDE:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    if device == "cuda" and (driver := _driver()):
+        found["driver"] = driver
+    return found
+
+
+_driver = functools.cache(driver_version)
 
 
 def _path(name: str, output: Path | None) -> Path:

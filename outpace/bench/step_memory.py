@@ -3,7 +3,7 @@ with, counted under fake tensors, and on a GPU measured.
 """
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -47,8 +47,15 @@ SETTINGS: dict[str, Row] = {
 }  # fmt: skip
 
 
-def rows(shape: GPT2Shape, micro_batch_size: int, device: torch.device, run: bool) -> list[Row]:
-    """Every setting's peak in bytes, printed as it comes. With `run` on a GPU, measured too."""
+def rows(
+    shape: GPT2Shape,
+    micro_batch_size: int,
+    device: torch.device,
+    run: bool,
+    keep: Callable[[list[Row]], object] = lambda _: None,
+) -> list[Row]:
+    """Every setting's peak in bytes, printed as it comes, `keep` called with all so far. With `run`
+    on a GPU, measured too."""
     run = run and device.type == "cuda"
     say(f"{'a training step, GiB':<36}{'formula':>10}{'counted':>10}{'measured':>10}")
     found = []
@@ -57,6 +64,7 @@ def rows(shape: GPT2Shape, micro_batch_size: int, device: torch.device, run: boo
         values = (row[key] for key in ("formula_bytes", "counted_bytes", "measured_bytes"))
         cells = ("" if v is None else f"{v / GIB:.3f}" for v in values)
         say(f"{row['name']:<36}" + "".join(f"{cell:>10}" for cell in cells))
+        keep(found)
     return found
 
 

@@ -2,8 +2,6 @@
 turns (`turns.py`). Short windows, no training to an end; that is `compare.py`.
 """
 
-import shutil
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -11,9 +9,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from outpace.bench.peers import PEERS, Contestant, Job
+from outpace.bench.peers import PEERS, Contestant, Job, digests
 from outpace.bench.result import check_writable, spread, write_result
-from outpace.bench.turns import Pace, Timed, fresh, log_end, resident
+from outpace.bench.turns import Pace, Timed, fresh, log_end, resident, scratch
 from outpace.core.crash import first_line
 from outpace.core.errors import OutpaceError
 from outpace.core.log import say, warn
@@ -40,8 +38,12 @@ class Race:
 def compare_speed(race: Race, output: Path | None) -> Path:
     """Race, print, and write the result. OutpaceError PEER-FAILED, after that, when one failed."""
     check_writable(f"compare-{race.job.device}", output)
-    work, begin = Path(tempfile.mkdtemp(prefix="outpace-compare-")), time.monotonic()
-    job, runs = race.job, list[dict[str, Any]]()
+    with scratch("outpace-compare-") as work:
+        return _compare(race, work, output)
+
+
+def _compare(race: Race, work: Path, output: Path | None) -> Path:
+    job, runs, begin = race.job, list[dict[str, Any]](), time.monotonic()
     contestants, skipped = _stage(race, work)
 
     def keep(runs: list[dict[str, Any]]) -> Path:
@@ -54,6 +56,8 @@ def compare_speed(race: Race, output: Path | None) -> Path:
             "pace": asdict(race.pace),
             "dataset": {"name": job.dataset.name, "fingerprint": job.dataset.fingerprint},
             "commits": {n: commit_of(c) for n, c in race.checkouts.items() if c is not None},
+            # A copy without .git has no commit.
+            "files_sha256": {n: digests(n, c) for n, c in race.checkouts.items() if c is not None},
             "transformers": _version("transformers"),
             "skipped": skipped,
             "runs": runs,
@@ -83,7 +87,6 @@ def compare_speed(race: Race, output: Path | None) -> Path:
             kept=f"what the others did, in {path}",
             do=f"read the logs in {work}",
         )
-    shutil.rmtree(work, ignore_errors=True)
     return path
 
 
@@ -132,7 +135,7 @@ def _summary(job: Job, timed: list[Timed], threads: int | None) -> dict[str, Any
         "threads": threads,
         "rows": rows,
         "failed": failed,
-        "logs": {t.contestant.name: log_end(t.log) for t in timed if t.failure},
+        "logs": {t.contestant.name: log_end(t.log) for t in timed if t.failure or not t.windows},
         "no_time": [t.contestant.name for t in timed if not t.windows and not t.failure],
     }
 

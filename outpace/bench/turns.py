@@ -10,7 +10,9 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,19 +162,24 @@ def fresh(
 ) -> list[Timed]:
     """One process after the other, each round anew, `after` each the times so far. None is begun
     after `deadline`, and one that is still compiling then is left, so that what the others did is
-    not lost for it."""
+    not lost for it. Nor may one that compiles for long take all the time of those behind it: beyond
+    twice its share it comes again after them, with what the compiler kept."""
     timed = [Timed(c, logs / f"{c.name}.log") for c in contestants]
-    for t in timed * pace.rounds:
-        if t.failure is not None or time.monotonic() > deadline:
+    turns = deque(timed * pace.rounds)
+    while turns:
+        t, now = turns.popleft(), time.monotonic()
+        if t.failure is not None or now > deadline:
             continue
         with _failure_of(t), no_survivors() as ending:
             racer = Racer(t.contestant, t.log)
             ending.callback(end, racer.process)
-            until = min(time.monotonic() + pace.start_s, deadline)
+            share = 2 * (deadline - now) / (len(turns) + 1)
+            until = now + min(pace.start_s, share, deadline - now)
             try:
                 racer.wait_for(pace.warmup_steps, until)
             except TooSlow:
-                if until == deadline:
+                if until < now + pace.start_s:
+                    turns.append(t)
                     continue
                 raise
             t.windows.append(racer.window(pace.window_s, 0, pace.start_s))
@@ -191,7 +198,7 @@ def hold_on(pid: int, cores: set[int]) -> None:
 
 def log_end(log: Path) -> str:
     """The last of what a process said."""
-    return log.read_text(errors="replace")[-4000:] if log.exists() else ""
+    return log.read_text(errors="replace")[-4000:] if log.is_file() else ""
 
 
 def last_line(log: Path) -> str:
@@ -224,6 +231,22 @@ def _failure_of(t: Timed, racer: Racer | None = None) -> Iterator[None]:
         t.failure = str(failed)
         if racer is not None:
             racer.pause()
+
+
+@contextlib.contextmanager
+def scratch(prefix: str) -> Iterator[Path]:
+    """A temporary folder that is gone afterwards, also on Ctrl-C and SIGTERM. What fails leaves it,
+    for the logs in it."""
+    with no_survivors():
+        folder = Path(tempfile.mkdtemp(prefix=prefix))
+        try:
+            yield folder
+        except Exception:
+            raise
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ class Options:
     best_micro_batch: bool = True
     """Also both sides at their best micro-batch, the second of the two numbers."""
     resume: bool = False
-    """Continue the result file of an earlier call: keep what it measured with the same commit,
+    """Continue the result file of an earlier call: keep what it measured with the same code,
     PyTorch and flags, on the same data and kind of machine."""
     dataset: str = "auto"
     """A prepared dataset."""

@@ -60,15 +60,21 @@ def run(argv: list[str]) -> int:
     name = "attention" if "attention" in options.parts else "step"
     check_writable(f"{name}-memory-{device.type}", options.output)
     body: dict[str, object] = {}
+
+    def keep(found: dict[str, object]) -> Path:
+        """As it comes, so that a run that is cut short leaves what it has."""
+        body.update(found)
+        return write_result(f"{name}-memory-{device.type}", device.type, body, options.output)
+
     if "attention" in options.parts:
         shape = (options.heads, options.head_dim)
-        body |= attention_memory.measure(options.lengths, *shape, device)
+        keep(attention_memory.measure(options.lengths, *shape, device, keep=keep))
     if "step" in options.parts:
         model = preset.shape(options.context, options.vocab_size)
-        body |= {
-            "model": vars(model),
-            "micro_batch_size": options.micro_batch_size,
-            "steps": step_memory.rows(model, options.micro_batch_size, device, options.measure),
-        }
-    say(str(write_result(f"{name}-memory-{device.type}", device.type, body, options.output)))
+        micro = options.micro_batch_size
+        body |= {"model": vars(model), "micro_batch_size": micro}
+        step_memory.rows(
+            model, micro, device, options.measure, lambda rows: keep({"steps": list(rows)})
+        )
+    say(str(keep({})))
     return 0

@@ -53,6 +53,7 @@ def run(argv: list[str]) -> int:
     print_plan(plan, machine, data_line(mixture, plan), None)
     rates = options.learning_rates or tuple(factor * plan.lr for factor in FACTORS)
     each = list(dict.fromkeys(options.optimizers)), list(dict.fromkeys(rates))
-    runs = Race(options, set_by, plan, *each, options.work)
+    data = {"name": mixture.name, "fingerprint": mixture.fingerprint}
+    runs = Race(options, set_by, plan, data, *each, options.work)
     say(str(race(runs, options.output)))
     return 0

@@ -4,7 +4,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from outpace.config.load import parse_flags
 from outpace.config.ranges import Range
@@ -53,18 +53,21 @@ def run(argv: list[str]) -> int:
         )
     from outpace.bench.prepare import Race, race
     from outpace.bench.result import check_writable, write_result
+    from outpace.train.environment import commit_of
 
     check_writable("prepare-cpu", options.output)
     how = Race(options.nanogpt, options.nanogpt_python, list(options.input), options.workers)
     sizes = {"once": 1, "repeated": options.repeats}
+    races: dict[str, dict[str, Any]] = {}
+    commit = commit_of(options.nanogpt)
     with tempfile.TemporaryDirectory() as temporary:
         scratch = (options.scratch or Path(temporary)).resolve() / FOLDER
-        races = {
-            name: race(how, scratch, options.megabytes, repeats, options.rounds)
-            for name, repeats in sizes.items()
-            if name == "once" or repeats > 1
-        }
-    path = write_result("prepare-cpu", "cpu", {"races": races}, options.output)
+        for name, repeats in sizes.items():
+            if name == "once" or repeats > 1:
+                races[name] = race(how, scratch, options.megabytes, repeats, options.rounds)
+                # After each, so that a race that is cut short leaves what it has.
+                body = {"nanogpt_commit": commit, "races": races}
+                path = write_result("prepare-cpu", "cpu", body, options.output)
     for found in races.values():
         say(
             f"{found['text_bytes'] / 1e6:,.0f} MB of text: "

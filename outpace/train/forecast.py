@@ -62,18 +62,20 @@ def sheet_rates(gpu: Gpu, plan: Plan) -> Rates:
     """What a GPU sustains by its data sheet and the shares that the table gives it."""
     share, attention, fit = gpu.shares
     if plan.mixed_precision == "fp16" or (plan.mixed_precision == "bf16" and gpu.bf16):
-        peak, products = gpu.half, gpu.half * share
+        peak, products, how = gpu.half, gpu.half * share, f"{share:.0%} of its peak, {fit}"
     elif plan.tf32:
         peak, products = gpu.tf32, gpu.tf32 * share
+        how = f"{share:.0%} of its TF32 peak, the share of half precision"
     else:
         peak, products = gpu.fp32, gpu.fp32 * FP32_SHARE
+        how = f"{FP32_SHARE:.0%} of its fp32 peak, assumed"
     return Rates(
         products=_with_fp8(dict.fromkeys(MAPS, products), plan),
         attention=peak * attention,
         full=(gpu.tf32 * share if plan.tf32 else gpu.fp32 * FP32_SHARE),
         bandwidth=gpu.bandwidth * BANDWIDTH_SHARE,
         link=gpu.link * LINK_SHARE if plan.world_size > 1 else None,
-        basis=f"{gpu.source}; products at {share:.0%} of its peak, {fit}",
+        basis=f"{gpu.source}; products at {how}",
     )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from outpace.config.presets import GPT2Shape
 from outpace.core.errors import UsageError
+from outpace.core.files import sha256_file
 from outpace.core.registry import Registry
 from outpace.data.shard_file import header
 from outpace.data.shards import Dataset
@@ -88,6 +89,11 @@ def check_checkout(name: str, checkout: Path) -> None:
             f"{checkout} is not a {peer.LABEL} checkout: it has no {', '.join(missing)}",
             do=f"git clone {peer.LABEL} and name its folder",
         )
+
+
+def digests(name: str, checkout: Path) -> dict[str, str]:
+    """SHA-256 of the files of a peer's checkout that are run."""
+    return {file: sha256_file(checkout / file) for file in PEERS.load(name).FILES}
 
 
 def link(checkout: Path, files: tuple[str, ...], folder: Path) -> None:
