@@ -16,6 +16,7 @@ from outpace.train.forecast import Forecast, forecast, lines, rates_here, sheet_
 from outpace.train.initial import take_shape
 from outpace.train.plan import DatasetFacts, Plan
 from outpace.train.plan_lines import assumed, data_line
+from outpace.train.resume import begun_shape
 from outpace.train.run import plan_for, plan_run
 
 
@@ -47,7 +48,7 @@ class Expected:
 def expect(config: RunConfig, set_by: SetBy, price_per_hour: float) -> Expected:
     """Of this machine: predicted from its calibration, else from its data sheet. DataError, as
     `outpace train` would raise it, when the dataset is too small for a step."""
-    config = take_shape(config, set_by)
+    config = take_shape(config, set_by, begun_shape(config, []))
     ranks = from_environment()
     if config.data.dataset == "auto" and not is_default_prepared():
         device = choose_device(config.compute.device, ranks.local_rank)

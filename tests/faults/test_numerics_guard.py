@@ -388,12 +388,12 @@ def test_a_batch_that_was_kept_by_fewer_processes_than_before_is_run_again_alone
 ):
     run = tmp_path / "run"
     bad = {"cwd": tmp_path, "setup": poison.all_of, "args": ((poison.loss, (7,)),)}
-    batch = ["--micro_batch_size", "2", "--gradient_accumulation_steps"]
-    ranks = call_ranks(2, *command(tiny_dataset, run), *batch, "1", **bad)
+    batch = ["--gradient_accumulation_steps", "1", "--micro_batch_size"]
+    ranks = call_ranks(2, *command(tiny_dataset, run), *batch, "2", **bad)
     assert [r.code for r in ranks] == [0, 0], ranks[0].err
     for path in store.paths(RunFolder(run).checkpoints)[5:]:
         shutil.rmtree(path)
-    assert call(*command(tiny_dataset, run), *batch, "2", **bad).code == 0
+    assert call(*command(tiny_dataset, run), *batch, "4", **bad).code == 0
     assert "; 4 sequences of 32 tokens" in call("replay", run, cwd=tmp_path).out
 
 

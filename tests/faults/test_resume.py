@@ -775,6 +775,7 @@ def test_r16_a_run_begun_elsewhere_needs_neither_its_checkpoint_nor_its_model(
     assert call(*begin, cwd=tmp_path, **stop).code == 75
     shutil.rmtree(source)
     shutil.rmtree(older)
+    assert call("plan", *begin[1:], cwd=tmp_path).code == 0
     assert call(*begin, cwd=tmp_path).code == 0
     assert final_hash(tmp_path / "other") == final_hash(tmp_path / "tuned")
     refused = call(*other, "--resume", str(tmp_path / "none"), cwd=tmp_path)
