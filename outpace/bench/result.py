@@ -44,8 +44,9 @@ def write_result(name: str, device: str, body: dict[str, Any], output: Path | No
 
 def command_line() -> str:
     """What was typed, so that a reader can type it, too."""
-    program = Path(sys.argv[0]).name
-    typed = ["outpace"] if program in ("outpace", "__main__.py") else ["python", program]
+    program = Path(sys.argv[0])
+    script = program.name if program.is_absolute() else str(program)
+    typed = ["outpace"] if program.name in ("outpace", "__main__.py") else ["python", script]
     return redact(shlex.join([*typed, *sys.argv[1:]]))
 
 
