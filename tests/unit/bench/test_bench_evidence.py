@@ -33,7 +33,7 @@ def test_a_result_holds_the_command_and_the_code_that_made_it(tmp_path, monkeypa
     assert found["command"] == "outpace bench ladder --dataset 'my data'"
     assert found["x"] == 1 and len(found["versions"]["source"]) == 16
     monkeypatch.setattr(sys, "argv", ["benchmarks/faults.py", "a.xml"])
-    assert result.command_line() == "python faults.py a.xml"
+    assert result.command_line() == "python benchmarks/faults.py a.xml"
 
 
 def test_a_point_of_the_ladder_is_the_same_where_its_data_was_prepared_again(
