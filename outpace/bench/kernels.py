@@ -96,7 +96,7 @@ def measure(k: Kernels, output: Path | None) -> Path:
 
 def _keep(rates: dict[str, Any]) -> None:
     """Leave the rates to `outpace plan`, where the cache folder can be written."""
-    path = calibration.path()
+    path = calibration.path(rates["device"], rates["precision"], rates["threads"])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_json(path, rates)

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from outpace.core.cache import cache_folder
+from outpace.runtime.hardware import Machine
 
 FORMAT = 1
 MAPS = ("qkv", "proj", "fc", "mlp_proj", "head")
@@ -29,21 +32,25 @@ class Calibration:
     """Bytes a second of a copy, read and written."""
 
 
-def path() -> Path:
-    """The file: calibration.json in the cache folder (`core/cache.py`)."""
-    return cache_folder() / "calibration.json"
+def path(device: str, precision: str, threads: int) -> Path:
+    """The file in the cache folder (`core/cache.py`): one for each precision of the products, on a
+    CPU also for each number of threads."""
+    where = f"cpu-{threads}" if device == "cpu" else device
+    return cache_folder() / f"calibration-{where}-{precision}.json"
 
 
-def read(device_name: str) -> Calibration | None:
-    """The calibration of the machine of that name, or None where there is none that holds: no
-    file, one that is damaged, of another format or of another machine."""
+def read(machine: Machine, precision: str) -> Calibration | None:
+    """What was measured on that machine in that precision and with this process's threads, or None
+    where there is nothing that holds: no file, one that is damaged, of another format or of
+    another machine."""
     try:
-        found = json.loads(path().read_text(encoding="utf-8"))
-        if found["format"] != FORMAT or found["device_name"] != device_name:
+        file = path(machine.device, precision, torch.get_num_threads())
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if (found["format"], found["device_name"]) != (FORMAT, machine.device_name):
             return None
         attention = found.get("attention_flops_per_s")
         return Calibration(
-            device_name=device_name,
+            device_name=machine.device_name,
             precision=str(found["precision"]),
             date=str(found["date"]),
             products={name: _together(found["gemm_flops_per_s"][name]) for name in MAPS},

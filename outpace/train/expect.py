@@ -60,7 +60,7 @@ def expect(config: RunConfig, set_by: SetBy, price_per_hour: float) -> Expected:
         make_loader(plan, mixture, 0, device)  # refuses a dataset that is too small
         facts, data = facts_of(mixture, config), data_line(mixture, plan)
     gpu = by_device_name(machine.device_name) if machine.device == "cuda" else None
-    rates, why_not = rates_here(plan, gpu, calibration.read(machine.device_name))
+    rates, why_not = rates_here(plan, gpu, calibration.read(machine, plan.mixed_precision))
     predicted = forecast(
         config,
         plan,

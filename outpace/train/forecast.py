@@ -101,14 +101,14 @@ def rates_here(
     plan: Plan, gpu: Gpu | None, calibration: Calibration | None
 ) -> tuple[Rates | None, str]:
     """The rates to predict this machine from: measured, else of its data sheet; or why none."""
-    why = "this machine is in no table and was not measured"
     if calibration is not None:
-        if calibration.precision == plan.mixed_precision:
-            return measured_rates(calibration, plan, gpu), ""
-        why = f"this machine was measured in {calibration.precision}, not {plan.mixed_precision}"
+        return measured_rates(calibration, plan, gpu), ""
     if gpu is not None:
         return sheet_rates(gpu, plan), ""
-    return None, f"{why}; `outpace bench kernels --precision {plan.mixed_precision}` measures it"
+    return None, (
+        "this machine is in no table and was not measured; "
+        f"`outpace bench kernels --precision {plan.mixed_precision}` measures it"
+    )
 
 
 def settings_of(plan: Plan, optimizer: str) -> StepSettings:

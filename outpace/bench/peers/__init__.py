@@ -36,6 +36,8 @@ PEERS = Registry(
 )
 STEPS = 100_000
 """More steps than any window sees; whoever measures ends the process."""
+MOST_TOKENS = 1 << 28
+"""Copied for a peer that reads no shards: half a gigabyte, more than a comparison trains on."""
 TIKTOKEN_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 """Where tiktoken would fetch GPT-2's files (tiktoken_ext/openai_public.py)."""
 
@@ -114,9 +116,9 @@ def tiktoken_cache(folder: Path) -> Path:
 
 
 def write_raw(stream: TokenStream, path: Path) -> None:
-    """The tokens of a split as plain uint16."""
+    """The tokens of a split, MOST_TOKENS at most, as plain uint16."""
     with open(path, "wb") as f:
-        for part in _parts(stream, len(stream)):
+        for part in _parts(stream, min(len(stream), MOST_TOKENS)):
             f.write(part.tobytes())
 
 

@@ -126,7 +126,7 @@ def test_the_calibration_holds_the_rates_of_the_result(measured):
     result, cache = measured
     body = json.loads(result.read_text())
     assert len(body["gemm"]) == 15 and body["tokens"] == 64
-    calibration = json.loads((cache / "calibration.json").read_text())
+    calibration = json.loads(next(cache.glob("calibration-cpu-*-no.json")).read_text())
     rates = calibration["gemm_flops_per_s"]
     assert rates.keys() == {"qkv", "proj", "fc", "mlp_proj", "head"}
     for row in body["gemm"]:
@@ -146,13 +146,14 @@ def test_a_quick_look_or_a_part_of_it_leaves_the_calibration_alone(tmp_path, mon
 
 def test_the_calibration_is_found_where_the_environment_says(tmp_path, monkeypatch):
     monkeypatch.setenv("OUTPACE_CACHE", str(tmp_path / "a"))
-    assert calibration.path() == tmp_path / "a" / "calibration.json"
+    name = "calibration-cuda-bf16.json"
+    assert calibration.path("cuda", "bf16", 1) == tmp_path / "a" / name
     monkeypatch.delenv("OUTPACE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
-    assert calibration.path() == tmp_path / "b" / "outpace" / "calibration.json"
+    assert calibration.path("cuda", "bf16", 1) == tmp_path / "b" / "outpace" / name
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "c"))
-    assert calibration.path() == tmp_path / "c" / ".cache" / "outpace" / "calibration.json"
+    assert calibration.path("cuda", "bf16", 1) == tmp_path / "c" / ".cache" / "outpace" / name
 
 
 def test_a_cache_folder_that_cannot_be_written_costs_the_calibration_alone(

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
-from outpace.bench import throughput, turns
+from outpace.bench import peers, throughput, turns
 from outpace.bench.peers import (
     PEERS,
     Contestant,
@@ -87,6 +87,15 @@ def test_no_checkout_passes_for_another_peer(tmp_path):
         for other in set(CHECKOUTS) - {name}:
             with pytest.raises(UsageError):
                 check_checkout(other, folder)
+
+
+def test_a_large_text_is_not_copied_whole_for_a_peer_that_reads_no_shards(
+    dataset, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(peers, "MOST_TOKENS", 1000)
+    peers.write_raw(dataset.stream("train"), tmp_path / "train.bin")
+    copied = np.fromfile(tmp_path / "train.bin", np.uint16)
+    assert np.array_equal(copied, all_tokens(dataset, "train")[:1000])
 
 
 # Logs, in the peers' own words.

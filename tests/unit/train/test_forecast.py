@@ -3,8 +3,10 @@ and the machine's memory."""
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +15,7 @@ from outpace.config.load import load
 from outpace.core.errors import OutOfMemory, UsageError
 from outpace.runtime import calibration
 from outpace.runtime.calibration import Calibration
-from outpace.runtime.hardware import detect
+from outpace.runtime.hardware import Machine, detect
 from outpace.runtime.machines import GPUS, by_device_name, named
 from outpace.train.expect import Expected, expect_elsewhere
 from outpace.train.forecast import measured_rates, rates_here
@@ -275,13 +277,13 @@ MEASURED = Calibration(
 )
 
 
-def test_a_calibration_of_the_planned_precision_is_what_the_prediction_stands_on():
+def test_a_calibration_is_what_the_prediction_stands_on():
     plan = expected("h100").plan
     rates, _ = rates_here(plan, GPUS["h100"], MEASURED)
     assert rates == measured_rates(MEASURED, plan, GPUS["h100"])
     assert rates.products["head"] == 2e11 and rates.bandwidth == 2e10
     assert "calibration of 2026-01-02" in rates.basis
-    other, _ = rates_here(expected("h100", "--mixed_precision", "no").plan, GPUS["h100"], MEASURED)
+    other, _ = rates_here(plan, GPUS["h100"], None)
     assert other is not None and other.basis.startswith("NVIDIA H100")
 
 
@@ -297,17 +299,37 @@ def write_calibration(**changes: object) -> None:
         "format": calibration.FORMAT, "device_name": "a CPU", "precision": "bf16", "date": "today",
         "gemm_flops_per_s": gemm, "attention_flops_per_s": None, "copy_bytes_per_s": 1e10,
     }  # fmt: skip
-    calibration.path().parent.mkdir(parents=True, exist_ok=True)
-    calibration.path().write_text(json.dumps(content | changes))
+    content |= changes
+    path = calibration.path("cpu", content["precision"], torch.get_num_threads())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+A_CPU = Machine("cpu", "a CPU", 2, 1 << 34, 1 << 34, True)
 
 
 def test_a_calibration_is_read_back_with_the_passes_of_a_product_together():
-    assert calibration.read("a CPU") is None
+    assert calibration.read(A_CPU, "bf16") is None
     write_calibration()
-    found = calibration.read("a CPU")
+    found = calibration.read(A_CPU, "bf16")
     assert found is not None and found.attention is None
     assert found.products["qkv"] == pytest.approx(3 / (1 / 1e12 + 1 / 2e12 + 1 / 4e12))
-    assert calibration.read("another CPU") is None
+    assert calibration.read(replace(A_CPU, device_name="another CPU"), "bf16") is None
+
+
+def test_each_device_precision_and_number_of_threads_has_a_calibration_of_its_own():
+    write_calibration(date="bf16")
+    write_calibration(date="fp32", precision="no")
+    assert [calibration.read(A_CPU, p).date for p in ("bf16", "no")] == ["bf16", "fp32"]
+    assert calibration.read(A_CPU, "fp16") is None
+    assert calibration.read(replace(A_CPU, device="cuda"), "bf16") is None
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        assert calibration.read(A_CPU, "bf16") is None
+    finally:
+        torch.set_num_threads(threads)
+    assert calibration.path("cuda", "bf16", 1) == calibration.path("cuda", "bf16", 2)
 
 
 @pytest.mark.parametrize(
@@ -325,9 +347,9 @@ def test_a_calibration_is_read_back_with_the_passes_of_a_product_together():
 )
 def test_a_calibration_that_does_not_hold_counts_as_none(changes):
     write_calibration(**changes)
-    assert calibration.read("a CPU") is None
-    calibration.path().write_text("{")
-    assert calibration.read("a CPU") is None
+    assert calibration.read(A_CPU, "bf16") is None
+    calibration.path("cpu", "bf16", torch.get_num_threads()).write_text("{")
+    assert calibration.read(A_CPU, "bf16") is None
 
 
 # The command.
