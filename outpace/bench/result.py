@@ -43,11 +43,12 @@ def write_result(name: str, device: str, body: dict[str, Any], output: Path | No
 
 
 def command_line() -> str:
-    """What was typed, so that a reader can type it, too."""
+    """What was typed, so that a reader can type it, too: paths below this folder from here on."""
     program = Path(sys.argv[0])
     script = program.name if program.is_absolute() else str(program)
     typed = ["outpace"] if program.name in ("outpace", "__main__.py") else ["python", script]
-    return redact(shlex.join([*typed, *sys.argv[1:]]))
+    here = f"{Path.cwd()}/"
+    return redact(shlex.join([*typed, *(word.removeprefix(here) for word in sys.argv[1:])]))
 
 
 @functools.cache

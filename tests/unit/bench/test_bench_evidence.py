@@ -34,6 +34,11 @@ def test_a_result_holds_the_command_and_the_code_that_made_it(tmp_path, monkeypa
     assert found["x"] == 1 and len(found["versions"]["source"]) == 16
     monkeypatch.setattr(sys, "argv", ["benchmarks/faults.py", "a.xml"])
     assert result.command_line() == "python benchmarks/faults.py a.xml"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        sys, "argv", ["outpace", "--nanogpt", f"{tmp_path}/peers/a", "/b", "s3://c"]
+    )
+    assert result.command_line() == "outpace --nanogpt peers/a /b s3://c"
 
 
 def test_a_point_of_the_ladder_is_the_same_where_its_data_was_prepared_again(
