@@ -3,10 +3,12 @@ and which cuDNN there is."""
 
 import contextlib
 import functools
+import os
 import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -23,8 +25,26 @@ QUERY = {
 }
 """Our names, and the fields of `nvidia-smi --help-query-gpu`. Throttle reasons are a bit mask."""
 TIMEOUT_S = 5.0
+DEVICES = Path("/dev")
 
 State = dict[str, float | str | None]
+
+
+def unusable_gpu() -> tuple[str, str] | None:
+    """What keeps PyTorch from the NVIDIA GPU that this machine has, and what helps. None where it
+    has none, PyTorch uses it, or CUDA_VISIBLE_DEVICES hides it."""
+    if torch.cuda.is_available() or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return None
+    under_wsl = Path("/dev/dxg").exists() and shutil.which("nvidia-smi") is not None
+    if not under_wsl and not any(DEVICES.glob("nvidia[0-9]*")):
+        return None
+    if torch.version.cuda is None:
+        do = "install torch with CUDA: the index of its wheels is on pytorch.org"
+        return "this torch is built for CPUs", do
+    driver = driver_version() or "(which does not answer)"
+    do = f"install one for CUDA {torch.version.cuda}, or a torch for that driver's CUDA, or look "
+    do += "at CUDA_VISIBLE_DEVICES"
+    return f"its driver {driver} does not serve this torch", do
 
 
 def gpu_state(device: torch.device) -> State | None:

@@ -11,6 +11,7 @@ from outpace.checkpoint.saver import Saver
 from outpace.config.presets import GPT2Shape
 from outpace.config.schema import RunConfig
 from outpace.core.errors import UsageError
+from outpace.core.log import warn
 from outpace.core.runfolder import RunFolder
 from outpace.data.loader import BatchShape, Loader
 from outpace.data.mixture import Mixture
@@ -23,6 +24,7 @@ from outpace.runtime.compile import compiled
 from outpace.runtime.compile import why_not as compile_why_not
 from outpace.runtime.cpu_memory import keep_memory, use_huge_pages
 from outpace.runtime.distributed import Group
+from outpace.runtime.driver import unusable_gpu
 from outpace.runtime.precision import DTYPES, grad_scaler, use_tf32
 from outpace.runtime.seeds import use_deterministic_kernels
 from outpace.tokenizer import Tokenizer, get_tokenizer
@@ -69,8 +71,14 @@ def make_loader(plan: Plan, mixture: Mixture, rank: int, device: torch.device) -
 
 def choose_device(asked: str, local_rank: int) -> torch.device:
     """The device of this process; UsageError when a GPU was asked for and there is none."""
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise UsageError("NO-GPU", "--device cuda, but PyTorch sees no GPU", do="--device cpu")
+    if asked != "cpu" and not torch.cuda.is_available():
+        why_not = unusable_gpu()
+        if asked == "cuda":
+            what, do = why_not or ("PyTorch sees no GPU", "--device cpu")
+            raise UsageError("NO-GPU", f"--device cuda, but {what}", do=do)
+        if why_not and local_rank == 0:
+            what, do = why_not
+            warn(f"this runs on the CPU; there is a GPU, but {what}: {do}, or add --device cpu")
     if asked == "cpu" or not torch.cuda.is_available():
         use_huge_pages()
         keep_memory()

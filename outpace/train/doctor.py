@@ -35,7 +35,7 @@ from outpace.data.shards import MANIFEST, open_dataset
 from outpace.evals.tasks import hellaswag
 from outpace.ops.attention import sdpa
 from outpace.runtime.compile import why_not as compile_why_not
-from outpace.runtime.driver import driver_version
+from outpace.runtime.driver import driver_version, unusable_gpu
 from outpace.runtime.hardware import detect
 from outpace.runtime.precision import DTYPES
 from outpace.tokenizer import get_tokenizer
@@ -138,16 +138,11 @@ def _memory() -> Iterator[Finding]:
 
 
 def _gpus() -> Iterator[Finding]:
-    there = shutil.which("nvidia-smi") is not None or Path("/dev/nvidia0").exists()
     if not torch.cuda.is_available():
-        if not there:
-            yield Finding("GPU", "none; training on the CPU")
-        elif torch.version.cuda is None:
-            do = "install torch with CUDA: the index of its wheels is on pytorch.org"
-            yield warning("GPU", "there is one, but this torch is built for CPUs", do)
+        if why_not := unusable_gpu():
+            yield warning("GPU", f"there is one, but {why_not[0]}", why_not[1])
         else:
-            do = f"install a driver for CUDA {torch.version.cuda}, or look at CUDA_VISIBLE_DEVICES"
-            yield warning("GPU", "there is one, but torch cannot use it", do)
+            yield Finding("GPU", "none; training on the CPU")
         return
     driver = _driver()
     for i in range(torch.cuda.device_count()):

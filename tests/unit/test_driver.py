@@ -6,7 +6,9 @@ import threading
 import pytest
 import torch
 
+from outpace.core.errors import UsageError
 from outpace.runtime import driver
+from outpace.train.assemble import choose_device
 
 ANSWER = "1755, 2619, 612.43, 700.00, 58, [N/A], 0x0000000000000004"
 
@@ -96,3 +98,36 @@ def test_a_cudnn_that_is_not_pytorchs_is_told_and_stops_nothing(monkeypatch, cap
         driver.cudnn_version.cache_clear()
     assert found.endswith("compiled against (9, 20, 0) but found runtime version (9, 19, 0)")
     assert "Unset LD_LIBRARY_PATH" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="PyTorch uses the GPU")
+def test_a_gpu_that_pytorch_cannot_use_is_not_left_idle_in_silence(
+    nvidia_smi, tmp_path, monkeypatch, capsys
+):
+    """As with a torch for CUDA 13 over a driver for 12: without a word a run takes weeks."""
+    monkeypatch.setattr(driver, "DEVICES", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    nvidia_smi("echo 550.54.15")
+    assert driver.unusable_gpu() is None  # nvidia-smi alone makes no GPU
+    choose_device("auto", 0)
+    (tmp_path / "nvidiactl").touch()
+    assert driver.unusable_gpu() is None
+    assert capsys.readouterr().err == ""
+
+    (tmp_path / "nvidia3").touch()
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert choose_device("auto", 0).type == "cpu"
+    told = " ".join(capsys.readouterr().err.split())
+    assert "there is a GPU, but its driver 550.54.15 does not serve this torch" in told
+    assert "install one for CUDA 13.0" in told and "--device cpu" in told
+    with pytest.raises(UsageError, match=r"--device cuda, but its driver 550\.54\.15 does not"):
+        choose_device("cuda", 0)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(UsageError, match="this torch is built for CPUs"):
+        choose_device("cuda", 0)
+
+    choose_device("cpu", 0)
+    choose_device("auto", 1)  # the first process of a host has said it
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    choose_device("auto", 0)
+    assert capsys.readouterr().err == ""
