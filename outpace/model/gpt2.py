@@ -19,6 +19,7 @@ from outpace.config.presets import GPT2Shape
 from outpace.model.cache import KVCache
 from outpace.ops.attention import Attend, sdpa
 from outpace.ops.cross_entropy import eager, mask_padding
+from outpace.ops.linear import linear
 from outpace.ops.mlp import gelu_linear
 
 
@@ -50,13 +51,22 @@ class LayerNorm(nn.LayerNorm):
         return super().forward(x).to(x.dtype)
 
 
+class Linear(nn.Linear):
+    """On a GPU its bias' gradient takes no pass over memory of its own (`ops/linear.py`)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.device.type == "cuda" and torch.is_grad_enabled():
+            return linear(x, self.weight, self.bias)
+        return super().forward(x)
+
+
 class CausalSelfAttention(nn.Module):
     """Multi-head attention in which a token sees itself and what came before."""
 
     def __init__(self, shape: GPT2Shape, compute: Compute) -> None:
         super().__init__()
         self.n_head, self.dropout, self.attend = shape.n_head, shape.dropout, compute.attend
-        self.c_attn = nn.Linear(shape.n_embd, 3 * shape.n_embd)
+        self.c_attn = Linear(shape.n_embd, 3 * shape.n_embd)
         self.c_proj = nn.Linear(shape.n_embd, shape.n_embd)
 
     def forward(
@@ -88,7 +98,7 @@ class MLP(nn.Module):
     def __init__(self, shape: GPT2Shape, compute: Compute) -> None:
         super().__init__()
         self.dropout, self.recompute = shape.dropout, compute.checkpointing == "gelu"
-        self.c_fc = nn.Linear(shape.n_embd, 4 * shape.n_embd)
+        self.c_fc = Linear(shape.n_embd, 4 * shape.n_embd)
         self.c_proj = nn.Linear(4 * shape.n_embd, shape.n_embd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -166,6 +166,29 @@ def test_keys_beside_bf16_queries_are_bf16_when_a_run_samples(place, backend):
     assert done.returncode == 0 and "sample 1" in done.stdout, done.stdout + done.stderr
 
 
+def test_sums_for_biases_take_no_pass_of_their_own():
+    """The compiler joins them to the kernel of GELU's gradient, and to that which puts the
+    gradients of q, k and v together."""
+    code = (
+        "import torch\n"
+        "from torch._inductor.utils import run_fw_bw_and_get_code\n"
+        "from outpace.config.presets import GPT2Shape\n"
+        "from outpace.model.gpt2 import GPT2, Compute\n"
+        "from outpace.ops.cross_entropy import triton\n"
+        "shape, how = GPT2Shape(2, 12, 768, 1024, 50257), Compute(loss_sum=triton.loss_sum)\n"
+        "model = GPT2(shape, how).cuda()\n"
+        "idx = torch.zeros(8, 1024, dtype=torch.long, device='cuda')\n"
+        "with torch.autocast('cuda', torch.bfloat16):\n"
+        "    step = torch.compile(model, dynamic=False)\n"
+        "    print(run_fw_bw_and_get_code(lambda: step(idx, idx))[1][1])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+    kernels = set(re.findall(r"def (triton_\w+)\(", done.stdout))
+    for makes_gradient in ("gelu_backward", "cat"):
+        (kernel,) = (name for name in kernels if makes_gradient in name)
+        assert "sum" in kernel, done.stderr
+
+
 def test_one_process_under_torchrun(place):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "1"]
     command += ["-m", "outpace", "train", *SMALL, "--dataset", "sea", "--run_dir", "runs/torchrun"]
