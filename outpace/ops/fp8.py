@@ -40,6 +40,11 @@ def why_not(device: torch.device, dtype: torch.dtype, C: int, V: int) -> str | N
     """A reason why the head cannot be made in fp8 there, or None. V is the padded vocabulary."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
         return f"{torch.cuda.get_device_name(device)} has no fp8 products (compute capability 8.9)"
+    return unsuited(dtype, C, V)
+
+
+def unsuited(dtype: torch.dtype, C: int, V: int) -> str | None:
+    """The same of any GPU that has fp8 products."""
     if dtype != torch.bfloat16:
         return f"fp8 products give bf16 logits, and the precision is {dtype}"
     if C % MULTIPLE or V % MULTIPLE:

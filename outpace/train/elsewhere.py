@@ -8,7 +8,7 @@ from outpace.config.load import SetBy
 from outpace.config.presets import GPT2Shape
 from outpace.config.schema import RunConfig
 from outpace.core.errors import DataError, UsageError
-from outpace.ops import cross_entropy
+from outpace.ops import cross_entropy, fp8
 from outpace.ops.attention import BACKENDS, MATERIALISING, document_mask_why_not
 from outpace.runtime.hardware import Machine
 from outpace.runtime.machines import Gpu, named
@@ -18,7 +18,8 @@ from outpace.train.plan import Capabilities, DatasetFacts, Plan
 from outpace.train.plan_lines import assumed, data_line
 from outpace.train.planner import make_plan
 
-HALF_ONLY, SINCE_AMPERE = ("cudnn", "flash", "flash_attn"), ("flash", "flash_attn", "flex")
+HALF_ONLY = ("cudnn", "flash", "flash_attn")
+SINCE_AMPERE = (*HALF_ONLY, "flex")
 """Rows of the attention table and what they need, as their `why_not` says of a GPU that is here."""
 MEASURED_THERE = "assumed; it is measured where it runs"
 
@@ -78,6 +79,10 @@ def _assumed(gpu: Gpu) -> Capabilities:
             return f"{backend} computes in bf16 or fp16, not in fp32", kernel
         if backend in SINCE_AMPERE and not gpu.bf16:
             return f"{backend} needs compute capability 8.0", kernel
+        if backend in HALF_ONLY and (head_dim % 8 or head_dim > 256):
+            return f"{backend} needs a head size of 8 to 256 in eights, not {head_dim}", kernel
+        if backend == "flex" and head_dim < 16:
+            return f"{backend} needs a head size of at least 16, not {head_dim}", kernel
         return None, kernel
 
     def fastest_cross_entropy(
@@ -93,7 +98,9 @@ def _assumed(gpu: Gpu) -> Capabilities:
         return why
 
     def fp8_why_not(precision: str, shape: GPT2Shape) -> str | None:
-        return None if gpu.fp8 else f"{gpu.device_name} has no fp8 units"
+        if not gpu.fp8:
+            return f"{gpu.device_name} has no fp8 units"
+        return fp8.unsuited(DTYPES[precision], shape.n_embd, shape.padded_vocab_size)
 
     return Capabilities(
         attention=attention,

@@ -375,6 +375,23 @@ def test_a_price_that_cannot_be_is_refused(price, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(
+    ("machine", "flags", "why"),
+    [
+        ("h100", "--fp8_head --mixed_precision fp16", "NO-FP8"),
+        ("h100", "--fp8_head --vocab_multiple 1", "NO-FP8"),
+        ("h100", "--n_embd 100 --n_head 25 --attention_backend flash", "NO-ATTENTION"),
+        ("a100-80", "--n_head 1 --attention_backend cudnn", "NO-ATTENTION"),
+        ("h100", "--n_embd 96 --n_head 12 --attention_backend flex", "NO-ATTENTION"),
+        ("t4", "--attention_backend cudnn", "NO-ATTENTION"),
+    ],
+)
+def test_what_the_run_would_refuse_there_the_plan_refuses(machine, flags, why, capsys):
+    """As PyTorch answers on those GPUs (tests/standin)."""
+    assert main(["plan", "--machine", machine, *flags.split()]) == 2
+    assert capsys.readouterr().err.startswith(f"error[{why}]")
+
+
 def test_the_forecast_is_told_as_a_prediction(capsys):
     assert main(["plan", "--machine", "h100x8", "--price_per_hour", "20", *RECIPE]) == 0
     out = capsys.readouterr().out
