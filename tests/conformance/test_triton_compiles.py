@@ -40,3 +40,9 @@ def test_logits_are_read_and_written_16_bytes_at_a_time(dtype, out, capability):
     assert sum("v4" in x for x in stores) >= (1 if out == "fp8e5" else 2)
     # One logit and one target, and one loss, are by themselves.
     assert sum("v4" not in x for x in loads) == 2 and sum("v4" not in x for x in stores) == 1
+    # A row stays in the L2 cache until it is read again, and then makes room.
+    wide = [x for x in loads if "v4" in x]
+    kept = ["evict_last" in x for x in wide]
+    assert kept == sorted(kept, reverse=True) and any(kept) and not all(kept)
+    assert all("evict_first" in x for x in wide[kept.count(True) :])
+    assert all("evict_first" in x for x in stores if "v4" in x)
