@@ -6,11 +6,13 @@ import fcntl
 import os
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from outpace.core.errors import UsageError
 from outpace.core.files import JsonObject, parse_object
-from outpace.core.runfolder import RunFolder, boot_id
+from outpace.core.runfolder import RUNS, RunFolder, boot_id
 
 STATES = ("running", "finished", "stopped", "failed")
 """What STATUS.json may say."""
@@ -69,6 +71,13 @@ def is_held(folder: RunFolder, status: JsonObject | None = None) -> bool:
     finally:
         os.close(fd)
     return False
+
+
+def runs_begun() -> Iterator[tuple[RunFolder, Any]]:
+    """The runs whose folder was named for them, in the order of their names, each with the words of
+    the command that last started it, as far as its plan.json tells."""
+    for plan in sorted(RUNS.glob("*/plan.json")):
+        yield RunFolder(plan.parent), _object(plan).get("command")
 
 
 def last_record(path: Path) -> tuple[JsonObject, float] | None:

@@ -17,7 +17,8 @@ from outpace.config.presets import GPT2Shape
 from outpace.config.schema import RunConfig
 from outpace.core.errors import CheckpointError, DataError, UsageError
 from outpace.core.log import note, say, warn
-from outpace.core.runfolder import RUNS, RunFolder
+from outpace.core.runfolder import RunFolder
+from outpace.core.runstate import runs_begun
 from outpace.data.mixture import Mixture
 from outpace.data.shards import JOURNAL, MANIFEST
 from outpace.interop.declared import check_shape
@@ -124,7 +125,9 @@ def begun_shape(config: RunConfig, argv: list[str]) -> GPT2Shape | None:
     if not config.model.init_from or config.run.resume == "never":
         return None
     named = config.run.run_dir
-    runs = _begun_by(argv) if named == "auto" else [RunFolder(Path(named))]
+    runs = [RunFolder(Path(named))]
+    if named == "auto":
+        runs = [run for run, command in runs_begun() if command == argv]
     checkpoints = [path for run in runs for path in store.paths(run.checkpoints)]
     if config.run.resume != "auto":
         checkpoints.append(Path(config.run.resume))
@@ -132,15 +135,6 @@ def begun_shape(config: RunConfig, argv: list[str]) -> GPT2Shape | None:
         with contextlib.suppress(*store.UNREADABLE):
             return check_shape(GPT2Shape(**json.loads((path / store.STATE).read_bytes())["shape"]))
     return None
-
-
-def _begun_by(argv: list[str]) -> list[RunFolder]:
-    found = []
-    for plan in sorted(RUNS.glob("*/plan.json")):
-        with contextlib.suppress(*store.UNREADABLE):
-            if json.loads(plan.read_bytes())["command"] == argv:
-                found.append(RunFolder(plan.parent))
-    return found
 
 
 def resume(s: Session, environment: dict[str, Any]) -> Progress:

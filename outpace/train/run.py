@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import re
 import shutil
 import tomllib
@@ -28,7 +27,7 @@ from outpace.core.errors import (
 from outpace.core.files import existing_folder, replace_file, replace_json, sha256_file
 from outpace.core.log import note, say, warn
 from outpace.core.runfolder import RUN_FORMAT, RUNS, RunFolder
-from outpace.core.runstate import read_state
+from outpace.core.runstate import read_state, runs_begun
 from outpace.core.secrets import redact
 from outpace.core.units import duration, gib
 from outpace.data.mixture import Mixture
@@ -190,12 +189,10 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
 def _tell_of_others(config: RunConfig, folder: RunFolder, argv: list[str]) -> None:
     """Where this very command does not go on with the run that it began, since `--dataset auto`
     finds another dataset than it did, or with one that it continues but for its length."""
-    for plan in sorted(folder.root.parent.glob("*/plan.json")):
-        other = RunFolder(plan.parent)
+    for other, began in runs_begun():
         if other == folder:
             continue
         with contextlib.suppress(OutpaceError, OSError, ValueError, LookupError, TypeError):
-            began = json.loads(plan.read_text(encoding="utf-8"))["command"]
             if config.data.dataset == "auto" and began == argv:
                 if read_state(other)["state"] != "finished":
                     warn(
