@@ -147,7 +147,7 @@ def resume(s: Session, environment: dict[str, Any]) -> Progress:
             s.folder.forget_after(0)  # of a run that died before its first checkpoint
         progress = Progress()
         if s.plan.init_from:
-            save(s, progress, s.guard.state(None), environment, due=True)
+            save(s, progress, s.guard.state(None), environment)
         return progress
     progress = load_checkpoint(s, checkpoint)
     then = checkpoint.state["environment"]
