@@ -98,6 +98,11 @@ class Checkpoint:
     run: str = ""
     lineage: int = 0
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """(lineage, step): the higher, the newer."""
+        return self.lineage, self.step
+
     def model(self, device: torch.device) -> dict[str, torch.Tensor]:
         return _load_tensors(self.path / MODEL, device)
 
@@ -217,7 +222,7 @@ def fault(path: Path) -> str | None:
         if manifest["format"] not in READABLE:
             return f"{UNKNOWN_FORMAT} {manifest['format']!r} and none of {READABLE}"
         named = place(path)
-        if named and named != (manifest.get("lineage", 0), manifest["step"]):
+        if named and named != written_place(manifest):
             return "it has another checkpoint's name"
         if {p.name for p in path.iterdir()} != {MANIFEST, *manifest["files"]}:
             return "files are missing or were added"
@@ -260,6 +265,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
+def written_place(manifest: Mapping[str, Any]) -> tuple[int, int]:
+    """(lineage, step) that a manifest names; no lineage before format 2."""
+    return manifest.get("lineage", 0), manifest["step"]
+
+
 def run_of(path: Path) -> str | None:
     """The run that a manifest names; "" before format 2, None when it cannot be read."""
     try:
@@ -291,10 +301,9 @@ def _refuse_other_release(path: Path, why: str) -> None:
 def open_verified(path: Path) -> Checkpoint:
     """Open a checkpoint in which `fault` found nothing; hashes nothing again."""
     manifest = read_manifest(path)
+    lineage, step = written_place(manifest)
     state = json.loads((path / STATE).read_text())
-    return Checkpoint(
-        path, int(manifest["step"]), state, manifest.get("run", ""), manifest.get("lineage", 0)
-    )
+    return Checkpoint(path, step, state, manifest.get("run", ""), lineage)
 
 
 def latest(folder: Path, *, set_aside: bool = True) -> Checkpoint | None:

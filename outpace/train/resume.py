@@ -68,7 +68,7 @@ def check_startable(
             f"{folder.root} holds another run than that of {checkpoint.path}",
             do="choose another --run_dir",
         )
-    newest = _place(checkpoint)
+    newest = checkpoint.place
     newer = [p for p in store.paths(folder.checkpoints) if (store.place(p) or newest) > newest]
     if newer and config.run.resume != "auto":
         raise UsageError(
@@ -208,17 +208,13 @@ def _continuation(path: Path, folder: RunFolder, *, set_aside: bool) -> store.Ch
     with contextlib.suppress(*store.UNREADABLE):
         if path.exists():
             there = store.read_manifest(path)
-            place = there.get("lineage", 0), there["step"]
-            began = own is not None and own.run == there.get("run") and _place(own) >= place
+            place = store.written_place(there)
+            began = own is not None and own.run == there.get("run") and own.place >= place
         else:
             config = tomllib.loads(folder.config.read_text(encoding="utf-8"))
             began = Path(config["run"]["resume"]) == path
         return own if own is not None and own.run and began else None
     return None
-
-
-def _place(checkpoint: store.Checkpoint) -> tuple[int, int]:
-    return checkpoint.lineage, checkpoint.step
 
 
 def _is_of(path: Path, folder: RunFolder) -> bool:
