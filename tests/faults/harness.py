@@ -310,6 +310,11 @@ def events(run: Path, kind: str) -> list[dict[str, Any]]:
     return [r for r in read_json_lines(run / "events.jsonl") if r.get("event") == kind]
 
 
+def rollbacks(run: Path) -> list[int]:
+    """The steps that a run went back to."""
+    return [e["back_to"] for e in events(run, "rollback")]
+
+
 def status(run: Path) -> dict[str, Any]:
     """STATUS.json."""
     record: dict[str, Any] = json.loads((run / "STATUS.json").read_text())

@@ -15,7 +15,7 @@ import pytest
 import torch
 import trials
 from conftest import TINY, write_corpus
-from harness import Fault, assert_nothing_lost, assert_tidy, call, events, status
+from harness import Fault, assert_nothing_lost, assert_tidy, call, events, rollbacks, status
 from trials import command, stopped_by
 
 from outpace.checkpoint import store
@@ -296,7 +296,7 @@ def test_c8_higher_steps_from_before_a_rollback_do_not_count(tiny_dataset, tmp_p
     kill = Fault("rename", "kill-after", 2, "/.tmp-3-")
     child = call(*arguments, cwd=tmp_path, faults=[kill], **poisoned)
     assert child.code == -signal.SIGKILL, child.err
-    assert [e["back_to"] for e in events(run, "rollback")] == [2]
+    assert rollbacks(run) == [2]
     names = [p.name for p in store.paths(RunFolder(run).checkpoints)]
     assert names[-1] == "step-00000003-r1" and "step-00000014" in names
 

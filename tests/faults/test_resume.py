@@ -19,6 +19,7 @@ from harness import (
     call,
     events,
     logged,
+    rollbacks,
     start,
 )
 from peers import call_ranks
@@ -488,30 +489,6 @@ def test_r12_a_resume_decides_as_the_run_would_have(tiny_dataset, tmp_path, bad)
         assert json.loads((incident / "incident.json").read_text())["data_step"] == 44
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-def test_r12_a_rollback_after_a_stop_goes_where_it_would_have_gone(tiny_dataset, tmp_path, number):
-    """The checkpoint that a stop or a request made is none to roll back to, and pushes none out."""
-    bad, asked = (poison.loss_of_data, (34, 35)), (poison.signalled, 23, number)
-    extra = ("--save_every_steps", "7", "--keep_checkpoints", "3", "--max_skipped_steps", "2")
-
-    def run(name: str, *faults: tuple[object, ...]) -> int:
-        arguments = command(tiny_dataset, tmp_path / name, *extra, steps=50)
-        return call(*arguments, cwd=tmp_path, setup=poison.all_of, args=faults).code
-
-    def rolled_back(name: str) -> list[object]:
-        events = read_json_lines(tmp_path / name / "events.jsonl")
-        return [(e["step"], e["path"]) for e in events if e["event"] == "rollback"]
-
-    assert run("straight", bad) == 0
-    if number == signal.SIGTERM:
-        assert run("stopped", bad, asked) == 75
-        assert run("stopped", bad) == 0
-    else:
-        assert run("stopped", bad, asked) == 0
-    assert rolled_back("straight") == [(36, "step-00000021")] == rolled_back("stopped")
-    assert final_hash(tmp_path / "straight") == final_hash(tmp_path / "stopped")
-
-
 def test_r12_the_best_checkpoint_and_the_time_spent_outlive_a_resume(tiny_dataset, tmp_path):
     """Elapsed time goes on from where it was; the best by validation loss is still kept."""
     run = tmp_path / "run"
@@ -618,114 +595,6 @@ def test_r15_an_older_checkpoint_in_the_same_folder_is_refused(
     elsewhere = [*command(tiny_dataset, tmp_path / "run"), "--resume", str(older)]
     done = call(*elsewhere, cwd=tmp_path)
     assert done.code == 0 and hashes(tmp_path / "run")[STEPS] == hashes(straight)[STEPS]
-
-
-def test_r12_a_longer_run_rolls_back_to_what_the_shorter_one_saved(tiny_dataset, tmp_path):
-    """An interval of `auto` is another one then, and the checkpoints are none of its multiples."""
-    run = tmp_path / "run"
-    extra = ("--schedule", "constant", "--warmup_steps", "2", "--save_every_steps", "auto")
-    extra += ("--max_skipped_steps", "2", "--keep_checkpoints", "2", "--no_keep_best")
-    train(tiny_dataset, run, *extra, steps=120)
-    assert [store.step_of(p) for p in store.paths(run / "checkpoints")] == [108, 120]
-    longer = command(tiny_dataset, run, *extra, steps=170)
-    done = call(*longer, cwd=tmp_path, setup=poison.loss_of_data, args=((121, 122),))
-    assert done.code == 0, done.err
-    assert [e["path"] for e in events(run, "rollback")] == ["step-00000108"]
-
-
-def test_r12_a_rollback_goes_where_it_would_have_without_a_kill(tiny_dataset, tmp_path):
-    """Killed between the commit of a checkpoint and the removal of an older one."""
-    bad = {"setup": poison.loss_of_data, "args": ((20, 21, 22, 23, 24),)}
-    extra = ("--save_every_steps", "5", "--max_skipped_steps", "3", "--keep_checkpoints", "2")
-    extra += ("--no_keep_best",)
-    straight = command(tiny_dataset, tmp_path / "straight", *extra, steps=40)
-    assert call(*straight, cwd=tmp_path, **bad).code == 0
-    run = tmp_path / "run"
-    kill = Fault("rename", "kill", 1, "checkpoints/step-00000010")
-    killed = command(tiny_dataset, run, *extra, steps=40)
-    assert call(*killed, cwd=tmp_path, faults=[kill], **bad).code == -signal.SIGKILL
-    assert len(store.paths(run / "checkpoints")) == 3, "the premise of this test"
-    assert call(*killed, cwd=tmp_path, **bad).code == 0
-    went = [[e["back_to"] for e in events(r, "rollback")] for r in (run, tmp_path / "straight")]
-    assert went[0] == went[1] != []
-    assert final_hash(run) == final_hash(tmp_path / "straight")
-
-
-TWICE = (
-    "--save_every_steps", "10", "--max_skipped_steps", "3", "--keep_checkpoints", "2",
-    "--lr", "0.5", "--warmup_steps", "60", "--schedule", "constant", "--log_every_steps", "1000",
-)  # fmt: skip
-"""The loss is lowest early on. Bad data at two places leads to a second rollback before it has two
-checkpoints behind the first."""
-
-
-def rollbacks(run: Path) -> list[int]:
-    return [e["back_to"] for e in events(run, "rollback")]
-
-
-@pytest.fixture(scope="module")
-def twice(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("twice")
-    extra = (*TWICE, "--no_keep_best", "--eval_every_steps", "0")
-    arguments = command(tiny_dataset, folder / "run", *extra, steps=80)
-    assert call(*arguments, cwd=folder, **TWICE_BAD).code == 0
-    assert rollbacks(folder / "run") == [40, 40]
-    return folder / "run"
-
-
-TWICE_BAD = {"setup": poison.loss_of_data, "args": ((54, 55, 56, 61, 62, 63),)}
-
-
-def test_r12_a_second_rollback_goes_where_it_would_have_without_a_kill(
-    twice, tiny_dataset, tmp_path
-):
-    """Killed before a checkpoint is removed that the first rollback does not count."""
-    run = tmp_path / "run"
-    extra = (*TWICE, "--no_keep_best", "--eval_every_steps", "0")
-    arguments = command(tiny_dataset, run, *extra, steps=80)
-    kill = Fault("rename", "kill", 1, "checkpoints/step-00000030")
-    assert call(*arguments, cwd=tmp_path, faults=[kill], **TWICE_BAD).code == -signal.SIGKILL
-    assert [store.step_of(p) for p in store.paths(run / "checkpoints")] == [30, 40, 50]
-    assert call(*arguments, cwd=tmp_path, **TWICE_BAD).code == 0
-    assert rollbacks(run) == [40, 40] and final_hash(run) == final_hash(twice)
-
-
-def test_r12_a_second_rollback_goes_where_it_would_have_without_evaluations(
-    twice, tiny_dataset, tmp_path
-):
-    """The best checkpoint is there, old enough, and no place to go back to."""
-    run = tmp_path / "run"
-    extra = (*TWICE, "--keep_best", "--eval_every_steps", "10")
-    arguments = command(tiny_dataset, run, *extra, steps=80)
-    child = start(*arguments, cwd=tmp_path, **TWICE_BAD)
-    child.until(lambda: len(rollbacks(run)) == 2)
-    child.kill()
-    losses = {r["step"]: r["loss"] for r in read_json_lines(run / "evals.jsonl")}
-    best = min((step for step in losses if step), key=lambda step: losses[step])
-    assert best < 40 and best in hashes(run), "the premise of this test"
-    assert call(*arguments, cwd=tmp_path, **TWICE_BAD).code == 0
-    assert set(rollbacks(run)) == {40} and final_hash(run) == final_hash(twice)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-def test_r12_what_is_saved_at_the_end_only_is_no_place_to_go_back_to_before(
-    tiny_dataset, tmp_path, number
-):
-    bad, asked = (poison.loss_of_data, (29, 30)), (poison.signalled, 15, number)
-    extra = ("--save_every_steps", "0", "--max_skipped_steps", "2")
-
-    def run(name: str, *faults: tuple[object, ...]) -> int:
-        arguments = command(tiny_dataset, tmp_path / name, *extra, steps=40)
-        return call(*arguments, cwd=tmp_path, setup=poison.all_of, args=faults).code
-
-    assert run("straight", bad) == 0
-    code = run("stopped", bad, asked)
-    if number == signal.SIGTERM:
-        assert code == 75
-        code = run("stopped", bad)
-    assert code == 0
-    assert rollbacks(tmp_path / "straight") == rollbacks(tmp_path / "stopped") == [0]
-    assert final_hash(tmp_path / "straight") == final_hash(tmp_path / "stopped")
 
 
 @pytest.fixture
