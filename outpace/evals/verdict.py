@@ -74,9 +74,9 @@ class Comparison:
 
 def compare(model: Answers, baseline: Answers, metric: str) -> Comparison:
     """Both models' answers to the questions that both were asked. DataError when there is none, or
-    the label of one differs."""
+    the label of one differs. Both have the metric: `train.verdict.check` sees to it."""
     a, b = _same_questions(model, baseline)
-    right_a, right_b = _right(a, metric), _right(b, metric)
+    right_a, right_b = a.right[metric], b.right[metric]
     n, both = len(a), int((right_a & right_b).sum())
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     interval = statistics.paired(only_a, only_b, n)
@@ -112,7 +112,7 @@ def compare(model: Answers, baseline: Answers, metric: str) -> Comparison:
 
 def compare_published(model: Answers, score: PublishedScore) -> Comparison:
     """A model's answers, and a share that somebody else reported of `score.questions`."""
-    right = _right(model, score.metric)
+    right = model.right[score.metric]
     n, k = len(right), int(right.sum())
     interval = statistics.unpaired(k, n, score.value * score.questions, score.questions)
     low, high = float(interval.low), float(interval.high)
@@ -156,16 +156,6 @@ def _same_questions(a: Answers, b: Answers) -> tuple[Answers, Answers]:
                 do="score both on the same file",
             )
     return a, b
-
-
-def _right(answers: Answers, metric: str) -> Any:
-    if metric not in answers.right:
-        raise DataError(
-            "NO-METRIC",
-            f"the answers to {answers.task}, {answers.protocol} protocol, have no {metric}",
-            do=f"choose from {', '.join(answers.right)}",
-        )
-    return answers.right[metric]
 
 
 def _answer(low: float, high: float) -> str:
