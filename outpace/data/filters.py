@@ -32,19 +32,19 @@ class Filter:
 
     def keeps(self, value: Any, place: str) -> bool:
         """Whether a document stays; one without a value (null) does not."""
+        wanted = self.value
         if value is None:
             return False
         try:
-            if isinstance(self.value, float):
+            if isinstance(wanted, float):
                 value = float(value)
             elif isinstance(value, bool):
-                value = str(value).lower()
-                if self.value.lower() not in ("true", "false"):
+                value, wanted = str(value).lower(), wanted.lower()
+                if wanted not in ("true", "false"):
                     raise ValueError
-                return bool(OPERATORS[self.sign](value, self.value.lower()))
             elif not isinstance(value, str):
                 raise ValueError
-            return bool(OPERATORS[self.sign](value, self.value))
+            return bool(OPERATORS[self.sign](value, wanted))
         except (TypeError, ValueError) as error:
             raise DataError(
                 "BAD-INPUT",
