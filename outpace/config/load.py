@@ -51,10 +51,10 @@ def load(
     return config, set_by
 
 
-def parse_flags(schema: Any, argv: list[str], *, prog: str, default: Any = None) -> Any:
+def parse_flags(schema: Any, argv: list[str], *, prog: str) -> Any:
     """tyro with the house's settings: flat snake_case flags, kebab-case accepted. UsageError for
     what cannot be, and for numbers outside their range."""
-    options = _parse(schema, argv, prog=prog, default=default)
+    options = _parse(schema, argv, prog=prog)
     check_ranges(options, prog)
     return options
 

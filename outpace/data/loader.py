@@ -74,7 +74,7 @@ class _Known:
 
 
 class Loader:
-    """Iterate over the steps of a training split, from any step on."""
+    """Iterate over the steps of the training splits, from any step on."""
 
     def __init__(
         self,
@@ -83,24 +83,23 @@ class Loader:
         spec: OrderSpec,
         *,
         device: torch.device,
-        split: str = "train",
     ) -> None:
-        self.streams = [dataset.stream(split) for dataset in mixture.datasets]
+        self.streams = [dataset.stream("train") for dataset in mixture.datasets]
         sources = []
         for dataset, stream, weight in zip(
             mixture.datasets, self.streams, mixture.weights, strict=True
         ):
             starts = None
             if spec.bos_aligned:
-                places = document_starts(dataset, split)
+                places = document_starts(dataset, "train")
                 starts = aligned_samples(places, len(stream), spec.context)
             sources.append(Source(len(stream), weight, starts))
         self.order = Order(sources, spec)
         self.shape, self.spec, self.device = shape, spec, device
         self._known: _Known | None = None
-        self._check_size(mixture, split)
+        self._check_size(mixture)
 
-    def _check_size(self, mixture: Mixture, split: str) -> None:
+    def _check_size(self, mixture: Mixture) -> None:
         """DataError when a step would read a sample twice."""
         rows = zip(mixture.datasets, self.streams, self.order.blocks, mixture.shares, strict=True)
         for dataset, stream, blocks, share in rows:
@@ -109,7 +108,7 @@ class Loader:
                 raise DataError(
                     "TOO-LITTLE-DATA",
                     f"a step needs {needed} sequences of {self.spec.context} tokens, and the "
-                    f"{split} split of {dataset.folder} has {blocks} ({len(stream):,} tokens)",
+                    f"train split of {dataset.folder} has {blocks} ({len(stream):,} tokens)",
                     do="prepare more text, or choose "
                     + (f"--tokens_per_step {most} or less" if most else "a smaller --context")
                     + (", or leave --bos_aligned out" if self.spec.bos_aligned else ""),

@@ -42,15 +42,14 @@ class TokenFile:
     """Bytes before the first token."""
     dtype: str
 
-    def pieces(self, vocab_size: int, first: int = 0, count: int | None = None) -> Iterator[UInt16]:
-        """`count` tokens from number `first` on, a few million at a time, each below `vocab_size`.
-        DataError for one that is not, and for a file that is cut short meanwhile."""
+    def pieces(self, vocab_size: int) -> Iterator[UInt16]:
+        """The tokens, a few million at a time, each below `vocab_size`. DataError for one that is
+        not, and for a file that is cut short meanwhile."""
         kind = np.dtype(self.dtype)
-        end = self.tokens if count is None else first + count
         with open(self.path, "rb") as f:
-            f.seek(self.offset + kind.itemsize * first)
-            for at in range(first, end, PIECE_TOKENS):
-                size = min(PIECE_TOKENS, end - at)
+            f.seek(self.offset)
+            for at in range(0, self.tokens, PIECE_TOKENS):
+                size = min(PIECE_TOKENS, self.tokens - at)
                 data = np.frombuffer(f.read(kind.itemsize * size), kind)
                 if len(data) < size:
                     raise token_file_fault(self.path, "it became shorter while it was read")
