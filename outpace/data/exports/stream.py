@@ -46,10 +46,7 @@ def shards(dataset: Dataset, split: str) -> Iterator[tuple[ShardFile, UInt16, In
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """A file to be written, which has its name only when it is whole. UsageError when it exists."""
-    if path.exists():
-        raise UsageError(
-            "OUTPUT-EXISTS", f"{path} exists", do="choose another folder, or delete it first"
-        )
+    _check_new(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -60,10 +57,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 def link(source: Path, target: Path) -> None:
     """Give a file a second name; a copy where the file system has no hard links."""
-    if target.exists():
-        raise UsageError(
-            "OUTPUT-EXISTS", f"{target} exists", do="choose another folder, or delete it first"
-        )
+    _check_new(target)
     if not source.exists():
         raise damaged(source, "it is missing")
     try:
@@ -73,3 +67,10 @@ def link(source: Path, target: Path) -> None:
         with new_file(target) as out, open(source, "rb") as f:
             while piece := f.read(1 << 20):
                 out.write(piece)
+
+
+def _check_new(path: Path) -> None:
+    if path.exists():
+        raise UsageError(
+            "OUTPUT-EXISTS", f"{path} exists", do="choose another folder, or delete it first"
+        )
