@@ -5,7 +5,7 @@
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -185,14 +185,12 @@ def find_files(patterns: list[str]) -> list[Path]:
     found: dict[str, Path] = {}
     left: Counter[str] = Counter()
     for pattern in patterns:
-        pattern = str(Path(pattern).expanduser())
-        # A path that exists is meant as it is, though it may hold glob characters.
-        names = [pattern] if os.path.lexists(pattern) else glob.glob(pattern, recursive=True)
-        if not names:
+        given = Path(pattern).expanduser()
+        if not (named := _named_by(given)):
             raise DataError(
-                "NO-INPUT", f"no file matches {pattern!r}", do="check the path; quote globs"
+                "NO-INPUT", f"no file matches {str(given)!r}", do="check the path; quote globs"
             )
-        for path in map(Path, names):
+        for path in named:
             if path.is_dir():
                 below, links = _files_below(path)
                 files = [p for p in below if kind(p) in known]
@@ -224,6 +222,29 @@ def find_files(patterns: list[str]) -> list[Path]:
     if unread:
         note(f"not read: {unread}")
     return sorted(found.values())
+
+
+def find_these(
+    patterns: Sequence[str], wanted: Callable[[Path], bool], what: str, do: str
+) -> list[Path]:
+    """The files that are `wanted` behind paths, globs and folders, sorted, each once. DataError
+    where there is no such file, with `what` they are called."""
+    found: set[Path] = set()
+    for pattern in patterns:
+        named = _named_by(Path(pattern).expanduser())
+        below = [f for path in named for f in (path.iterdir() if path.is_dir() else [path])]
+        if not (of_this := set(filter(wanted, below))):
+            raise DataError("NO-INPUT", f"no {what} matches {pattern!r}", do=do)
+        found |= of_this
+    return sorted(found)
+
+
+def _named_by(given: Path) -> list[Path]:
+    """What a path or a glob names. A path that exists is meant as it is, though it may hold glob
+    characters."""
+    if os.path.lexists(given):
+        return [given]
+    return list(map(Path, glob.glob(str(given), recursive=True)))
 
 
 def _files_below(folder: Path) -> tuple[list[Path], int]:

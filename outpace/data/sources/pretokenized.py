@@ -12,6 +12,7 @@ from outpace.data.adopt import split_of
 from outpace.data.downloads import Remote, announce, fetched, is_sound
 from outpace.data.shards import MANIFEST
 from outpace.data.sources import Batch, Chunk, no_column
+from outpace.data.sources.files import find_these
 from outpace.data.sources.hub import Wanted, listing
 from outpace.data.sources.readers import file_stamp
 from outpace.data.sources.remote import AHEAD, DOWNLOADS, Downloading
@@ -139,32 +140,13 @@ def find_token_files(patterns: Sequence[str]) -> list[Path]:
     """Token files behind paths, globs and folders, sorted, each once."""
     if not patterns:
         raise UsageError("NO-INPUT", "no --input was given", do="add --input 'PATHS_OR_GLOBS'")
-    found: set[Path] = set()
-    for pattern in patterns:
-        given = Path(pattern).expanduser()
-        names = [given] if given.exists() else sorted(_glob(given))
-        files = [
-            f
-            for name in names
-            for f in (sorted(name.iterdir()) if name.is_dir() else [name])
-            if f.suffix.lower() in SUFFIXES and not _is_index(f)
-        ]
-        if not files:
-            raise DataError(
-                "NO-INPUT",
-                f"no {' or '.join(SUFFIXES)} file matches {pattern!r}",
-                do="check the path; quote globs",
-            )
-        found.update(files)
-    return sorted(found)
+    what = f"{' or '.join(SUFFIXES)} file"
+    return find_these(patterns, _is_token_file, what, "check the path; quote globs")
 
 
-def _glob(pattern: Path) -> Iterator[Path]:
-    import glob
-
-    yield from map(Path, glob.glob(str(pattern), recursive=True))
-
-
-def _is_index(path: Path) -> bool:
+def _is_token_file(path: Path) -> bool:
+    """By its name; and no index of Megatron's that has such a name."""
+    if path.suffix.lower() not in SUFFIXES:
+        return False
     with open(path, "rb") as f:
-        return f.read(len(MEGATRON_MAGIC)) == MEGATRON_MAGIC
+        return f.read(len(MEGATRON_MAGIC)) != MEGATRON_MAGIC

@@ -9,7 +9,6 @@ name and the texts in each by name (huggingface/datasets, openwebtext.py); the s
 the documents are the same. Nothing is unpacked to the disk: no name in an archive leads anywhere.
 """
 
-import glob
 import io
 import re
 import tarfile
@@ -21,6 +20,7 @@ from typing import Any, BinaryIO, cast
 from outpace.core.errors import DataError
 from outpace.data.shard_file import check_regular
 from outpace.data.sources import MOST_DOCUMENT_BYTES, Batch, Chunk, Gather, no_column
+from outpace.data.sources.files import find_these
 from outpace.data.sources.readers import UNREADABLE, fault, file_stamp, reason
 from outpace.data.sources.unpack import PIECE, open_input, unpack_xz
 
@@ -181,7 +181,8 @@ class TarSource:
     name = "openwebtext"
 
     def __init__(self, patterns: Sequence[str]) -> None:
-        self.paths = _find(patterns)
+        do = "check the path; parquet and text go by `outpace prepare files --input`"
+        self.paths = find_these(patterns, is_tar, ".tar, .tar.xz or _data.xz", do)
 
     def chunks(self) -> Sequence[Chunk]:
         return tar_chunks(self.paths)
@@ -191,22 +192,3 @@ class TarSource:
             "files": [p.name for p in self.paths],
             "texts": "as the hub's copy: no three line ends in a row, stripped",
         }
-
-
-def _find(patterns: Sequence[str]) -> list[Path]:
-    """Tars behind paths, globs and folders, sorted, each once."""
-    found: set[Path] = set()
-    for pattern in patterns:
-        given = Path(pattern).expanduser()
-        names = [given] if given.exists() else map(Path, glob.glob(str(given), recursive=True))
-        of_this = {
-            f for name in names for f in (name.iterdir() if name.is_dir() else [name]) if is_tar(f)
-        }
-        if not of_this:
-            raise DataError(
-                "NO-INPUT",
-                f"no .tar, .tar.xz or _data.xz matches {pattern!r}",
-                do="check the path; parquet and text go by `outpace prepare files --input`",
-            )
-        found |= of_this
-    return sorted(found)
