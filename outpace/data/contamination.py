@@ -8,9 +8,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from outpace.data.arrays import Int64, UInt16
+from outpace.data.arrays import Bools, Int64, UInt16
 from outpace.data.ngrams import Census, NgramIndex, words
 from outpace.data.shards import Dataset
 from outpace.data.stream import TokenStream
@@ -103,7 +102,7 @@ def _last_words(text: str, number: int) -> list[str]:
 
 
 @cache
-def _cuttable(name: str) -> npt.NDArray[np.bool_]:
+def _cuttable(name: str) -> Bools:
     """Of each token, whether it begins with white space or a document."""
     tokenizer = get_tokenizer(name)
     ids = range(tokenizer.vocab_size)

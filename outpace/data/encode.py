@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
 from outpace.core.errors import DataError
-from outpace.data.arrays import Int64, UInt64
+from outpace.data.arrays import Int64, UInt8, UInt64
 from outpace.data.decontaminate import Benchmark, overlaps
 from outpace.data.filters import LENGTHS, Filter, columns_of
 from outpace.data.shard_file import DELETE
@@ -61,7 +60,7 @@ class Piece:
     """`digest` of the text."""
     sizes: Int64
     """Bytes of text, as UTF-8."""
-    removed: npt.NDArray[np.uint8]
+    removed: UInt8
     """Number of the reason (`REASONS`), or 0."""
     notes: dict[str, int] = field(default_factory=dict)
     labels: list[str] | None = None
@@ -195,7 +194,7 @@ def _encodable(batch: Batch) -> tuple[list[str], Sequence[Buffer]]:
         return texts, [text.encode() for text in texts]
 
 
-def _removed(chunk: Chunk, texts: list[str], batch: Batch, work: Work) -> npt.NDArray[np.uint8]:
+def _removed(chunk: Chunk, texts: list[str], batch: Batch, work: Work) -> UInt8:
     removed = np.zeros(len(texts), np.uint8)
     if not work.keep_empty:
         removed[[n for n, text in enumerate(texts) if not text or text.isspace()]] = EMPTY

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from outpace.data.arrays import Bools
+from outpace.data.arrays import Bools, Int64, UInt8
 from outpace.data.encode import (
     CONTAMINATED,
     COPY,
@@ -39,7 +39,7 @@ class Rules:
     limit_documents: int | None = None
     copies: bool = True
     """Whether exact copies are left out."""
-    held_out: npt.NDArray[np.int64] | None = None
+    held_out: Int64 | None = None
     """Sorted numbers of the validation documents, where these are fixed."""
     decision: dict[str, Any] | None = None
 
@@ -51,7 +51,7 @@ class Judged:
     piece: Piece
     start: int
     stop: int
-    why: npt.NDArray[np.uint8]
+    why: UInt8
     """Reason a document of the piece, or 0."""
     val: Bools
     shares: dict[int, float] = field(default_factory=dict)

@@ -19,9 +19,8 @@ from functools import cache, lru_cache
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from outpace.data.arrays import Int64, UInt64
+from outpace.data.arrays import Int64, UInt8, UInt64
 
 NGRAM_WORDS = 13
 PIECE_BYTES = 1 << 16
@@ -254,7 +253,7 @@ def _powers(base: int) -> tuple[UInt64, UInt64]:
     return powers(base), powers(pow(base, -1, 1 << 64))
 
 
-def _bit_table(slots: UInt64, log2: int) -> npt.NDArray[np.uint8]:
+def _bit_table(slots: UInt64, log2: int) -> UInt8:
     flags = np.zeros(1 << log2, bool)
     flags[slots] = True
     return np.packbits(flags, bitorder="little")

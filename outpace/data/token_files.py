@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from outpace.core.errors import DataError
-from outpace.data.arrays import UInt16
+from outpace.data.arrays import Int64, UInt16
 from outpace.data.shard_file import HEADER_BYTES, MAGIC, VERSION, check_regular
 
 LLAMA_MAGIC = 20240801
@@ -129,9 +128,7 @@ def _megatron(path: Path, size: int, index: Path) -> TokenFile:
     return TokenFile(path, "Megatron", tokens, 0, kind.str)
 
 
-def documents(
-    file: TokenFile, end_of_text: int, vocab_size: int
-) -> Iterator[tuple[UInt16, npt.NDArray[np.int64]]]:
+def documents(file: TokenFile, end_of_text: int, vocab_size: int) -> Iterator[tuple[UInt16, Int64]]:
     """The documents of a file, some at a time: their tokens, joined, without end-of-text, and how
     many each has. Empty ones are left out; the last part of a piece waits for the next."""
     rest: list[UInt16] = []
@@ -154,7 +151,7 @@ def documents(
         yield _cut(np.concatenate(rest), end_of_text)
 
 
-def _cut(tokens: UInt16, end_of_text: int) -> tuple[UInt16, npt.NDArray[np.int64]]:
+def _cut(tokens: UInt16, end_of_text: int) -> tuple[UInt16, Int64]:
     is_end = tokens == end_of_text
     borders = np.concatenate([[-1], np.flatnonzero(is_end), [len(tokens)]])
     lengths = np.diff(borders) - 1

@@ -7,11 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from outpace.core.errors import DataError
 from outpace.core.registry import Registry, nearest
+from outpace.data.arrays import Int64
 from outpace.tokenizer.ids import Ids
 
 SOURCES = Registry(
@@ -47,7 +45,7 @@ class Batch:
     """What was counted on the way, to be summed."""
     ids: Ids | None = None
     """Instead of texts: tokens of the documents, concatenated, without any end-of-text."""
-    lengths: npt.NDArray[np.int64] | None = None
+    lengths: Int64 | None = None
     """Tokens of each document of `ids`."""
     encoded: Sequence[Buffer] | None = None
     """UTF-8 of each text, where the file has it: to spare encoding what was just decoded."""
