@@ -6,6 +6,7 @@ from typing import Annotated
 
 from outpace.config.load import parse_flags
 from outpace.config.ranges import Range
+from outpace.config.schema import HELLASWAG_PATH
 from outpace.core.log import say
 
 WIDTH = 3.0
@@ -23,7 +24,7 @@ class Options:
     """Also lm-eval, which must be installed."""
     model: str = ""
     """A run, a checkpoint or Hugging Face folder. Default: the 124M shape, wide random weights."""
-    hellaswag_path: Path = Path("data/hellaswag/hellaswag_val.jsonl")
+    hellaswag_path: Path = Path(HELLASWAG_PATH)
     """The questions, as `outpace prepare hellaswag` leaves them."""
     questions: Annotated[int, Range(1, 10_042)] = 100
     """How many, spread evenly over the split."""

@@ -8,6 +8,7 @@ import tyro
 
 from outpace.config.load import parse_flags
 from outpace.config.ranges import Range
+from outpace.config.schema import HELLASWAG_PATH
 from outpace.core.console import bar
 from outpace.core.files import check_writable, replace_json
 from outpace.core.log import say, show, show_json
@@ -30,7 +31,7 @@ class Options:
     common: Annotated[float, Range(0, 10**9)] = 10.0
     """Runs of words in more documents than this a 10^9 characters are stock phrases, and left
     out."""
-    hellaswag_path: Path = Path("data/hellaswag/hellaswag_val.jsonl")
+    hellaswag_path: Path = Path(HELLASWAG_PATH)
     """The questions, as `outpace prepare hellaswag` leaves them."""
     task_data: str = "data/tasks"
     """Rows of the other tasks: a folder, a file, or `hub`, as for `outpace evaluate`."""

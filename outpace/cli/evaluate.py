@@ -9,6 +9,7 @@ import tyro
 
 from outpace.config.load import parse_flags
 from outpace.config.ranges import Range
+from outpace.config.schema import HELLASWAG_PATH
 from outpace.core import console
 from outpace.core.errors import StorageError, UsageError
 from outpace.core.files import check_writable, replace_file, replace_json, sha256_json
@@ -52,7 +53,7 @@ class Options:
     subset: str = ""
     """Only HellaSwag questions of these parts, comma-separated: wikihow or activitynet, indomain or
     zeroshot. All parts are reported in any case."""
-    hellaswag_path: Path = Path("data/hellaswag/hellaswag_val.jsonl")
+    hellaswag_path: Path = Path(HELLASWAG_PATH)
     """The questions, as `outpace prepare hellaswag` leaves them."""
     task_data: str = "data/tasks"
     """Rows of the other tasks: a folder with TASK.jsonl, .parquet or .arrow files, or with the

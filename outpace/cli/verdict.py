@@ -8,6 +8,7 @@ import tyro
 
 from outpace.config.load import parse_flags
 from outpace.config.ranges import Range
+from outpace.config.schema import HELLASWAG_PATH
 from outpace.core.errors import NotMet, StorageError, UsageError
 from outpace.core.files import check_writable, replace_json
 from outpace.core.log import show, show_json
@@ -40,7 +41,7 @@ class Options:
     Default: the one beside the dataset that the run was trained on."""
     require: Literal["", "beats"] = ""
     """Leave with exit code 11 for any other answer."""
-    hellaswag_path: Path = Path("data/hellaswag/hellaswag_val.jsonl")
+    hellaswag_path: Path = Path(HELLASWAG_PATH)
     """The questions, as `outpace prepare hellaswag` leaves them."""
     task_data: str = "data/tasks"
     """Rows of the other tasks, as for `outpace evaluate`."""

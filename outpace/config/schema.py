@@ -12,6 +12,8 @@ from outpace.config.ranges import Range
 
 Auto = Literal["auto"]
 STEPS = Range(0, 1_000_000_000)
+HELLASWAG_PATH = "data/hellaswag/hellaswag_val.jsonl"
+"""Where `outpace prepare hellaswag` leaves the questions."""
 
 
 @dataclass
@@ -181,7 +183,7 @@ class EvalConfig:
     hellaswag_limit: Annotated[int | Auto, Range(0, 1_000_000_000)] = "auto"
     """HellaSwag questions to score; 0: none.
     auto: all 10,042 on a GPU, 500 on a CPU."""
-    hellaswag_path: str = "data/hellaswag/hellaswag_val.jsonl"
+    hellaswag_path: str = HELLASWAG_PATH
     """The questions, as `outpace prepare hellaswag` leaves them. No such file: not scored."""
     hellaswag_protocol: Literal["completion", "harness", "both"] = "completion"
     """completion: raw text, normalised by tokens. harness: as lm-eval renders it, by characters."""

@@ -18,6 +18,7 @@ import psutil
 import torch
 
 from outpace.checkpoint import store
+from outpace.config.schema import HELLASWAG_PATH
 from outpace.core.crash import first_line
 from outpace.core.errors import (
     CheckpointError,
@@ -53,7 +54,6 @@ TRAINING_BYTES = 4 * GIB
 """Weights, gradients and moments of the 124M model, and activations of a small micro-batch."""
 SMALL_BYTES = 64 * MIB
 """Of /dev/shm: what containers have by default, and too little for several GPUs' nccl."""
-HELLASWAG = DATA / "hellaswag" / "hellaswag_val.jsonl"
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,7 @@ def _vocabulary() -> Iterator[Finding]:
 
 
 def _data() -> Iterator[Finding]:
-    if not HELLASWAG.exists():
+    if not Path(HELLASWAG_PATH).exists():
         yield Finding("HellaSwag", "not prepared, so not scored (outpace prepare hellaswag)")
     else:
         yield _checked("HellaSwag", _questions)
@@ -282,7 +282,7 @@ def _data() -> Iterator[Finding]:
 
 
 def _questions() -> str:
-    return f"{len(hellaswag.load(HELLASWAG)):,} questions, hash right"
+    return f"{len(hellaswag.load(Path(HELLASWAG_PATH))):,} questions, hash right"
 
 
 def _tokens(folder: Path) -> str:
