@@ -29,6 +29,7 @@ def run(argv: list[str]) -> int:
     assert isinstance(options, Options)
 
     from outpace.train.expect import expect, expect_elsewhere
+    from outpace.train.forecast import lines
     from outpace.train.plan_lines import print_plan
 
     price = options.price_per_hour
@@ -40,6 +41,6 @@ def run(argv: list[str]) -> int:
         show_json(expected.record())
     else:
         print_plan(expected.plan, expected.machine, expected.data, None, reason=say)
-        for line in expected.lines():
+        for line in lines(expected.forecast, expected.plan):
             say(line)
     return 0

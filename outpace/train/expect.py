@@ -12,7 +12,7 @@ from outpace.runtime.machines import by_device_name
 from outpace.train.assemble import choose_device, make_loader
 from outpace.train.corpus import OPENWEBTEXT, facts_of, is_default_prepared
 from outpace.train.elsewhere import plan_elsewhere
-from outpace.train.forecast import Forecast, forecast, lines, rates_here, sheet_rates
+from outpace.train.forecast import Forecast, forecast, rates_here, sheet_rates
 from outpace.train.initial import take_shape
 from outpace.train.plan import DatasetFacts, Plan
 from outpace.train.plan_lines import assumed, data_line
@@ -39,10 +39,6 @@ class Expected:
             "dataset": vars(self.facts),
             **self.forecast.record(),
         }
-
-    def lines(self) -> list[str]:
-        """The forecast as people read it."""
-        return lines(self.forecast, self.plan)
 
 
 def expect(config: RunConfig, set_by: SetBy, price_per_hour: float) -> Expected:

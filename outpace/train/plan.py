@@ -9,11 +9,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from outpace.config.load import SetBy
-from outpace.config.presets import (
-    VOCAB_MULTIPLE,
-    GPT2Shape,
-    size,
-)
+from outpace.config.presets import VOCAB_MULTIPLE, GPT2Shape, size
 from outpace.config.schema import RunConfig
 from outpace.core.files import sha256_json
 from outpace.core.units import count

@@ -51,7 +51,9 @@ def print_plan(
     )
     if plan.init_from:
         say(f"weights from {plan.init_from}")
-    peak = f", peak {plan_peak(machine)}" if machine.peak_flops else ""
+    peak = ""
+    if machine.peak_flops:
+        peak = f", peak {machine.peak_flops / 1e12:.0f} TFLOP/s by {machine.peak_source}"
     number = f"{plan.world_size} x " if plan.world_size > 1 and plan.device == "cuda" else ""
     say(f"on {number}{machine.device_name} ({machine.device}, {gib(machine.memory_bytes)}{peak})")
     say(f"data {data}")
@@ -73,7 +75,3 @@ def print_plan(
     if folder is not None:
         say(f"run folder {folder.root}")
     sys.stdout.flush()
-
-
-def plan_peak(machine: Machine) -> str:
-    return f"{(machine.peak_flops or 0) / 1e12:.0f} TFLOP/s by {machine.peak_source}"
