@@ -1,6 +1,5 @@
 """`outpace evaluate MODEL`: validation loss, HellaSwag and other tasks, text files."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,7 +11,7 @@ from outpace.config.ranges import Range
 from outpace.config.schema import HELLASWAG_PATH
 from outpace.core import console
 from outpace.core.errors import StorageError, UsageError
-from outpace.core.files import check_writable, replace_file, replace_json, sha256_json
+from outpace.core.files import check_writable, replace_json, replace_json_lines, sha256_json
 from outpace.core.log import note, show, show_json
 from outpace.core.registry import nearest
 from outpace.core.runfolder import RunFolder
@@ -189,8 +188,7 @@ class _Results:
     def write(self) -> None:
         results = {**self.head, "results": self.records}
         if self.options.details:
-            lines = (json.dumps(example, ensure_ascii=False) for example in self.examples)
-            replace_file(self.options.details, "".join(f"{line}\n" for line in lines))
+            replace_json_lines(self.options.details, self.examples)
         if self.options.output:
             replace_json(self.options.output, results)
         if self.options.json:

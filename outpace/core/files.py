@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -87,6 +87,12 @@ def json_line(record: JsonObject) -> bytes:
     """One record as a line of JSON. NaN and infinities become null."""
     text = json.dumps(clean(record), ensure_ascii=False, separators=(",", ":"))
     return f"{text}\n".encode("utf-8", "backslashreplace")
+
+
+def replace_json_lines(path: Path, records: Iterable[JsonObject]) -> None:
+    """Atomically write a line of JSON a record."""
+    lines = (json.dumps(record, ensure_ascii=False) for record in records)
+    replace_file(path, "".join(f"{line}\n" for line in lines))
 
 
 def read_json_lines(path: Path) -> Iterator[JsonObject]:

@@ -2,7 +2,6 @@
 the record that a run folder keeps and a report shows.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 
 from outpace.core.console import bar
 from outpace.core.errors import DataError, NetworkError, OutpaceError, UsageError
-from outpace.core.files import JsonObject, replace_file
+from outpace.core.files import JsonObject, replace_json_lines
 from outpace.core.log import note, warn
 from outpace.core.published import PublishedScore, gpt2_published
 from outpace.core.runfolder import RunFolder, now
@@ -217,8 +216,7 @@ def find_contamination(given: Path | None, reference: str, task: str) -> Contami
 def keep(folder: Path, name: str, examples: Sequence[JsonObject]) -> None:
     """Write a side's answers to a file, to be named instead of the model another time."""
     if examples:
-        lines = (json.dumps(example, ensure_ascii=False) for example in examples)
-        replace_file(folder / f"{name}{DETAILS}", "".join(f"{line}\n" for line in lines))
+        replace_json_lines(folder / f"{name}{DETAILS}", examples)
 
 
 def answers_of(of: Side, task: str, protocol: str) -> Answers:
