@@ -60,11 +60,6 @@ class Saver:
             return
         self._thread = thread
 
-    @property
-    def failed(self) -> bool:
-        """Whether a save has failed and `poll` has not told yet."""
-        return self._error is not None
-
     def poll(self) -> None:
         """Raise what a save failed with, once."""
         error, self._error = self._error, None
