@@ -39,8 +39,8 @@ def run(argv: list[str]) -> int:
     if (folder / store.STATE).is_file() or (folder.name.startswith("step-") and folder.is_dir()):
         kind, found = "checkpoint", [audit(folder, deep=options.deep)]
     elif (folder / MANIFEST).is_file() or (folder / JOURNAL).is_file():
-        kind, (verdict, error) = "dataset", _dataset(folder)
-        found = [verdict]
+        kind, (one, error) = "dataset", _dataset(folder)
+        found = [one]
     elif (folder / store.MANIFEST).is_file():
         kind, found = "checkpoint", [audit(folder, deep=options.deep)]
     else:
@@ -48,12 +48,13 @@ def run(argv: list[str]) -> int:
     if not found:
         raise _nothing(RunFolder(folder))
     if options.json:
-        checked = [asdict(v) for v in found]
+        checked = [asdict(one) for one in found]
         show_json({"kind": kind, "folder": str(folder), "checked": checked})
     else:
-        for v in found:
-            show("; ".join([f"{v.name}: {v.fault or 'whole, every hash is right'}", *v.notes]))
-    if bad := [v for v in found if v.fault]:
+        for one in found:
+            state = one.fault or "whole, every hash is right"
+            show("; ".join([f"{one.name}: {state}", *one.notes]))
+    if bad := [one for one in found if one.fault]:
         raise error or CheckpointError(
             "CKPT-BAD",
             f"{len(bad)} of {len(found)} checkpoints are damaged ({bad[0].name}: {bad[0].fault})",

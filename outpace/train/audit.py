@@ -42,9 +42,9 @@ def audit_run(run: RunFolder, *, deep: bool = False) -> list[Audit]:
     left out, and the folder read again when the newest was among them."""
     for _ in range(TRIES):
         newest = acknowledged(run)
-        verdicts = [(path, audit(path, deep=deep)) for path in store.paths(run.checkpoints)]
-        found = [verdict for path, verdict in verdicts if not verdict.fault or path.is_dir()]
-        if newest is None or newest in {v.name for v in found}:
+        audits = [(path, audit(path, deep=deep)) for path in store.paths(run.checkpoints)]
+        found = [one for path, one in audits if not one.fault or path.is_dir()]
+        if newest is None or newest in {one.name for one in found}:
             break
         if acknowledged(run) == newest:  # what it names is deleted only once it names a newer one
             found.append(Audit(newest, "STATUS.json names it, but it is not there"))

@@ -20,13 +20,7 @@ import torch
 from outpace.checkpoint import store
 from outpace.config.schema import HELLASWAG_PATH
 from outpace.core.crash import first_line
-from outpace.core.errors import (
-    CheckpointError,
-    DataError,
-    OutpaceError,
-    StorageError,
-    UsageError,
-)  # fmt: skip
+from outpace.core.errors import CheckpointError, DataError, OutpaceError, StorageError, UsageError
 from outpace.core.files import existing_folder, fsync_folder
 from outpace.core.limits import usable_cores
 from outpace.core.runfolder import RUNS, RunFolder
@@ -322,13 +316,12 @@ def _state(run: RunFolder) -> Iterator[Finding]:
 def _run(run: RunFolder) -> Iterator[Finding]:
     """One run: its state, its checkpoints' hashes, and room for the next ones."""
     yield from _state(run)
-    verdicts = audit_run(run)
-    for v in verdicts:
-        if v.fault:
+    for one in audit_run(run):
+        if one.fault:
             do = "restore it from a copy; training goes on from the newest that is whole"
-            yield fault(v.name, CheckpointError("CKPT-BAD", f"{v.name}: {v.fault}", do=do))
+            yield fault(one.name, CheckpointError("CKPT-BAD", f"{one.name}: {one.fault}", do=do))
         else:
-            yield Finding(v.name, "whole, every hash is right")
+            yield Finding(one.name, "whole, every hash is right")
     if paths := store.paths(run.checkpoints):
         size = sum(file.stat().st_size for file in paths[-1].iterdir())
-        yield _space(f"{run.root}", run.checkpoints, CHECKPOINTS * size, size)
+        yield _space(str(run.root), run.checkpoints, CHECKPOINTS * size, size)
