@@ -112,11 +112,7 @@ def train_step(
         if t.dropout:
             seed_micro_step(t.seed, step, batch.position)
         try:
-            with t.ddp.no_sync() if t.ddp and not synchronise else contextlib.nullcontext():
-                with autocast(t.device, t.precision):
-                    loss = t.forward(batch.inputs, batch.targets)
-                t.scaler.scale(loss * scale).backward()
-            loss_sum += loss.detach()
+            loss_sum += _backward(t, batch, scale, synchronise=synchronise)
         except (RuntimeError, MemoryError) as error:
             # Other processes already wait inside the last, synchronising backward.
             if synchronise or not is_out_of_memory(error):
@@ -146,6 +142,16 @@ def train_step(
     return StepResult(loss, grad_norm, skipped)
 
 
+def _backward(t: Trainable, batch: MicroBatch, scale: float, *, synchronise: bool) -> torch.Tensor:
+    """Add `scale` times the gradient of a micro-batch's summed loss to what is there, with
+    `synchronise` that of all processes; returns the loss."""
+    with t.ddp.no_sync() if t.ddp and not synchronise else contextlib.nullcontext():
+        with autocast(t.device, t.precision):
+            loss = t.forward(batch.inputs, batch.targets)
+        t.scaler.scale(loss * scale).backward()
+    return loss.detach()
+
+
 def _clip(t: Trainable, parameters: list[torch.nn.Parameter], grad_norm: torch.Tensor) -> None:
     """Scale the gradient to a norm of at most `grad_clip`, as torch.nn.utils.clip_grad_norm_ does.
     A fused optimiser divides by `grad_scale` while it reads the gradient: no pass of its own."""
@@ -162,10 +168,7 @@ def try_micro_batch(t: Trainable, batch: MicroBatch, *, synchronise: bool = Fals
     with `synchronise`: then memory that is short is an error."""
     fits = True
     try:
-        with t.ddp.no_sync() if t.ddp and not synchronise else contextlib.nullcontext():
-            with autocast(t.device, t.precision):
-                loss = t.forward(batch.inputs, batch.targets)
-            loss.backward()
+        _backward(t, batch, 1.0 / batch.targets.numel(), synchronise=synchronise)
     except (RuntimeError, MemoryError) as error:
         if synchronise or not is_out_of_memory(error):
             raise
