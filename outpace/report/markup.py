@@ -121,9 +121,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") ->
     )
 
 
-def section(title: str, body: str, note: str = "") -> str:
-    """A titled part of the page; nothing without a body. `note` is HTML."""
-    if not body:
-        return ""
-    lead = f'<p class="lead">{note}</p>' if note else ""
-    return f"<section><h2>{escape(title)}</h2>{lead}{body}</section>\n"
+def section(title: str, body: str) -> str:
+    """A titled part of the page; nothing without a body."""
+    return f"<section><h2>{escape(title)}</h2>{body}</section>\n" if body else ""

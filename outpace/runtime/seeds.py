@@ -32,6 +32,6 @@ def seed_micro_step(seed: int, step: int, position: int) -> None:
     torch.manual_seed(derive(seed, "dropout", step, position))
 
 
-def generator(seed: int, *where: int | str, device: str = "cpu") -> torch.Generator:
-    """A generator of its own for `where`."""
-    return torch.Generator(device).manual_seed(derive(seed, *where))
+def generator(seed: int, *where: int | str) -> torch.Generator:
+    """A generator of its own for `where`, on the CPU."""
+    return torch.Generator().manual_seed(derive(seed, *where))
