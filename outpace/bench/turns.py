@@ -24,6 +24,7 @@ from outpace.bench.peers import Contestant
 from outpace.core.children import end, send, start
 from outpace.core.crash import last_error
 from outpace.runtime.driver import State, state_amid
+from outpace.runtime.hardware import high_water_mark
 
 POLL_S = 0.1
 STRADDLING = 2
@@ -102,7 +103,9 @@ class Racer:
             self.peak_bytes = max(self.peak_bytes, _gpu_in_use() - self._gpu_before)
             return
         with contextlib.suppress(psutil.Error, OSError):
-            self.peak_bytes = max(self.peak_bytes, _peak_resident(self.process.pid))
+            pid = self.process.pid
+            now = high_water_mark(pid) or psutil.Process(pid).memory_info().rss
+            self.peak_bytes = max(self.peak_bytes, now)
 
     def pause(self) -> None:
         send(self.process, signal.SIGSTOP)
@@ -273,12 +276,3 @@ def _gpu_in_use() -> int:
         return 0
     free, total = torch.cuda.mem_get_info()
     return total - free
-
-
-def _peak_resident(pid: int) -> int:
-    """Largest resident size of a process so far (VmHWM on Linux), in bytes."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return int(psutil.Process(pid).memory_info().rss)

@@ -73,22 +73,25 @@ def memory_in_use(device: torch.device) -> int:
 
 
 def peak_resident_bytes() -> int:
-    """Largest resident size of this process so far (VmHWM on Linux, which can be set back)."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
+    """Largest resident size of this process so far."""
     unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return high_water_mark() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def high_water_mark(process: int | str = "self") -> int | None:
+    """Largest resident size of a process so far, in bytes: Linux's, which can be set back."""
+    mark = _told(Path(f"/proc/{process}/status"), "VmHWM")
+    return int(mark.removesuffix("kB")) * 1024 if mark else None
 
 
 def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    return _told(Path("/proc/cpuinfo"), "model name") or platform.processor() or platform.machine()
+
+
+def _told(file: Path, what: str) -> str:
+    """Behind the first `WHAT :` of a file of Linux's; empty where there is none."""
+    with contextlib.suppress(OSError):
+        for line in file.read_text().splitlines():
+            if line.startswith(what):
+                return line.partition(":")[2].strip()
+    return ""
