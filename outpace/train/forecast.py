@@ -144,7 +144,7 @@ def forecast(
     """Predict the planned run. `peak_flops` (in the plan's precision) and `watts` are of one GPU,
     the price of all."""
     A, W = plan.gradient_accumulation_steps, plan.world_size
-    seconds = tokens_per_second = mfu = step_s = None
+    seconds = tokens_per_second = step_s = None
     parts: dict[str, float] = {}
     if rates is not None:
         settings = settings_of(plan, config.optimizer.optimizer)
@@ -152,12 +152,10 @@ def forecast(
         step_s, parts = time.step(A), _parts_ms(time, A)
         tokens_per_second = plan.tokens_per_step / step_s
         seconds = plan.max_steps * step_s
-        if peak_flops:
-            mfu = tokens_per_second * plan.flops_per_token / (peak_flops * W)
     return Forecast(
         basis=rates.basis if rates else why_not,
         tokens_per_second=tokens_per_second,
-        mfu=mfu,
+        mfu=plan.mfu(tokens_per_second, peak_flops),
         step_ms=None if step_s is None else 1e3 * step_s,
         parts_ms=parts,
         seconds=seconds,

@@ -269,12 +269,9 @@ def measure(
     machine: Machine,
 ) -> dict[str, Any]:
     """One record of metrics.jsonl."""
-    plan, W = s.plan, s.group.ranks.world_size
+    plan = s.plan
     rate = clock.steps_per_second()
     tokens_per_second = rate * plan.tokens_per_step if rate else None
-    mfu, peak = None, machine.peak(plan.mixed_precision)
-    if tokens_per_second and peak:
-        mfu = tokens_per_second * plan.flops_per_token / (peak * W)
     return {
         "step": progress.step,
         "tokens": progress.step * plan.tokens_per_step,
@@ -284,7 +281,7 @@ def measure(
         "skipped": values.skipped,
         "loss_scale": s.trainable.scaler.get_scale() if s.trainable.scaler.is_enabled() else None,
         "tokens_per_second": tokens_per_second,
-        "mfu": mfu,
+        "mfu": plan.mfu(tokens_per_second, machine.peak(plan.mixed_precision)),
         "memory_gib": memory_in_use(s.trainable.device) / 2**30,
         "elapsed_s": progress.elapsed_s,
     }

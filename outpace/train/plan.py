@@ -140,6 +140,13 @@ class Plan:
     def order(self) -> OrderSpec:
         return OrderSpec(self.context, self.seed, self.order_chunk, self.phase, self.bos_aligned)
 
+    def mfu(self, tokens_per_second: float | None, peak_flops: float | None) -> float | None:
+        """Model FLOP/s of all processes by the peak of their devices, one of which has
+        `peak_flops`; None where either is not known."""
+        if not tokens_per_second or not peak_flops:
+            return None
+        return tokens_per_second * self.flops_per_token / (peak_flops * self.world_size)
+
     def arithmetic(self) -> str:
         """The invariant, with its numbers."""
         return (
