@@ -188,6 +188,30 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, call: int, after: bool) -> None:
     monkeypatch.setattr(os, "replace", killing)
 
 
+def killed_at_every_rename(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    source: FilesSource,
+    options: PrepareOptions,
+    after: bool,
+) -> dict[str, bytes]:
+    """Prepare undisturbed, and once for each rename of that, killed at it and gone on with: all
+    leave the same files, which are returned."""
+    straight = folder / "straight" / "made"
+    calls = count_calls(monkeypatch, lambda: prepare(source, straight, options, workers=1))
+    assert calls > 10
+    expected = content(straight)
+    for call in range(calls):
+        made = folder / str(call) / "made"
+        with monkeypatch.context() as patch:
+            kill_at(patch, call, after)
+            with pytest.raises(Killed):
+                prepare(source, made, options, workers=1)
+        prepare(source, made, options, workers=1)
+        assert content(made) == expected, call
+    return expected
+
+
 @pytest.mark.parametrize(("limit_tokens", "shard_tokens"), [(None, 9000), (9000, 2500)])
 @pytest.mark.parametrize("after", [False, True])
 def test_p8_a_kill_at_every_rename_changes_nothing(
@@ -196,18 +220,7 @@ def test_p8_a_kill_at_every_rename_changes_nothing(
     """A limit is the hard case: what was counted before the kill must be counted again."""
     source = FilesSource([str(write_corpus(tmp_path / "text", 40))])
     options = PrepareOptions("bytes", 0.3, limit_tokens, shard_tokens)
-    straight = tmp_path / "straight" / "made"
-    calls = count_calls(monkeypatch, lambda: prepare(source, straight, options, workers=1))
-    assert calls > 10
-    expected = content(straight)
-    for call in range(calls):
-        folder = tmp_path / str(call) / "made"
-        with monkeypatch.context() as patch:
-            kill_at(patch, call, after)
-            with pytest.raises(Killed):
-                prepare(source, folder, options, workers=1)
-        prepare(source, folder, options, workers=1)
-        assert content(folder) == expected, call
+    killed_at_every_rename(tmp_path, monkeypatch, source, options, after)
 
 
 @pytest.mark.parametrize("after", [False, True])
@@ -223,22 +236,12 @@ def test_p8_a_kill_at_every_rename_leaves_nothing_out_twice(tmp_path, monkeypatc
     (tmp_path / "x.jsonl").write_text(lines + "\n" + json.dumps({"text": "\ud800"}))
     source = FilesSource([str(tmp_path / "x.jsonl")], errors="replace")
     options = PrepareOptions("bytes", 0.3, shard_tokens=900, near_duplicates=True)
-    straight = tmp_path / "straight" / "made"
-    calls = count_calls(monkeypatch, lambda: prepare(source, straight, options, workers=1))
-    expected = content(straight)
+    expected = killed_at_every_rename(tmp_path, monkeypatch, source, options, after)
     counted = json.loads(expected["manifest.json"])
     assert counted["documents"]["near_duplicates_left_out"] >= 5
     assert counted["documents"]["exact_copies_left_out"] >= 5
     assert counted["source"]["normalisation"]["documents_with_bad_characters_replaced"] == 1
     assert expected["removed.jsonl"].count(b"\n") == counted["removed"]["lines"]
-    for call in range(calls):
-        folder = tmp_path / str(call) / "made"
-        with monkeypatch.context() as patch:
-            kill_at(patch, call, after)
-            with pytest.raises(Killed):
-                prepare(source, folder, options, workers=1)
-        prepare(source, folder, options, workers=1)
-        assert content(folder) == expected, call
 
 
 def test_p8_a_limit_means_the_same_wherever_the_run_was_killed(tmp_path, monkeypatch):
