@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from outpace.bench.generation import random_model
 from outpace.config.presets import GPT2Shape
 from outpace.interop import huggingface
 from outpace.model.gpt2 import GPT2
@@ -32,14 +33,10 @@ class FoldedTokenizer:
 
 def wide_model(shape: GPT2Shape, factor: float = 6.0) -> GPT2:
     """Wide random weights, so that scores differ clearly."""
-    model = GPT2(shape)
-    model.init_weights(torch.Generator().manual_seed(0))
+    model = random_model(shape, factor)
     with torch.no_grad():
-        for p in model.parameters():
-            if p.dim() >= 2:
-                p.mul_(factor)
         model.wte.weight[shape.vocab_size :] = 0
-    return model.eval()
+    return model
 
 
 def transformers_model(model: GPT2):

@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 
+from outpace.bench.generation import random_model
 from outpace.cli.main import main
 from outpace.config.presets import GPT2Shape
 from outpace.generate.engine import complete, generate
@@ -29,12 +30,7 @@ SHAPE = GPT2Shape(2, 4, 64, 32, 500)
 
 @pytest.fixture(scope="module")
 def model() -> GPT2:
-    model = GPT2(SHAPE)
-    model.init_weights(torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        for p in model.parameters():
-            p.mul_(4.0 if p.dim() >= 2 else 1.0)
-    return model.eval()
+    return random_model(SHAPE)
 
 
 def text(model, prompt, seed=0, **changes):

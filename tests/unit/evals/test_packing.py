@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from outpace.bench.generation import random_model
 from outpace.config.presets import GPT2Shape
 from outpace.core.errors import OutOfMemory
 from outpace.evals import memory
@@ -21,12 +22,7 @@ HOW = {"precision": "no", "group": Group(Ranks(), CPU)}
 
 @pytest.fixture(scope="module")
 def model() -> GPT2:
-    model = GPT2(SHAPE)
-    model.init_weights(torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        for p in model.parameters():
-            p.mul_(8.0 if p.dim() >= 2 else 1.0)
-    return model.eval()
+    return random_model(SHAPE, times=8.0)
 
 
 def some_requests(n: int, seed: int = 0, longest: int = 30) -> list[Request]:
