@@ -80,8 +80,7 @@ def chain_of_kills(dataset: Path, run: Path, kills: int, seed: int, *extra: str)
 
 def newest(run: Path) -> int:
     """Step of the newest checkpoint, 0 without one."""
-    found = store.paths(RunFolder(run).checkpoints)
-    return max((place[1] for path in found if (place := store.place(path))), default=0)
+    return max(map(store.step_of, store.paths(RunFolder(run).checkpoints)), default=0)
 
 
 def rows_by_step(path: Path) -> dict[int, list[list[int]]]:

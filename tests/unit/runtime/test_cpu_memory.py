@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 PROGRAM = """
@@ -19,18 +20,20 @@ print(size, "THP_MEM_ALLOC_ENABLE" in os.environ)
 """
 
 
+def printed_by(program: str) -> list[str]:
+    """The words that a Python of its own prints."""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    return done.stdout.split()
+
+
 @pytest.mark.skipif(
     not THP.exists() or "[madvise]" not in THP.read_text(), reason="no huge pages on request here"
 )
 def test_a_large_tensor_lies_in_huge_pages_only_when_asked_for():
-    root = Path(__file__).resolve().parents[3]
     mib = {}
     for on in (True, False):
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM.format(on=on)],
-            capture_output=True, text=True, check=True, cwd=root,
-        )  # fmt: skip
-        size, left_behind = done.stdout.split()
+        size, left_behind = printed_by(PROGRAM.format(on=on))
         assert left_behind == "False"
         mib[on] = int(size)
     assert mib[True] >= 32 > mib[False]
@@ -49,13 +52,8 @@ for _ in range(8):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's malloc")
 def test_freed_memory_is_used_again():
-    root = Path(__file__).resolve().parents[3]
     faults = {}
     for on in (True, False):
-        done = subprocess.run(
-            [sys.executable, "-c", AGAIN.format(on=on)],
-            capture_output=True, text=True, check=True, cwd=root,
-        )  # fmt: skip
-        faults[on] = [int(n) for n in done.stdout.split()][4:]
+        faults[on] = [int(n) for n in printed_by(AGAIN.format(on=on))][4:]
     assert max(faults[True]) < 200, faults
     assert min(faults[False]) > 10_000, faults
