@@ -1,9 +1,13 @@
 """What every test shares: real text when it is there, tiny datasets, a command line in a folder."""
 
+import http.server
 import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -71,6 +75,19 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = FilesSource([str(write_corpus(folder / "text"))])
     prepare(source, folder / "data", PrepareOptions(tokenizer="bytes", val_fraction=0.1))
     return folder / "data"
+
+
+@contextmanager
+def serving(server: http.server.HTTPServer) -> Iterator[str]:
+    """The address of a server on this machine, while it answers."""
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def final_hash(run: Path) -> str:

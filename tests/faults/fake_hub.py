@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from conftest import serving
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CLOSED = "http://127.0.0.1:9"
 """An address at which nobody listens."""
@@ -231,14 +233,8 @@ def serve(
         def handle_error(self, *_: object) -> None:
             """A client that goes away is expected."""
 
-    server = Server(("127.0.0.1", 0), Handler)
-    hub.address = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    try:
-        yield hub
-    finally:
-        hub.over.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(Server(("127.0.0.1", 0), Handler)) as hub.address:
+        try:
+            yield hub
+        finally:
+            hub.over.set()

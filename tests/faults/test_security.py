@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ import fuzz_models
 import psutil
 import pytest
 import torch
-from conftest import ROOT, TINY, outpace
+from conftest import ROOT, TINY, outpace, serving
 from fake_hub import Hub
 from fuzz_models import MANIFEST, MODEL, STATE, Touch
 from harness import Child, Sentinel, call, start
@@ -355,15 +354,8 @@ def listener() -> Iterator[tuple[str, list[str]]]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as address:
+        yield address, asked
 
 
 def in_a_browser(page: Path, home: Path) -> str:

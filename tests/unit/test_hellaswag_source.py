@@ -4,7 +4,6 @@ import http.server
 import json
 import shutil
 import subprocess
-import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from conftest import serving
 
 from outpace.core.errors import DataError, NetworkError, StorageError
 from outpace.core.network import BUSY, TRIES
@@ -43,15 +43,8 @@ def server(status: int, body: bytes) -> Iterator[tuple[str, list[str]]]:
         def log_message(self, *_):
             pass
 
-    served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=served.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{served.server_port}/{FILE}", asked
-    finally:
-        served.shutdown()
-        thread.join()
-        served.server_close()
+    with serving(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as address:
+        yield f"{address}/{FILE}", asked
 
 
 @pytest.fixture
