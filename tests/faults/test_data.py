@@ -1,3 +1,4 @@
+# ruff: noqa: F811  (fixtures are imported, and then named as arguments)
 """Faults of data and documents: bombs, archives, encodings, endless lines, damaged shards, and
 datasets that change while training reads them.
 """
@@ -17,14 +18,14 @@ import tarfile
 import time
 import zipfile
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from cli.conftest import folder, run  # noqa: F401 (fixtures)
+from cli.helpers import Result, Run
 from conftest import TINY, final_hash, write_corpus
 from harness import Child, assert_nothing_lost, call, logged, start
 
@@ -39,38 +40,11 @@ from outpace.tokenizer import get_tokenizer, gpt2, shared
 MIB = 1 << 20
 
 
-@dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    error: str
-
-
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """Run a command line in this process."""
-
-    def call(*argv: str | Path) -> Done:
-        code = main([str(a) for a in argv])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return Done(code, out, err.rstrip("\n").rpartition("\n")[2])
-
-    return call
-
-
-@pytest.fixture
-def refused(run: Callable[..., Done], folder: Path) -> Callable[..., Done]:
+def refused(run: Run, folder: Path) -> Run:
     """Run what must end with exit 3 and this name, and leave the disk as it was."""
 
-    def call(name: str, *argv: str | Path) -> Done:
+    def call(name: str, *argv: str | Path) -> Result:
         before = tree(folder)
         done = run(*argv)
         assert done.code == 3, done
