@@ -177,12 +177,9 @@ def _folded(text: str) -> bytes:
     """UTF-8 of the letters and digits, lower-cased, each other character a separator. Compatible
     forms are one (Unicode's NFKC): an accented letter is one character, a ligature its letters."""
     if not text.isascii():
-        text = _OTHERS.sub(_folded_run, unicodedata.normalize("NFKC", text))
+        normal = unicodedata.normalize("NFKC", text)
+        text = _OTHERS.sub(lambda run: _fold_letters(run[0]), normal)
     return text.encode().translate(_FOLD)
-
-
-def _folded_run(run: re.Match[str]) -> str:
-    return _fold_letters(run[0])
 
 
 @lru_cache(1 << 16)

@@ -138,7 +138,7 @@ def _gpus() -> Iterator[Finding]:
         else:
             yield Finding("GPU", "none; training on the CPU")
         return
-    driver = _driver()
+    driver = f"driver {driver_version() or 'unknown'}, torch for CUDA {torch.version.cuda}"
     for i in range(torch.cuda.device_count()):
         name, check, why = torch.cuda.get_device_name(i), f"GPU {i}", "a wrong product"
         try:
@@ -157,10 +157,6 @@ def _gpus() -> Iterator[Finding]:
             yield warning(check, found, "end what else runs on it (nvidia-smi)")
         else:
             yield Finding(check, f"{name}, {gib(free)} free of {gib(total)}, {driver}")
-
-
-def _driver() -> str:
-    return f"driver {driver_version() or 'unknown'}, torch for CUDA {torch.version.cuda}"
 
 
 def _kernels(device: torch.device) -> Iterator[Finding]:

@@ -1,6 +1,6 @@
 """What to expect of a run: its plan and its forecast, on this machine or on another by name."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from outpace.config.load import SetBy
@@ -37,7 +37,7 @@ class Expected:
             **self.plan.record(),
             "machine": vars(self.machine),
             "dataset": vars(self.facts),
-            **self.forecast.record(),
+            "predicted": asdict(self.forecast),
         }
 
 

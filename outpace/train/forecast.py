@@ -3,8 +3,7 @@ from the roofline of `model/roofline.py` and the rates of a data sheet or of thi
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from outpace.config.schema import RunConfig
 from outpace.core.units import count, duration, gb
@@ -53,9 +52,6 @@ class Forecast:
     checkpoint_bytes: int
     checkpoints: int
     """How many exist at the same time."""
-
-    def record(self) -> dict[str, Any]:
-        return {"predicted": asdict(self)}
 
 
 def sheet_rates(gpu: Gpu, plan: Plan) -> Rates:

@@ -2,7 +2,7 @@
 
 import math
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -34,10 +34,6 @@ class Progress:
     def data_step(self) -> int:
         """Place in the order of the data."""
         return self.step + self.data_shift
-
-    def record(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
 
     @classmethod
     def of(cls, state: dict[str, Any], step: int) -> "Progress":

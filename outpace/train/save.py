@@ -46,7 +46,7 @@ def save(
         "step": step,
         "tokens": step * s.plan.tokens_per_step,
         "elapsed_s": progress.elapsed_s,
-        "progress": progress.record(),
+        "progress": asdict(progress),
         "policy": policy,
         "max_steps": s.plan.max_steps,
         "shape": asdict(s.plan.shape),
