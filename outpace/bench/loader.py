@@ -24,7 +24,7 @@ from outpace.core.log import say
 from outpace.data.loader import BatchShape, Loader
 from outpace.data.mixture import Mixture
 from outpace.data.order import OrderSpec
-from outpace.data.shard_file import write_shard
+from outpace.data.shard_part import ShardPart
 from outpace.data.shards import Dataset
 from outpace.tokenizer.gpt2 import Gpt2Tokenizer
 from outpace.train.environment import commit_of
@@ -81,10 +81,11 @@ def _made_up(folder: Path, reading: Reading) -> Dataset:
     """Random tokens in shards, and a manifest that nobody checks."""
     rng = np.random.default_rng(0)
     size = reading.tokens // reading.shards
-    shards = [
-        write_shard(folder, "train", n, rng.integers(0, VOCABULARY, size, np.uint16), [size], n)
-        for n in range(reading.shards)
-    ]
+    shards = []
+    for n in range(reading.shards):
+        part = ShardPart(folder, "train", n)
+        part.append(rng.integers(0, VOCABULARY, size, np.uint16), np.array([size], np.uint32))
+        shards.append(part.finish(n))
     tokenizer = {"name": "gpt2", "vocab_size": VOCABULARY, "vocab_sha256": ""}
     return Dataset(folder, {"name": "made up", "tokenizer": tokenizer}, shards)
 

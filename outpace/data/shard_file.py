@@ -8,7 +8,6 @@ modded-nanogpt read these files as they are (karpathy/llm.c, dev/data/data_commo
 """
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from outpace.core.errors import DataError
-from outpace.core.files import sha256_file, whole_file
+from outpace.core.files import sha256_file
 from outpace.data.arrays import Int64, UInt16
 
 MAGIC, VERSION = 20240520, 1
@@ -107,28 +106,6 @@ def header(tokens: int) -> bytes:
     values = np.zeros(HEADER_BYTES // 4, "<i4")
     values[:3] = MAGIC, VERSION, tokens
     return values.tobytes()
-
-
-def write_shard(
-    folder: Path, split: str, number: int, tokens: UInt16, lengths: list[int], end_document: int
-) -> ShardFile:
-    """Write one shard and its document lengths, each fsynced and renamed into place."""
-    name = f"{split}_{number:06d}.bin"
-    payload = np.ascontiguousarray(tokens, "<u2").data.cast("B")
-    digest = _write(folder / name, header(len(tokens)), payload)
-    lengths_digest = _write(
-        (folder / name).with_suffix(".len"), np.asarray(lengths, "<u4").tobytes()
-    )
-    return ShardFile(name, split, len(tokens), len(lengths), digest, lengths_digest, end_document)
-
-
-def _write(path: Path, *parts: bytes | memoryview) -> str:
-    digest = hashlib.sha256()
-    with whole_file(path, path.with_name(path.name + ".tmp")) as f:
-        for part in parts:
-            f.write(part)
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def read_header(path: Path) -> int:

@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from outpace.data.prepare import PrepareOptions, prepare
-from outpace.data.shard_file import ShardFile, write_shard
+from outpace.data.shard_file import ShardFile
+from outpace.data.shard_part import ShardPart
 from outpace.data.shards import Dataset
 from outpace.data.sources import WholeSource
 from outpace.tokenizer.bytes_ import BytesTokenizer
@@ -81,13 +84,20 @@ def files(folder: Path) -> dict[str, str]:
     }
 
 
+def write_shard(
+    folder: Path, split: str, number: int, tokens: list[int], lengths: list[int], end_document: int
+) -> ShardFile:
+    """A shard of documents with these lengths."""
+    part = ShardPart(folder, split, number)
+    part.append(np.array(tokens, np.uint16), np.array(lengths, np.uint32))
+    return part.finish(end_document)
+
+
 def write_dataset(folder: Path, shards: list[list[int]], vocab_size: int = 257) -> Path:
     """A dataset of training shards with the given tokens, each one document."""
-    import numpy as np
-
     folder.mkdir(parents=True)
     entries = [
-        write_shard(folder, "train", n, np.array(tokens, np.uint16), [len(tokens)], n + 1)
+        write_shard(folder, "train", n, tokens, [len(tokens)], n + 1)
         for n, tokens in enumerate(shards)
     ]
     write_manifest(folder, entries, vocab_size)

@@ -21,9 +21,10 @@ from outpace.cli.main import main
 from outpace.core.errors import DataError, UsageError
 from outpace.data.exports import EXPORTS
 from outpace.data.exports.llmc import MOST_BYTES
-from outpace.data.shard_file import write_shard
 from outpace.data.shards import Dataset, open_dataset
 from outpace.tokenizer.gpt2 import Gpt2Tokenizer
+
+from .helpers import write_shard
 
 END = 50256
 
@@ -44,7 +45,7 @@ def dataset_of(
     for split, texts in (("train", train), ("val", val)):
         for number, at in enumerate(range(0, len(texts), shard)):
             part = [[END, *d] for d in texts[at : at + shard]]
-            tokens = np.array([t for d in part for t in d], np.uint16)
+            tokens = [t for d in part for t in d]
             entries.append(
                 write_shard(folder, split, number, tokens, [len(d) for d in part], at + len(part))
             )
