@@ -6,7 +6,7 @@ OPTIMIZERS = Registry(
     "optimizer",
     {
         "adamw": "outpace.optim.adamw:build",
-        "adamw_foreach": "outpace.optim.adamw:build_foreach",
+        "adamw_foreach": "outpace.optim.adamw:ForeachAdamW",
         "muon": "outpace.optim.muon:build",
     },
 )

@@ -14,17 +14,10 @@ def build(
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
 
-def build_foreach(
-    groups: list[dict[str, Any]], lr: float, *, betas: tuple[float, float], eps: float
-) -> torch.optim.Optimizer:
+class ForeachAdamW(torch.optim.AdamW):
     """The same update as PyTorch makes it by default: a pass over the state an operation, about 2.5
     times the memory traffic (on a CPU a parameter at a time). What the fused one is measured
-    against."""
-    return _SkippingAdamW(groups, lr=lr, betas=betas, eps=eps)
-
-
-class _SkippingAdamW(torch.optim.AdamW):
-    """AdamW that leaves everything as it is where `found_inf` is 1, by asking the host."""
+    against. Leaves everything as it is where `found_inf` is 1, by asking the host."""
 
     def step(self, closure: Any = None) -> Any:
         found_inf = vars(self).pop("found_inf", None)  # PyTorch's loops refuse it
