@@ -51,7 +51,7 @@ def train(
             s.watchdog.beat(f"saving step {progress.step}")
             s.saver.close()
             agree(s)  # all know what the save before failed with
-            save(s, progress, books.policy(), environment)
+            save(s, progress, books.guard_state(), environment)
             saved_at = progress.step
 
     shown = s.group.ranks.is_main and until is None
@@ -238,7 +238,7 @@ class Books:
         assert self._newest is not None
         return self._newest
 
-    def policy(self) -> dict[str, Any]:
+    def guard_state(self) -> dict[str, Any]:
         """The guard's state, for a checkpoint of the newest step."""
         self.newest()
         return self.s.guard.state(self._waiting)

@@ -23,14 +23,14 @@ from outpace.train.progress import Progress
 def save(
     s: Session,
     progress: Progress,
-    policy: dict[str, Any],
+    guard_state: dict[str, Any],
     environment: Mapping[str, Any],
     *,
     due: bool | None = None,
 ) -> None:
     """Save a checkpoint by the protocol of `checkpoint.store`; the first process writes, behind the
-    training. `policy` is the guard's state; `due`, whether a rollback may go there, follows from
-    the step unless it is given. Every process calls this."""
+    training. `due`, whether a rollback may go there, follows from the step unless it is given.
+    Every process calls this."""
     if s.config.safety.guard:
         _check_replicas(s)
     if not s.group.ranks.is_main:
@@ -47,7 +47,7 @@ def save(
         "tokens": step * s.plan.tokens_per_step,
         "elapsed_s": progress.elapsed_s,
         "progress": asdict(progress),
-        "policy": policy,
+        "policy": guard_state,
         "max_steps": s.plan.max_steps,
         "shape": asdict(s.plan.shape),
         "tokenizer": s.tokenizer.name,
