@@ -3,7 +3,6 @@ model and the same questions, in turns, and whether they give the same answers.
 """
 
 import contextlib
-import importlib.util
 import io
 import json
 import re
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 
+from outpace.bench.peers import script_of
 from outpace.bench.result import check_writable, spread, write_result
 from outpace.core.errors import UsageError
 from outpace.core.log import note
@@ -209,11 +209,7 @@ def _load_script(path: Path) -> ModuleType:
     from outpace.tokenizer.gpt2 import _encoding
 
     tiktoken.registry.ENCODINGS.setdefault("gpt2", _encoding())
-    spec = importlib.util.spec_from_file_location("build_nanogpt_hellaswag", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_of(path)
 
 
 def _lm_eval(theirs: Any, context: int, work: Path) -> Score:

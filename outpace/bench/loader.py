@@ -6,7 +6,6 @@ Speed does not depend on what the tokens are, so they are random, in shards and 
 """
 
 import ast
-import importlib.util
 import itertools
 import tempfile
 import time
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from outpace.bench.peers import check_checkout, write_raw
+from outpace.bench.peers import check_checkout, script_of, write_raw
 from outpace.bench.result import check_writable, spread, write_result
 from outpace.core.log import say
 from outpace.data.loader import BatchShape, Loader
@@ -135,10 +134,7 @@ def get_batch_of(checkout: Path, folder: Path, reading: Reading) -> Callable[[],
         f"{ast.get_source_segment(source, function)}\n",
         encoding="utf-8",
     )
-    spec = importlib.util.spec_from_file_location(staged.stem, staged)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script_of(staged)
     return lambda: module.get_batch("train")
 
 

@@ -9,9 +9,11 @@ Nothing is copied from a checkout or written into it: a staged folder links its 
 """
 
 import hashlib
+import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -103,6 +105,15 @@ def link(checkout: Path, files: tuple[str, ...], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for file in files:
         (folder / Path(file).name).symlink_to((checkout / file).resolve())
+
+
+def script_of(path: Path) -> ModuleType:
+    """A script of a peer's, run as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def tiktoken_cache(folder: Path) -> Path:
