@@ -1,5 +1,6 @@
 """What every test shares: real text when it is there, tiny datasets, a command line in a folder."""
 
+import hashlib
 import http.server
 import json
 import os
@@ -88,6 +89,15 @@ def serving(server: http.server.HTTPServer) -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def files(folder: Path) -> dict[str, str]:
+    """Every file below a folder but the lock, with its hash."""
+    return {
+        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name != ".lock"
+    }
 
 
 def final_hash(run: Path) -> str:

@@ -14,7 +14,7 @@ import poison
 import pytest
 import torch
 import trials
-from conftest import TINY, write_corpus
+from conftest import TINY, files, write_corpus
 from harness import Fault, assert_nothing_lost, assert_tidy, call, events, rollbacks, status
 from trials import command, stopped_by
 
@@ -62,15 +62,6 @@ def flip(path: Path, rng: random.Random) -> None:
     data = bytearray(path.read_bytes())
     data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     path.write_bytes(data)
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """Hash of each file below a folder, the lock left out."""
-    return {
-        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.name != ".lock"
-    }
 
 
 def assert_goes_on_from_the_one_before(run: Path, dataset: Path, wanted: str) -> None:
@@ -241,11 +232,11 @@ def test_c6_when_none_is_good_training_stops_and_touches_nothing(run, tiny_datas
     rng = random.Random(6)
     for step in range(1, STEPS + 1):
         flip(at(run, step) / rng.choice(FILES), rng)
-    before = tree(run)
+    before = files(run)
     child = call(*command(tiny_dataset, run, steps=STEPS + 2), cwd=run.parent)
     line = stopped_by(child, 4, "NO-GOOD-CKPT")
     assert f"none of the {STEPS} checkpoints" in line and "kept: all of them, untouched" in line
-    assert tree(run) == before
+    assert files(run) == before
 
 
 def test_c7_names_of_others_are_left_alone(run, tiny_dataset, two_more):
@@ -261,11 +252,11 @@ def test_c7_names_of_others_are_left_alone(run, tiny_dataset, two_more):
     for half in halves:
         half.write_text("half")
     (there / "step-00000012").write_text("a file")
-    before = {name: tree(there / name) for name in theirs}
+    before = {name: files(there / name) for name in theirs}
     child = call(*command(tiny_dataset, run, steps=STEPS + 2), cwd=run.parent)
     assert child.code == 0 and "CKPT-BAD" not in child.err, child.err
     assert status(run)["weights_sha256"] == two_more
-    assert {name: tree(there / name) for name in theirs} == before
+    assert {name: files(there / name) for name in theirs} == before
     assert (there / "step-00000012").read_text() == "a file"
     assert not [path for path in [*(there / n for n in ours), *halves] if path.exists()]
 
@@ -340,13 +331,13 @@ def test_c10_a_newer_format_is_refused_and_stays(run, tiny_dataset, monkeypatch)
     monkeypatch.setattr(store, "FORMAT", 99)
     store.save(RunFolder(run).checkpoints, STEPS + 1, tensors, state)
     monkeypatch.undo()
-    before = tree(run)
+    before = files(run)
     child = call(*command(tiny_dataset, run, steps=STEPS + 2), cwd=run.parent)
     assert "its format is 99" in stopped_by(child, 4, "CKPT-VERSION")
     for reader in (("verify",), ("sample", "--prompt", "a")):
         child = call(reader[0], at(run, STEPS + 1), *reader[1:], cwd=run.parent)
         assert child.code == 4 and "its format is 99" in child.err, child.err
-    assert tree(run) == before
+    assert files(run) == before
 
 
 def test_c10_format_1_loads_with_the_hash_it_was_saved_with(tmp_path):
@@ -379,10 +370,10 @@ def test_c10_a_run_of_format_1_read_its_data_in_another_order_and_serves_as_a_st
     settings = ["--warmup_steps", "auto", "--schedule", "cosine"]
     run = tmp_path / "run"
     shutil.copytree(GOLDEN / "format-1", _made(run / "checkpoints") / "step-00000002")
-    before = tree(run)
+    before = files(run)
     child = call(*command(dataset_of_format_1, run, *settings, steps=5), cwd=tmp_path)
     assert child.code == 4 and "error[CONFIG-CHANGED]" in child.err and "order" in child.err
-    assert tree(run) == before
+    assert files(run) == before
     start = ["--init_from", str(run / "checkpoints" / "step-00000002")]
     new = tmp_path / "new"
     child = call(*command(dataset_of_format_1, new, *settings, *start, steps=3), cwd=tmp_path)

@@ -1,6 +1,5 @@
 """Readers of shards and folders that share no code with outpace."""
 
-import hashlib
 import json
 import struct
 from collections.abc import Iterator
@@ -73,15 +72,6 @@ def read_documents(folder: Path, split: str, end: int) -> list[list[int]]:
 def read_texts(folder: Path, split: str) -> list[str]:
     """Documents of a split prepared as bytes."""
     return [bytes(d).decode() for d in read_documents(folder, split, END["bytes"])]
-
-
-def files(folder: Path) -> dict[str, str]:
-    """Every file below a folder but the lock, with its hash."""
-    return {
-        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.name != ".lock"
-    }
 
 
 def write_shard(

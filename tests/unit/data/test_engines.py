@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import files
 
 from outpace.cli.main import main
 from outpace.core.errors import DataError, PeerLost, RunInUse, UsageError
@@ -22,8 +23,6 @@ from outpace.data.rank_parts import PARTS, part_of, prepare_share, ranks_from, r
 from outpace.data.ray_engine import RayEngine, outcomes, piece_of
 from outpace.data.shards import MANIFEST, verify_dataset
 from outpace.data.sources.files import FilesSource
-
-from .helpers import files
 
 ROOT = Path(__file__).resolve().parents[3]
 OPTIONS = PrepareOptions(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import xxhash
+from conftest import files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +22,7 @@ from outpace.data.shards import open_dataset
 from outpace.data.sources.files import FilesSource
 from outpace.tokenizer import get_tokenizer
 
-from .helpers import Texts, files, prepared, read_documents, read_shard, read_texts
+from .helpers import Texts, prepared, read_documents, read_shard, read_texts
 
 
 def fraction(text: str) -> float:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import files
 
 from outpace.cli.main import main
 from outpace.core.errors import DataError, StorageError, UsageError
@@ -34,7 +35,7 @@ from outpace.data.sources import Batch
 from outpace.data.sources.files import FilesSource
 from outpace.data.threads import AHEAD, INTERRUPTS, ThreadEngine
 
-from .helpers import Texts, files, prepared, read_documents, read_texts
+from .helpers import Texts, prepared, read_documents, read_texts
 
 WORDS = ["the", "of", "and", "a", "to", "in", "he", "was", "it", "that", "his", "with", "as", "had"]
 

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from conftest import files
 
 from outpace.cli.main import main
 from outpace.data.shards import open_dataset, verify_dataset
-
-from .helpers import files
 
 
 @pytest.fixture(autouse=True)

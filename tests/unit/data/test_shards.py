@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import files
 
 from outpace.core.errors import DataError
 from outpace.data.shard_file import read_header
 from outpace.data.shards import Dataset, TokenStream, open_dataset, verify_dataset
 
 from .helpers import (
-    files,
     prepared,
     read_documents,
     read_lengths,
