@@ -68,7 +68,8 @@ def write_corpus(folder: Path, inputs: list[str], megabytes: float, repeats: int
     import pyarrow.parquet as pq
 
     folder.mkdir(parents=True)
-    cut = list(documents(list(FilesSource(inputs).documents()), megabytes))
+    batches = (batch for chunk in FilesSource(inputs).chunks() for batch in chunk.read())
+    cut = list(documents([text for batch in batches for text in batch.texts], megabytes))
     size = sum(len(text.encode()) for text in cut)
     if size < 0.9e6 * megabytes:
         raise DataError(

@@ -59,25 +59,15 @@ class FilesSource:
         self.paths = find_files(patterns)
         root = os.path.commonpath([p.absolute().parent for p in self.paths])
         self.how = Reading(text_field, errors, separator, Path(root).as_posix())
-        self._notes: dict[str, int] = {}
 
     def chunks(self) -> list[Chunk]:
         return file_chunks(self.paths, self.how)
-
-    def documents(self) -> Iterator[str]:
-        """Every document, one by one."""
-        self._notes = {}
-        for chunk in self.chunks():
-            for batch in chunk.read():
-                for what, count in batch.notes.items():
-                    self._notes[what] = self._notes.get(what, 0) + count
-                yield from batch.texts
 
     def describe(self) -> dict[str, Any]:
         return {
             "files": [self.how.label(p) for p in self.paths],
             **self.how.told(),
-            "normalisation": {what: self._notes.get(what, 0) for what in NOTES},
+            "normalisation": dict.fromkeys(NOTES, 0),  # counted when the text is read
         }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from outpace.data.prepare import PrepareOptions, prepare
 from outpace.data.shard_file import ShardFile
 from outpace.data.shard_part import ShardPart
 from outpace.data.shards import Dataset
-from outpace.data.sources import WholeSource
+from outpace.data.sources import Source, WholeSource
 from outpace.tokenizer.bytes_ import BytesTokenizer
 from outpace.tokenizer.gpt2 import Gpt2Tokenizer
 
@@ -38,6 +39,20 @@ def prepared(folder: Path, texts: list[str], workers: int = 2, **options: Any) -
     """Prepare `texts`, as bytes unless a tokenizer is named."""
     options = {"tokenizer": "bytes"} | options
     return prepare(Texts(texts), folder, PrepareOptions(**options), workers=workers)
+
+
+def texts_in(source: Source) -> list[str]:
+    """Every document of a source, as its chunks give them."""
+    return [text for chunk in source.chunks() for batch in chunk.read() for text in batch.texts]
+
+
+def notes_on(source: Source) -> dict[str, int]:
+    """What is counted while a source is read."""
+    notes: Counter[str] = Counter()
+    for chunk in source.chunks():
+        for batch in chunk.read():
+            notes.update(batch.notes)
+    return dict(notes)
 
 
 def read_shard(path: Path) -> list[int]:

@@ -35,7 +35,7 @@ from outpace.data.sources import Batch
 from outpace.data.sources.files import FilesSource
 from outpace.data.threads import AHEAD, INTERRUPTS, ThreadEngine
 
-from .helpers import Texts, prepared, read_documents, read_texts
+from .helpers import Texts, prepared, read_documents, read_texts, texts_in
 
 WORDS = ["the", "of", "and", "a", "to", "in", "he", "was", "it", "that", "his", "with", "as", "had"]
 
@@ -352,13 +352,13 @@ def test_a_chunk_of_lines_begins_and_ends_at_lines(tmp_path, monkeypatch):
     path.write_text("".join(json.dumps({"text": t}) + rng.choice(["\n", "\n\n"]) for t in texts))
     source = FilesSource([str(path)])
     assert len(source.chunks()) > 20
-    assert list(source.documents()) == texts
+    assert texts_in(source) == texts
     lines = path.read_text().split("\n")
     bad = next(n for n, line in enumerate(lines) if n > 40 and line)
     lines[bad] = "{}"
     path.write_text("\n".join(lines))
     with pytest.raises(DataError, match=rf"x\.jsonl: line {bad + 1} has no field 'text'"):
-        list(source.documents())
+        texts_in(source)
 
 
 def test_row_groups_are_chunks_and_know_their_documents(tmp_path, monkeypatch):
@@ -377,7 +377,7 @@ def test_a_separator_cuts_a_text_file(tmp_path, monkeypatch):
     monkeypatch.setattr("outpace.data.sources.readers.PIECE", 7)
     (tmp_path / "x.txt").write_text("one\n<|endoftext|>\ntwo<|endoftext|>three")
     source = FilesSource([str(tmp_path / "x.txt")], separator="<|endoftext|>")
-    assert list(source.documents()) == ["one\n", "\ntwo", "three"]
+    assert texts_in(source) == ["one\n", "\ntwo", "three"]
 
 
 @pytest.mark.parametrize("piece", [1, 2, 3, 4, 5, 1000])
@@ -385,7 +385,7 @@ def test_a_line_end_in_a_separator_is_one_of_the_text_as_it_will_be(tmp_path, mo
     monkeypatch.setattr("outpace.data.sources.readers.PIECE", piece)
     (tmp_path / "x.txt").write_bytes(b"a\r\nb\r\n\r\nc\n\nd\r\n\ne.\r.\n")
     source = FilesSource([str(tmp_path / "x.txt")], separator="\n\n")
-    assert list(source.documents()) == ["a\nb", "c", "d", "e.\r.\n"]
+    assert texts_in(source) == ["a\nb", "c", "d", "e.\r.\n"]
 
 
 def test_files_that_the_separator_does_not_cut_are_counted(tmp_path):
@@ -411,7 +411,7 @@ def test_a_document_beyond_the_limit_is_refused_in_bounded_memory(tmp_path, monk
     data = gzip.compress(line) if name.endswith("gz") else line
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError, match="more than 3 MiB") as caught:
-        list(FilesSource([str(tmp_path / name)]).documents())
+        texts_in(FilesSource([str(tmp_path / name)]))
     assert caught.value.name == "DOCUMENT-SIZE"
     if "jsonl" in name:
         assert "line 2: byte 18 " in caught.value.what
