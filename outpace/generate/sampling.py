@@ -6,6 +6,9 @@ import torch
 
 from outpace.core.errors import NumericsError
 
+LEAST_TEMPERATURE = 1e-30
+"""A lower one is taken for this, whose inverse is a number in fp32."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -24,7 +27,8 @@ def probabilities(logits: torch.Tensor, how: Sampling) -> torch.Tensor:
     logits = logits.float()
     if how.temperature == 0:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-    logits = logits / how.temperature
+    logits = logits - logits.amax(-1, keepdim=True)  # or a low temperature makes all of them inf
+    logits = logits / max(how.temperature, LEAST_TEMPERATURE)
     if 0 < how.top_k < logits.size(-1):
         least = logits.topk(how.top_k).values[:, -1:]
         logits = logits.masked_fill(logits < least, float("-inf"))
@@ -32,7 +36,8 @@ def probabilities(logits: torch.Tensor, how: Sampling) -> torch.Tensor:
     if how.top_p < 1:
         ordered, index = p.sort(-1, descending=True)
         before = ordered.cumsum(-1) - ordered  # probability of all likelier tokens
-        ordered = ordered.masked_fill(before >= how.top_p, 0.0)
+        beyond = (before >= how.top_p) & (before > 0)  # never the likeliest
+        ordered = ordered.masked_fill(beyond, 0.0)
         p = torch.zeros_like(p).scatter_(-1, index, ordered)
         p = p / p.sum(-1, keepdim=True)
     return p

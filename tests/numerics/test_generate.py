@@ -4,6 +4,7 @@ import copy
 import io
 import itertools
 import json
+import math
 
 import pytest
 import torch
@@ -137,6 +138,18 @@ def test_what_is_cut_is_never_drawn_at_either_end(uniform):
     for how in (Sampling(1.0, 2), Sampling(1.0, 0, 0.9), Sampling(0.5, 2)):
         number = torch.tensor([[uniform]], dtype=torch.float64)
         assert int(draw(logits, how, number)) in (1, 2)
+
+
+@pytest.mark.parametrize(
+    "logits", [[-80.0, 90.0, 100.0, -math.inf], [-3e38, 1e38, 3e38, -math.inf]]
+)
+def test_extremes_leave_the_likeliest(logits):
+    """Temperatures whose quotients are beyond fp32, and a top_p that is 0 in it."""
+    uniform = torch.tensor([[0.5]], dtype=torch.float64)
+    extremes = (1e-300, 1e-45, 1e-38, 1e-30)
+    for how in (*(Sampling(t, 0) for t in extremes), *(Sampling(0.8, 0, p) for p in extremes)):
+        assert probabilities(torch.tensor([logits]), how).tolist() == [[0.0, 0.0, 1.0, 0.0]]
+        assert int(draw(torch.tensor([logits]), how, uniform)) == 2
 
 
 @pytest.mark.parametrize("how", [Sampling(0.0), Sampling(1.0, 50)], ids=str)
