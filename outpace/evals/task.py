@@ -4,12 +4,14 @@ Text becomes tokens as lm-eval does it (`lm_eval/api/model.py`, `_encode_pair`),
 can be the same ones.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from outpace.core.errors import NumericsError
 from outpace.core.files import JsonObject
 from outpace.evals import KeepGoing, LanguageModel, always
 from outpace.evals.packing import Request
@@ -96,7 +98,8 @@ def evaluate(
     hidden: Hidden | None = None,
 ) -> tuple[Record, list[Record]] | None:
     """Score a model over all processes: a record for evals.jsonl, and one of each example. None if
-    told to stop; OutOfMemory, on all processes, when one row does not fit."""
+    told to stop. On all processes OutOfMemory when one row does not fit, NumericsError when a
+    log-likelihood is not a number: the first of them would pass for the answer."""
     started = time.perf_counter()
     scores = score(
         model,
@@ -109,6 +112,12 @@ def evaluate(
     )
     if scores is None:
         return None
+    if not all(map(math.isfinite, itertools.chain(*scores.log_likelihoods))):
+        raise NumericsError(
+            "NOT-FINITE",
+            f"the model's answers to {asked.task.name} are not finite",
+            do="--mixed_precision no" if precision == "fp16" else "use another model",
+        )
     whole, examples = asked.task.tally(asked.items, asked.requests, scores, asked.protocol)
     name = {"task": asked.task.name, "protocol": asked.protocol}
     cost = {

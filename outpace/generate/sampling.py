@@ -48,7 +48,9 @@ def draw(logits: torch.Tensor, how: Sampling, uniform: torch.Tensor | None) -> t
     whose cumulated probability exceeds the number, so that a seed means the same anywhere. None
     takes the most likely. NumericsError when the model answers with something else than numbers."""
     if not logits.amax(-1).isfinite().all():
-        raise NumericsError("NOT-FINITE", "the model's logits are not finite", do="use another")
+        raise NumericsError(
+            "NOT-FINITE", "the model's logits are not finite", do="use another model"
+        )
     if uniform is None:
         return logits.argmax(-1, keepdim=True).cpu()
     cumulated = probabilities(logits, how).cpu().double().cumsum(-1)

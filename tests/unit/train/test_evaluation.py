@@ -6,10 +6,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TINY, final_hash, write_corpus
 
 from outpace.cli.main import main
 from outpace.core.files import read_json_lines
+from outpace.model.gpt2 import GPT2
 from outpace.train import evaluate
 
 QUIET = ("--eval_every_steps", "0", "--hellaswag_limit", "0", "--sample_tokens", "0")
@@ -67,6 +69,27 @@ def test_evaluating_everything_at_every_step_leaves_the_weights_alone(
     out = capsys.readouterr().out
     assert "GPT-2 124M: acc_norm 0.2955" in out and "acc_norm 0.3114" in out
     assert "evaluation took " in out
+
+
+def test_answers_and_samples_that_are_not_finite_are_left_out_and_training_goes_on(
+    words, shared, tmp_path, monkeypatch, capsys
+):
+    """The loss of a step has a kernel of its own, so what is scored can be bad by itself."""
+    quiet = train(words, tmp_path / "quiet", 2, *QUIET)
+    monkeypatch.setattr(GPT2, "logits", lambda self, h: h.new_full((len(h), 50304), torch.nan))
+    run = train(
+        words, tmp_path / "run", 2, "--hellaswag_limit", "3", "--hellaswag_every_steps", "1",
+        "--sample_every_steps", "1", "--sample_tokens", "4",
+        "--hellaswag_path", str(shared / "hellaswag" / "hellaswag_val.jsonl"),
+    )  # fmt: skip
+    said = capsys.readouterr().err
+    assert final_hash(run) == final_hash(quiet)
+    for task in ("hellaswag", "sample"):
+        assert [(r["step"], r["failed"]) for r in records(run, task)] == [
+            (step, "not finite") for step in (1, 2)
+        ]
+        assert f"[NOT-FINITE] {task} at step 2 is not finite and left out; training goes on" in said
+    assert not (run / "samples.jsonl").exists()
 
 
 def test_intervals_left_to_auto_are_held_to_their_share(
