@@ -52,11 +52,10 @@ class Evaluation:
     def due(self, step: int) -> Iterator[str]:
         """Run what falls on this step; yields lines to show."""
         tasks = self._falls_on(step)
-        if "validation" in tasks and self.s.config.evaluation.eval_every_steps == "auto":
-            line = self.share.refuses(step)
-            if line is not None:
-                tasks -= {"validation"}
-                yield from filter(None, [line])
+        ours = self.s.config.evaluation.eval_every_steps == "auto"
+        if ours and "validation" in tasks and self.share.refuses():
+            tasks -= {"validation"}
+            yield from self.share.why(step)
         yield from self._run(tasks, samples=1)
 
     def missed(self) -> Iterator[str]:
@@ -262,20 +261,21 @@ class _TimeShare:
             if whole:
                 self._last = seconds
 
-    def refuses(self, step: int) -> str | None:
-        """None, or why an evaluation whose interval was left to us is left out at `step`, the same
-        in all processes: with it, evaluations would take more than their share. Said once."""
+    def refuses(self) -> bool:
+        """Whether an evaluation whose interval was left to us is left out, the same in all
+        processes: with it, evaluations would take more than their share."""
         allowed = max(ALWAYS_S, self.s.config.evaluation.eval_time_share * self._trained)
-        if not self.s.group.largest(int(self._took + self._last > allowed)):
-            return None
-        first, self._said = not self._said, True
-        share = f"{self.s.config.evaluation.eval_time_share:.0%}"
-        return (
-            f"step {step}: not evaluated, to keep evaluations within {share} of the training time "
-            "(--eval_time_share, or set --eval_every_steps)"
-            if first
-            else ""
-        )
+        return bool(self.s.group.largest(int(self._took + self._last > allowed)))
+
+    def why(self, step: int) -> Iterator[str]:
+        """Why one is left out, the first time."""
+        if not self._said:
+            self._said = True
+            share = f"{self.s.config.evaluation.eval_time_share:.0%}"
+            yield (
+                f"step {step}: not evaluated, to keep evaluations within {share} of the training "
+                "time (--eval_time_share, or set --eval_every_steps)"
+            )
 
     def summary(self) -> Iterator[str]:
         """How much it was in all."""
