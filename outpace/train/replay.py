@@ -93,18 +93,20 @@ def replay(reference: str, tokens: torch.Tensor, device: torch.device, precision
     model = load_model(reference, device).model
     if tokens.max() >= model.shape.vocab_size or tokens.shape[1] - 1 > model.shape.context:
         raise UsageError("OTHER-MODEL", f"{reference} cannot read this batch", do="choose its run")
-    losses = []
+    losses, targets = [], tokens[:, 1:].numel()
     for row in tokens.split(1):
         row = row.to(device)
         with autocast(device, precision):
             loss = model(row[:, :-1], row[:, 1:])
-        (loss / tokens[:, 1:].numel()).backward()
+        loss.backward()  # of the sum: a mean's would be below what fp16 holds
         losses.append(loss.item() / (tokens.shape[1] - 1))
-    return _summary(model, losses, precision)
+    return _summary(model, losses, targets, precision)
 
 
-def _summary(model: GPT2, losses: list[float], precision: str) -> Replay:
-    norms = {n: float(p.grad.norm()) for n, p in model.named_parameters() if p.grad is not None}
+def _summary(model: GPT2, losses: list[float], targets: int, precision: str) -> Replay:
+    norms = {
+        n: float(p.grad.norm()) / targets for n, p in model.named_parameters() if p.grad is not None
+    }
     order = sorted(range(len(losses)), key=lambda i: -_rank(losses[i]))
     return Replay(
         precision=precision,

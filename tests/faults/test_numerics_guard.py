@@ -36,6 +36,7 @@ from outpace.data.order import OrderSpec
 from outpace.data.shards import open_dataset
 from outpace.model.gpt2 import GPT2
 from outpace.ops.cross_entropy import IGNORE, cross_entropy_sum
+from outpace.train.replay import replay
 from outpace.train.save import checksum
 
 
@@ -395,6 +396,16 @@ def test_a_batch_that_was_kept_by_fewer_processes_than_before_is_run_again_alone
         shutil.rmtree(path)
     assert call(*command(tiny_dataset, run), *batch, "4", **bad).code == 0
     assert "; 4 sequences of 32 tokens" in call("replay", run, cwd=tmp_path).out
+
+
+def test_replay_in_fp16_has_the_gradient_of_fp32_however_large_the_batch(tiny_dataset, tmp_path):
+    """A mean over so many targets has gradients that fp16 would round to nothing."""
+    run = tmp_path / "run"
+    assert call(*command(tiny_dataset, run, steps=1), cwd=tmp_path).code == 0
+    tokens = torch.randint(257, (1000, 33), generator=torch.Generator().manual_seed(0))
+    model = str(run / "checkpoints" / store.name_of(1, 0))
+    exact, half = (replay(model, tokens, torch.device("cpu"), p) for p in ("no", "fp16"))
+    assert half.grad_norm == pytest.approx(exact.grad_norm, rel=1e-3)
 
 
 def test_json_has_no_number_that_is_not_finite(tiny_dataset, tmp_path):
