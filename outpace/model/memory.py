@@ -152,8 +152,6 @@ def _loss_moments(s: StepSettings, always: float, kept: float) -> list[Moment]:
         return _compiled_loss_moments(s, always, kept)
     made = (e + 4) * head if half else 4 * head  # by a product, then in the parameter's type
     match s.cross_entropy:
-        case "eager":  # log-softmax, and gradients through the loss and through the softmax
-            return [Moment("the loss", always, kept + 12 * V)]
         case "compiled":  # logits and their gradient
             return [Moment("the loss", always, kept + 2 * e * V)]
         case "triton":  # the gradient over the logits; the operands of the products
@@ -168,10 +166,12 @@ def _loss_moments(s: StepSettings, always: float, kept: float) -> list[Moment]:
                 Moment("the loss", always + sums, forward, e * V + in_fp8, chunk),
                 Moment("the loss", always + 8 * head, kept + 2 * e * C),
             ]
-        case _:  # linear: logits in fp32
+        case "linear":  # logits in fp32
             fixed = 10 * head if half else 4 * head
             inside = 4 * V + (8 if half else 4) * C
             return [Moment("the loss", always + fixed, kept + 4 * C, inside, chunk)]
+        case _:  # eager, the most: log-softmax, gradients through the loss and through the softmax
+            return [Moment("the loss", always, kept + 12 * V)]
 
 
 def _compiled_loss_moments(s: StepSettings, always: float, kept: float) -> list[Moment]:

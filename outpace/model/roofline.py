@@ -29,7 +29,8 @@ FUSED_PASSES, EAGER_PASSES = 45, 80
 RESIDUAL_PASSES = 10
 """More of them with the residual stream in fp32."""
 LOGIT_PASSES = {"eager": 18, "compiled": 3, "triton": 2, "chunked": 2, "linear": 6}
-"""Passes over the logits in the compute type, beside the products; eager's are mostly of fp32."""
+"""Passes over the logits in the compute type, beside the products; eager's are mostly of fp32.
+A row that is not here counts as eager."""
 FP8_LOGIT_BYTES = 1
 """More a logit with the head in fp8: its gradient takes a byte and not two, and is transposed once.
 At the least: where the loss is not in place, it is also made of bf16's."""
@@ -93,7 +94,9 @@ def step_time(s: StepSettings, tokens: int, world_size: int, r: Rates) -> StepTi
     passes = FUSED_PASSES if s.compiled else EAGER_PASSES
     passes += 0 if s.bf16_residual or e == 4 else RESIDUAL_PASSES
     passes += 8 if s.checkpointing == "gelu" else 16 * again
-    logit_bytes = LOGIT_PASSES[s.cross_entropy] * e + (FP8_LOGIT_BYTES if s.fp8_head else 0)
+    logit_bytes = LOGIT_PASSES.get(s.cross_entropy, LOGIT_PASSES["eager"]) * e + (
+        FP8_LOGIT_BYTES if s.fp8_head else 0
+    )
     micro = {
         "products": products * tokens,
         "head": head * tokens,

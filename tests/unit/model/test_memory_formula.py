@@ -2,6 +2,7 @@
 tensors, and that against a real step."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from outpace.bench.memory_tracker import real_peak, tracked_peak
 from outpace.config.presets import GPT2Shape
 from outpace.core.units import GIB
-from outpace.model import memory
+from outpace.model import memory, roofline
+from outpace.model.cost import linear_maps
 from outpace.model.gpt2 import GPT2, Compute
 from outpace.model.memory import StepSettings, training_memory
 from outpace.ops.attention import sdpa
@@ -124,6 +126,16 @@ def test_the_formula_is_what_a_compiled_step_took(layers, micro_batch_size, chan
     shape = GPT2Shape(layers, 12, 768, 1024, 50257)
     s = StepSettings(shape, compiled=True, **residual | changes)
     assert training_memory(s).peak(1024 * micro_batch_size) / GIB == pytest.approx(gib, rel=0.035)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_new_row_of_the_loss_counts_as_eager(compiled):
+    eager = StepSettings(WIDE, cross_entropy="eager", compiled=compiled)
+    new = replace(eager, cross_entropy="new")
+    assert training_memory(new).peak(16 * 1024) == training_memory(eager).peak(16 * 1024)
+    products = dict.fromkeys(linear_maps(WIDE), 1e14)
+    rates = roofline.Rates(products, 1e14, 1e13, 1e12, None, "made up")
+    assert roofline.step_time(new, 1024, 1, rates) == roofline.step_time(eager, 1024, 1, rates)
 
 
 def test_at_least_20_settings_are_in_every_run():
