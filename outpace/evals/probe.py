@@ -3,7 +3,9 @@ saved with is read back right, by the same model code.
 """
 
 import contextlib
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,6 +29,30 @@ def probe_loss(model: nn.Module, vocab_size: int, context: int) -> float:
     ids = torch.tensor([probe_tokens(vocab_size, length + 1)], device=device)  # (1, T + 1)
     with _exact(model), torch.autocast(device.type, enabled=False):
         return float(model(ids[:, :-1], ids[:, 1:])) / length
+
+
+def is_as_recorded(loss: float, recorded: Any) -> bool:
+    """Whether a probe's loss is the one that a checkpoint was saved with."""
+    return isinstance(recorded, int | float) and math.isclose(
+        loss, recorded, rel_tol=RELATIVE_TOLERANCE
+    )
+
+
+def changed_since(
+    model: nn.Module, vocab_size: int, context: int, state: dict[str, Any]
+) -> str | None:
+    """That a model with the weights of a checkpoint is not the one that was saved: its code is
+    another by now. None where it is the same, or the checkpoint's `state` has no probe."""
+    recorded = state.get("probe_loss")
+    if not isinstance(recorded, int | float):
+        return None
+    loss = probe_loss(model, vocab_size, context)
+    if is_as_recorded(loss, recorded):
+        return None
+    return (
+        f"the model computes something else than when this was saved: its loss on a fixed sequence "
+        f"is {loss:.7g}, and was {recorded:.7g}"
+    )
 
 
 def probe_tokens(vocab_size: int, length: int) -> list[int]:

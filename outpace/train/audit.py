@@ -2,11 +2,9 @@
 the weights have the hash and the loss they were saved with. Reads only.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,7 +14,7 @@ from outpace.config.presets import GPT2Shape
 from outpace.core.errors import CheckpointError, UsageError
 from outpace.core.runfolder import RunFolder
 from outpace.core.runstate import read_state
-from outpace.evals.probe import RELATIVE_TOLERANCE, probe_loss
+from outpace.evals.probe import is_as_recorded, probe_loss
 from outpace.interop.declared import check_shape
 from outpace.model.gpt2 import GPT2
 
@@ -103,16 +101,10 @@ def _audit_deep(checkpoint: store.Checkpoint) -> Audit:
     recorded = state.get("probe_loss")
     if recorded is None:
         notes.append("no probe loss was recorded")
-    elif not _close(loss, recorded):
+    elif not is_as_recorded(loss, recorded):
         return Audit(name, f"its loss on the probe is {loss!r}, not {recorded!r} as recorded")
     notes.append(f"probe loss {loss:.6f}")
     return Audit(name, None, tuple(notes))
-
-
-def _close(loss: float, recorded: Any) -> bool:
-    return isinstance(recorded, int | float) and math.isclose(
-        loss, recorded, rel_tol=RELATIVE_TOLERANCE
-    )
 
 
 def _optimizer_fault(

@@ -12,7 +12,9 @@ from outpace.checkpoint import store
 from outpace.checkpoint.state import load_weights
 from outpace.config.presets import GPT2Shape
 from outpace.core.errors import CheckpointError, UsageError
+from outpace.core.log import warn
 from outpace.core.runfolder import RunFolder
+from outpace.evals.probe import changed_since
 from outpace.interop import hub, huggingface, llmc, nanogpt, openai
 from outpace.interop.declared import check_shape, check_tensors
 from outpace.model.gpt2 import GPT2, Compute
@@ -101,6 +103,8 @@ def _from_checkpoint(checkpoint: store.Checkpoint, device: torch.device) -> Load
             f"{checkpoint.path} has {loaded.tokenizer}'s vocabulary and names another tokenizer",
             do="use another checkpoint",
         )
+    if changed := changed_since(loaded.model, shape.vocab_size, shape.context, checkpoint.state):
+        warn(f"[MODEL-CHANGED] {checkpoint.path}: {changed}")
     return loaded
 
 

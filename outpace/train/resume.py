@@ -21,6 +21,7 @@ from outpace.core.runfolder import RunFolder
 from outpace.core.runstate import runs_begun
 from outpace.data.mixture import Mixture
 from outpace.data.shards import JOURNAL, MANIFEST
+from outpace.evals.probe import changed_since
 from outpace.interop.declared import check_shape
 from outpace.train.assemble import Session
 from outpace.train.plan import UNSAID, Plan
@@ -150,11 +151,21 @@ def resume(s: Session, environment: dict[str, Any]) -> Progress:
             save(s, progress, s.guard.state(None), environment)
         return progress
     progress = load_checkpoint(s, checkpoint)
+    other_model = changed_since(s.model, s.plan.vocab_size, s.plan.context, checkpoint.state)
+    if other_model and s.config.run.strict_resume:
+        raise CheckpointError(
+            "NOT-BIT-EXACT",
+            f"{checkpoint.path}: {other_model}",
+            kept=f"the run, at step {checkpoint.step}",
+            do="continue with the code it was trained with, or without --strict_resume",
+        )
     then = checkpoint.state["environment"]
     progress.pieces = _pieces(s, progress.pieces, then, environment)
     if main:
         s.folder.forget_after(checkpoint.step)
         say(f"resuming from {checkpoint.path} at step {checkpoint.step:,}")
+        if other_model:
+            warn(f"[MODEL-CHANGED] {other_model}")
         changed = environment_changes(checkpoint, environment)
         if changed:
             warn(
