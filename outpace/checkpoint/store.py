@@ -307,7 +307,7 @@ def open_verified(path: Path) -> Checkpoint:
 
 
 def latest(folder: Path, *, set_aside: bool = True) -> Checkpoint | None:
-    """The newest checkpoint that verifies; None when there never was one. Bad newer ones are warned
+    """The newest checkpoint that verifies; None when there is none. Bad newer ones are warned
     of, and renamed out of the way with `set_aside`, which needs the run's lock; when none is good,
     or another release wrote a newer one, CheckpointError: training never restarts silently."""
     for _ in range(LISTINGS):

@@ -24,6 +24,7 @@ from outpace.data.shards import JOURNAL, MANIFEST
 from outpace.evals.probe import changed_since
 from outpace.interop.declared import check_shape
 from outpace.train.assemble import Session
+from outpace.train.audit import acknowledged
 from outpace.train.plan import UNSAID, Plan
 from outpace.train.progress import Progress
 from outpace.train.save import save
@@ -58,6 +59,14 @@ def check_startable(
         )
     checkpoint = _to_resume(config.run.resume, folder)
     if checkpoint is None:
+        if (saved := acknowledged(folder)) is not None:
+            raise CheckpointError(
+                "CKPT-GONE",
+                f"the run in {folder.root} has saved {saved}, and no checkpoint is left",
+                kept="its records",
+                do="restore one from a copy, or begin anew in another --run_dir, or without the "
+                "folder",
+            )
         return
     for name, kind in (("identity", dict), ("environment", dict), ("max_steps", int)):
         if not isinstance(checkpoint.state.get(name, kind()), kind):
