@@ -42,6 +42,8 @@ def read_state(folder: RunFolder) -> JsonObject:
     if status["state"] == "running" and not held:
         status |= {"state": INTERRUPTED, "reason": _why_gone(status)}
     status["held"] = held
+    if status.get("resumable") and not any(folder.checkpoints.glob("step-*")):
+        status["resumable"] = False  # they were deleted since
     if found := last_record(folder.metrics):
         record, age_s = found
         status["last_logged_step"] = record.get("step")

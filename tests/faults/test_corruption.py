@@ -242,12 +242,14 @@ def test_c6_when_none_is_good_training_stops_and_touches_nothing(run, tiny_datas
 def test_c6_when_all_are_gone_training_does_not_begin_anew_over_the_records(run, tiny_dataset):
     for step in range(1, STEPS + 1):
         shutil.rmtree(at(run, step))
-    before = tree(run)
+    before = files(run)
     for _ in range(2):
         child = call(*command(tiny_dataset, run, steps=STEPS + 2), cwd=run.parent)
         line = stopped_by(child, 4, "CKPT-GONE")
         assert f"has saved {store.name_of(STEPS, 0)}" in line and "kept: its records" in line
-        assert tree(run) == before
+        assert files(run) == before
+    told = call("status", run, "--json", cwd=run.parent)
+    assert json.loads(told.out)["resumable"] is False
 
 
 def test_c7_names_of_others_are_left_alone(run, tiny_dataset, two_more):
