@@ -82,7 +82,7 @@ class Stage:
     limit_s: float
     command: list[str] = field(default_factory=list)
     outcome: str = "skipped"
-    """ok, failed, out of time or skipped."""
+    """ok, failed, out of time, interrupted or skipped."""
     seconds: float = 0.0
     reason: str = ""
     result: str | None = None
@@ -141,15 +141,13 @@ class Check:
         tell(f"\n== {stage.name}, at most {stage.limit_s:.0f} s: {' '.join(stage.command)}")
         log = self.scratch / f"{stage.name}.log"
         begin = time.monotonic()
+        stage.outcome, code = "interrupted", None  # from here on, until it is known better
         process = start(command, log, cwd=ROOT, env=os.environ | {"PYTHONPATH": _path()})
         try:
             code = process.wait(stage.limit_s)
             stage.outcome = "ok" if code == 0 else "failed"
         except subprocess.TimeoutExpired:
-            stage.outcome, code = "out of time", None
-        except KeyboardInterrupt:
-            stage.outcome, code = "interrupted", None
-            raise
+            stage.outcome = "out of time"
         finally:
             _end(process, summarises="pytest" in command)
             stage.seconds = time.monotonic() - begin
