@@ -56,7 +56,7 @@ def with_matrices(model: GPT2, make: Make) -> GPT2:
 
 
 FUSED: dict[Activation, tuple[str, str]] = {None: ("none", ""), gelu: ("gelu", "tanh")}
-"""What oneDNN calls it: an operator and its algorithm."""
+"""What oneDNN calls it: an operator and its algorithm. One without a row follows the product."""
 
 
 class PackedLinear(nn.Module):
@@ -68,7 +68,8 @@ class PackedLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.dtype = weight.dtype
-        self.fused = FUSED[activate]
+        self.fused = FUSED.get(activate, FUSED[None])
+        self.activate = None if activate in FUSED else activate
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
         self.bias = None if bias is None else bias.detach()
 
@@ -77,6 +78,7 @@ class PackedLinear(nn.Module):
         y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
             x.to(self.dtype), self.packed, self.bias, name, [], algorithm
         )
+        y = y if self.activate is None else self.activate(y)
         return y.to(x.dtype)
 
 

@@ -19,9 +19,11 @@ from outpace.generate.sampling import Sampling, draw, probabilities
 from outpace.generate.text import TextStream
 from outpace.generate.weights import with_weights
 from outpace.interop.huggingface import transformers_model
+from outpace.model import matrices
 from outpace.model.cache import KVCache
 from outpace.model.gpt2 import GPT2
 from outpace.model.matrices import for_inference, why_not_packed
+from outpace.ops import mlp
 from outpace.ops.attention import sdpa
 from outpace.tokenizer import get_tokenizer
 from outpace.tokenizer.bytes_ import BytesTokenizer
@@ -367,6 +369,15 @@ def test_packed_weights_change_nothing_but_rounding_and_leave_the_model_alone(mo
     for how in (Sampling(0.0), Sampling(0.9)):
         assert text(fast, [1, 2], how=how) == text(model, [1, 2], how=how)
     assert for_inference(model, "bf16") is model, "autocast has its own types"
+
+
+@needs_packing
+def test_an_activation_that_onednn_has_no_name_for_follows_the_product(model, monkeypatch):
+    for module in (mlp, matrices):
+        monkeypatch.setattr(module, "gelu", lambda x: torch.relu(x).square())
+    idx = torch.randint(0, 500, (2, 32), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert (model(idx) - for_inference(model)(idx))[..., :500].abs().max() < 1e-4
 
 
 @needs_packing
