@@ -8,6 +8,7 @@ import pytest
 from outpace.cli import prepare_source
 from outpace.cli.main import main
 from outpace.config.load import shipped_recipes
+from outpace.data.exports import EXPORTS
 from outpace.data.sources import SOURCES
 from outpace.evals.tasks import TASKS
 from outpace.ops.attention import BACKENDS
@@ -46,12 +47,13 @@ def test_the_code_of_the_library_runs(tmp_path, capsys):
         ("evaluate", "--tasks", TASKS.names()),
         ("verdict", "--task", TASKS.names()),
         ("contamination", "--task", TASKS.names()),
+        ("data export", "--to", EXPORTS.names()),
         ("prepare", r"\[SOURCE\]", [*SOURCES.names(), "hellaswag"]),
     ],
 )
 def test_the_help_of_a_flag_names_every_row_of_its_table(command, flag, names, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    assert main([command, "--help"]) == 0
+    assert main([*command.split(), "--help"]) == 0
     page = re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out)
     found = re.search(rf"^ +(?:-h, )?{flag}(?!\w)(.*?)(?=^ +--\w|\Z)", page, re.M | re.S)
     assert found, page
