@@ -8,7 +8,7 @@ products are added up differs.
 """
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -36,14 +36,14 @@ class InferenceGPT2(GPT2):
 
 @torch.no_grad()
 def with_matrices(model: GPT2, make: Make) -> GPT2:
-    """A model with `make`'s matrices; embeddings and LayerNorms are shared with `model`, which
-    stays as it is."""
+    """A model with `make`'s matrices; all else is shared with `model`, which stays as it is."""
     with torch.device("meta"):
         new = InferenceGPT2(model.shape, model.compute)
-    new.wte, new.wpe, new.ln_f = model.wte, model.wpe, model.ln_f
+    _share(model, new, but=("h",))
     new.head = make(model.wte.weight, None, None)
     for block, old in zip(new.h, model.h, strict=True):
-        block.ln_1, block.ln_2 = old.ln_1, old.ln_2
+        _share(old, block, but=("attn", "mlp"))
+        _share(old.attn, block.attn, but=("c_attn", "c_proj"))
         for name in ("c_attn", "c_proj"):
             linear = getattr(old.attn, name)
             setattr(block.attn, name, make(linear.weight, linear.bias, None))
@@ -53,6 +53,13 @@ def with_matrices(model: GPT2, make: Make) -> GPT2:
             make(mlp.c_proj.weight, mlp.c_proj.bias, None),
         )
     return new.eval()
+
+
+def _share(old: nn.Module, new: nn.Module, *, but: Sequence[str]) -> None:
+    """Give `new` the modules of `old`, except those with the names `but`."""
+    for name, module in old.named_children():
+        if name not in but:
+            setattr(new, name, module)
 
 
 FUSED: dict[Activation, tuple[str, str]] = {None: ("none", ""), gelu: ("gelu", "tanh")}

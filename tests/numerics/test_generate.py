@@ -372,6 +372,19 @@ def test_packed_weights_change_nothing_but_rounding_and_leave_the_model_alone(mo
 
 
 @needs_packing
+def test_packed_weights_go_with_whatever_else_a_model_has(model):
+    model = copy.deepcopy(model)
+    model.ln_f = torch.nn.RMSNorm(SHAPE.n_embd)
+    model.h[0].ln_1 = torch.nn.Sequential(model.h[0].ln_1, torch.nn.LayerNorm(SHAPE.n_embd))
+    model.h[0].attn.q_norm = torch.nn.RMSNorm(8)
+    fast = for_inference(model)
+    assert fast.h[0].attn.q_norm is model.h[0].attn.q_norm
+    idx = torch.randint(0, 500, (2, 32), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert (model(idx) - fast(idx))[..., :500].abs().max() < 1e-4
+
+
+@needs_packing
 def test_an_activation_that_onednn_has_no_name_for_follows_the_product(model, monkeypatch):
     for module in (mlp, matrices):
         monkeypatch.setattr(module, "gelu", lambda x: torch.relu(x).square())
