@@ -38,7 +38,7 @@ def load(
     recipe = _recipe_named(argv)
     default, from_recipe = _with_recipe(schema, recipe) if recipe else (schema(), set())
     config: RunConfig = _parse(schema, argv, prog=prog, default=default)
-    flags = {a.split("=")[0].lstrip("-").replace("-", "_") for a in argv if a.startswith("--")}
+    flags = set(_named(argv))
     set_by = {}
     for name in flat(config):
         if flags & {name, f"no_{name}"}:
@@ -53,10 +53,18 @@ def load(
 
 def parse_flags(schema: Any, argv: list[str], *, prog: str) -> Any:
     """tyro with the house's settings: flat snake_case flags, kebab-case accepted. UsageError for
-    what cannot be, and for numbers outside their range."""
+    what cannot be, for numbers outside their range, and for a list in two parts."""
     options = _parse(schema, argv, prog=prog)
+    for name, kind in get_type_hints(schema).items():
+        if get_origin(kind) is tuple and _named(argv).count(name) > 1:  # the last alone would count
+            raise UsageError("FLAGS", f"--{name} is there twice", do=f"--{name} ONE ANOTHER")
     check_ranges(options, prog)
     return options
+
+
+def _named(argv: list[str]) -> list[str]:
+    """The flags in `argv` by name, in snake case."""
+    return [a.split("=")[0].lstrip("-").replace("-", "_") for a in argv if a.startswith("--")]
 
 
 def _parse(schema: Any, argv: list[str], *, prog: str, default: Any = None) -> Any:

@@ -67,11 +67,16 @@ def test_the_bytes_do_not_depend_on_the_workers_or_the_shards(run, texts):
         (["--val_fraction", "0.2"], "--val_fraction and --val_input"),
         (["--split", "nanogpt"], "--split and --val_input"),
         (["--limit_tokens", "100"], "a limit may end before"),
-        (["--input", "val.jsonl"], "val.jsonl is in --input and in --val_input"),
     ],
 )
 def test_what_says_otherwise_is_refused(refused, texts, flags, hint):
     assert hint in refused(2, "BAD-VALUE", *PREPARE, *GIVEN, *flags).error
+
+
+def test_a_file_on_both_sides_is_refused(refused, texts):
+    argv = ["prepare", "files", "--input", "val.jsonl", "--val_input", "val.jsonl"]
+    hint = "val.jsonl is in --input and in --val_input"
+    assert hint in refused(2, "BAD-VALUE", *argv).error
 
 
 def test_other_sources_have_no_validation_of_their_own(refused, texts):

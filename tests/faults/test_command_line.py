@@ -188,6 +188,17 @@ def test_u2_a_flag_without_its_value_and_a_stray_word_are_refused(refused):
     refused(2, "FLAGS", "train", "--use_flash_attention=False")
 
 
+def test_u2_a_list_in_two_parts_is_refused(refused):
+    """Of which the last alone would count: half the text, say, and nothing said."""
+    for argv, name in (
+        (("prepare", "files", "--input", "a.txt", "--input", "b.txt"), "input"),
+        (("prepare", "files", "--val-input=a.txt", "--val_input", "b", "c"), "val_input"),
+        (("sample", "runs/x", "--stop", "a", "--seed", "1", "--stop", "b"), "stop"),
+    ):
+        said = refused(2, "FLAGS", *argv).error
+        assert f"--{name} is there twice; do: --{name} ONE ANOTHER" in said
+
+
 def test_u2_an_invalid_choice_names_the_choices(refused):
     assert "bf16" in refused(2, "FLAGS", "train", "--mixed_precision", "bfloat16").err
 
