@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from outpace.model.gpt2 import GPT2, MLP
+from outpace.model.gpt2 import GPT2, Block
 from outpace.ops.cross_entropy import mask_padding
 from outpace.ops.mlp import gelu
 
@@ -41,16 +41,16 @@ def with_matrices(model: GPT2, make: Make) -> GPT2:
         new = InferenceGPT2(model.shape, model.compute)
     _share(model, new, but=("h",))
     new.head = make(model.wte.weight, None, None)
-    for block, old in zip(new.h, model.h, strict=True):
+    for block, old in zip(new.h, cast(list[Block], model.h), strict=True):
         _share(old, block, but=("attn", "mlp"))
-        _share(old.attn, block.attn, but=("c_attn", "c_proj"))
+        attn = cast(nn.Module, block.attn)
+        _share(old.attn, attn, but=("c_attn", "c_proj"))
         for name in ("c_attn", "c_proj"):
             linear = getattr(old.attn, name)
-            setattr(block.attn, name, make(linear.weight, linear.bias, None))
-        mlp = cast(MLP, old.mlp)
+            setattr(attn, name, make(linear.weight, linear.bias, None))
         block.mlp = nn.Sequential(
-            make(mlp.c_fc.weight, mlp.c_fc.bias, gelu),
-            make(mlp.c_proj.weight, mlp.c_proj.bias, None),
+            make(old.mlp.c_fc.weight, old.mlp.c_fc.bias, gelu),
+            make(old.mlp.c_proj.weight, old.mlp.c_proj.bias, None),
         )
     return new.eval()
 
