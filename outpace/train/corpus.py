@@ -52,19 +52,20 @@ def find_dataset(name: str, *, make: bool = False, is_main: bool = True) -> Path
             )
         _make_pydocs(DATA / "pydocs", first=is_main)
         return DATA / "pydocs"
-    for folder in (Path(name), DATA / name):
+    path = Path(name)
+    places = [path] if path.is_absolute() or DATA in path.parents else [path, DATA / path]
+    for folder in places:
         if (folder / MANIFEST).exists() or (folder / JOURNAL).exists():
             return folder
     prepared = sorted(p.parent.name for p in DATA.glob(f"*/{MANIFEST}"))
     raise DataError(
         "NO-DATASET",
-        f"no prepared dataset at {' or '.join(dict.fromkeys([name, str(DATA / name)]))}"
-        f"{nearest(name, prepared)}",
+        f"no prepared dataset at {' or '.join(map(str, places))}{nearest(name, prepared)}",
         do=f"outpace prepare {name}"
         if name in KNOWN
         else f"outpace prepare files --input {name} --output data/NAME"
-        if Path(name).exists()
-        else f"outpace prepare files --input 'PATHS_OR_GLOBS' --output {name}",
+        if path.exists()
+        else f"outpace prepare files --input 'PATHS_OR_GLOBS' --output {places[-1]}",
     )
 
 
