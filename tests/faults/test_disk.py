@@ -147,7 +147,9 @@ def test_d7_a_disk_that_becomes_read_only(tiny_dataset, tmp_path):
     image = tmp_path / "disk.img"
     with open(image, "wb") as f:
         f.truncate(32 << 20)
-    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    if not (make := shutil.which("mkfs.ext4")):
+        pytest.skip("there is no mkfs.ext4 here, or not for this user")
+    subprocess.run([make, "-q", image], check=True)
     disk = tmp_path / "disk"
     with mounted(disk, "-o", "loop", image):
         run = disk / "run"

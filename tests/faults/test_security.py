@@ -583,17 +583,20 @@ def _listeners(pid: int) -> list[Any]:
 
 
 def _watch(child: Child, happened: Callable[[], bool]) -> list[Any]:
-    seen: list[Any] = []
+    seen: list[list[Any]] = []
 
     def look() -> bool:
         try:
-            seen.extend(_listeners(child.pid))
+            seen.append(_listeners(child.pid))
         except psutil.NoSuchProcess:
             return True
+        except psutil.AccessDenied:  # its last moments, to all but root
+            pass
         return happened()
 
     child.until(look)
-    return seen
+    assert seen
+    return [listener for found in seen for listener in found]
 
 
 def test_q9_training_has_no_open_port_to_flood(tmp_path, tiny_dataset):
