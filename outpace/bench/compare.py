@@ -22,6 +22,7 @@ from outpace.config.presets import GPT2Shape
 from outpace.core.children import end, start
 from outpace.core.errors import DataError, OutpaceError, UsageError
 from outpace.core.files import read_json_lines
+from outpace.core.limits import cores_to_run_on
 from outpace.core.log import say
 from outpace.core.runfolder import RunFolder
 from outpace.data.shards import Dataset
@@ -146,7 +147,7 @@ class _Run:
 
 
 def _halves() -> tuple[set[int], set[int]]:
-    cores = sorted(os.sched_getaffinity(0))
+    cores = cores_to_run_on()
     middle = max(1, len(cores) // 2)
     return set(cores[:middle]), set(cores[middle:]) or set(cores)
 

@@ -23,6 +23,7 @@ import torch
 from outpace.bench.peers import Contestant
 from outpace.core.children import end, send, start
 from outpace.core.crash import last_error
+from outpace.core.limits import cores_to_run_on
 from outpace.runtime.driver import State, state_amid
 from outpace.runtime.hardware import high_water_mark
 
@@ -262,7 +263,7 @@ def no_survivors() -> Iterator[contextlib.ExitStack]:
 
 
 def _cores(turn: int, n: int) -> set[int]:
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+    cores = cores_to_run_on()
     return {cores[(turn + i) % len(cores)] for i in range(n)}
 
 

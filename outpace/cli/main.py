@@ -84,7 +84,7 @@ def _dispatch(argv: list[str]) -> int:
     _check_working_folder()
     if argv[0] in COMPUTING and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT  # read once, when torch is imported
-    if "OMP_NUM_THREADS" not in os.environ and (cores := usable_cores()) < cores_to_run_on():
+    if "OMP_NUM_THREADS" not in os.environ and (cores := usable_cores()) < len(cores_to_run_on()):
         os.environ["OMP_NUM_THREADS"] = str(cores)  # libgomp does not know a container's share
     # PyTorch's C++ warns of kernels that it merely passes over.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

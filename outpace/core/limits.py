@@ -16,17 +16,17 @@ MOUNTED = Path("/sys/fs/cgroup")
 def usable_cores() -> int:
     """Cores that this process may use: those it may run on, or as many as its groups' share of
     time is worth, rounded up."""
-    cores = cores_to_run_on()
+    cores = len(cores_to_run_on())
     with contextlib.suppress(OSError):
         cores = min([cores, *map(math.ceil, cpu_limits(GROUPS.read_text(), MOUNTED))])
     return max(1, cores)
 
 
-def cores_to_run_on() -> int:
-    """Cores of this process's affinity; where a system has none, all."""
+def cores_to_run_on() -> list[int]:
+    """Numbers of the cores of this process's affinity; where a system has none (macOS), all."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def cpu_limits(groups: str, root: Path) -> list[float]:

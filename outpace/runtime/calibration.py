@@ -20,7 +20,6 @@ PASSES = ("forward", "dgrad", "wgrad")
 class Calibration:
     """Rates that were measured here."""
 
-    device_name: str
     precision: str
     """Of the products: no, bf16 or fp16."""
     date: str
@@ -50,7 +49,6 @@ def read(machine: Machine, precision: str) -> Calibration | None:
             return None
         attention = found.get("attention_flops_per_s")
         return Calibration(
-            device_name=machine.device_name,
             precision=str(found["precision"]),
             date=str(found["date"]),
             products={name: _together(found["gemm_flops_per_s"][name]) for name in MAPS},

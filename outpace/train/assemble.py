@@ -71,7 +71,8 @@ def make_loader(plan: Plan, mixture: Mixture, rank: int, device: torch.device) -
 
 def choose_device(asked: str, local_rank: int) -> torch.device:
     """The device of this process; UsageError when a GPU was asked for and there is none."""
-    if asked != "cpu" and not torch.cuda.is_available():
+    no_gpu = not torch.cuda.is_available()
+    if asked != "cpu" and no_gpu:
         why_not = unusable_gpu()
         if asked == "cuda":
             what, do = why_not or ("PyTorch sees no GPU", "--device cpu")
@@ -79,7 +80,7 @@ def choose_device(asked: str, local_rank: int) -> torch.device:
         if why_not and local_rank == 0:
             what, do = why_not
             warn(f"this runs on the CPU; there is a GPU, but {what}: {do}, or add --device cpu")
-    if asked == "cpu" or not torch.cuda.is_available():
+    if asked == "cpu" or no_gpu:
         use_huge_pages()
         keep_memory()
         return torch.device("cpu")

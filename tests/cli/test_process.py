@@ -309,6 +309,16 @@ def test_an_older_python_is_told_so_in_one_line(folder):
     assert done.stderr.count("\n") == 1
 
 
+def test_windows_is_told_what_to_do_in_one_line(folder):
+    code = "import os; os.name = 'nt'; import outpace.cli.main"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error[SYSTEM]: outpace needs Linux or macOS")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="libgomp")
 @pytest.mark.parametrize(("given", "count"), [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
 def test_threads_do_not_spin_for_long_unless_the_user_says_so(given, count, tiny, folder):
@@ -336,7 +346,7 @@ def one_core() -> Iterator[Path]:
     group.rmdir()
 
 
-@pytest.mark.skipif(cores_to_run_on() < 2, reason="a share of one core is all of it")
+@pytest.mark.skipif(len(cores_to_run_on()) < 2, reason="a share of one core is all of it")
 @pytest.mark.parametrize(("given", "threads"), [({}, 1), ({"OMP_NUM_THREADS": "2"}, 2)])
 def test_a_containers_share_of_time_sets_the_threads(given, threads, one_core, folder):
     env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}

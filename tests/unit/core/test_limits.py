@@ -55,9 +55,9 @@ def test_cores_are_those_that_the_share_is_worth(tmp_path, monkeypatch, share, c
     group(tmp_path, cpu__max=f"{share} 100000\n", groups="0::/\n")
     monkeypatch.setattr(limits, "MOUNTED", tmp_path)
     monkeypatch.setattr(limits, "GROUPS", tmp_path / "groups")
-    assert usable_cores() == (cores or cores_to_run_on())
+    assert usable_cores() == (cores or len(cores_to_run_on()))
 
 
 def test_without_control_groups_all_cores_are_ours(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "GROUPS", tmp_path / "none")
-    assert usable_cores() == cores_to_run_on() >= 1
+    assert usable_cores() == len(cores_to_run_on()) >= 1

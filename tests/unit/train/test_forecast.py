@@ -272,9 +272,7 @@ def test_no_choice_exceeds_the_memory_of_any_machine(machine, size, context, fla
 
 # This machine.
 
-MEASURED = Calibration(
-    "a CPU", "bf16", "2026-01-02", dict.fromkeys(calibration.MAPS, 2e11), 1e11, 2e10
-)
+MEASURED = Calibration("bf16", "2026-01-02", dict.fromkeys(calibration.MAPS, 2e11), 1e11, 2e10)
 
 
 def test_a_calibration_is_what_the_prediction_stands_on():
