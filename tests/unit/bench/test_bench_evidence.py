@@ -173,6 +173,8 @@ def _gpu_check(folder: Path, **asked: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         [sys.executable, str(ROOT / "benchmarks/gpu_check.py")],
         env=os.environ | places | hidden | asked,
+        # A shell that starts the tests in the background has them ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
