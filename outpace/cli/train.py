@@ -4,7 +4,8 @@ from outpace.config.load import load
 
 
 def run(argv: list[str]) -> int:
-    """Parse, train, write the report; 0 when finished, 75 when stopped and resumable."""
+    """Parse, train, write the report; 0 when finished, 75 when stopped and resumable. Raises
+    OutpaceError. A program that calls this has its signal handlers and PyTorch's switches back."""
     config, set_by = load(argv)
 
     from outpace.core.errors import StorageError
@@ -12,13 +13,15 @@ def run(argv: list[str]) -> int:
     from outpace.core.runfolder import RunFolder
     from outpace.runtime.distributed import from_environment
     from outpace.train.run import run as train
+    from outpace.train.stop import StopRequest
 
-    code, folder = train(config, set_by, ["train", *argv])
-    if from_environment().is_main:
-        try:
-            from outpace.report.page import write_report
+    with StopRequest(config.schedule.max_hours) as stop:
+        code, folder = train(config, set_by, ["train", *argv], stop)
+        if from_environment().is_main:
+            try:
+                from outpace.report.page import write_report
 
-            say(f"report {write_report([folder], RunFolder(folder).report)}")
-        except (StorageError, ImportError) as error:  # the run itself is whole
-            warn(f"no report was written: {error}")
+                say(f"report {write_report([folder], RunFolder(folder).report)}")
+            except (StorageError, ImportError) as error:  # the run itself is whole
+                warn(f"no report was written: {error}")
     return code

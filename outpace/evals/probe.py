@@ -71,11 +71,11 @@ def _splitmix64(i: int) -> int:
 @contextlib.contextmanager
 def _exact(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and whole fp32 products inside, what was before after."""
-    training, tf32 = model.training, torch.backends.cuda.matmul.allow_tf32
+    training, tf32 = model.training, torch.backends.cuda.matmul.fp32_precision
     model.eval()
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cuda.matmul.fp32_precision = tf32
         model.train(training)

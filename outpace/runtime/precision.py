@@ -27,6 +27,6 @@ def grad_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
 
 
 def use_tf32(on: bool) -> None:
-    """TF32 or full fp32 for fp32 products on CUDA; a CPU has no TF32."""
-    torch.backends.cuda.matmul.allow_tf32 = on
-    torch.backends.cudnn.allow_tf32 = on
+    """TF32 or full fp32 for fp32 products on CUDA; a CPU has no TF32. Through the one function that
+    sets all that PyTorch knows of it: half of it set, the compiler refuses to read the other."""
+    torch.set_float32_matmul_precision("high" if on else "highest")

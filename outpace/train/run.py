@@ -33,6 +33,7 @@ from outpace.core.units import duration, gib
 from outpace.data.mixture import Mixture
 from outpace.runtime import distributed
 from outpace.runtime.hardware import Machine, detect
+from outpace.runtime.switches import switches_put_back
 from outpace.train.alike import check_alike
 from outpace.train.assemble import Session, assemble, capabilities, choose_device
 from outpace.train.corpus import facts_of, open_mixture, trained_on
@@ -95,11 +96,11 @@ def _share(machine: Machine, ranks: distributed.Ranks) -> Machine:
     )
 
 
-def run(config: RunConfig, set_by: SetBy, argv: list[str]) -> tuple[int, Path]:
+@switches_put_back()
+def run(config: RunConfig, set_by: SetBy, argv: list[str], stop: StopRequest) -> tuple[int, Path]:
     """Train. Returns the exit code (0 or 75) and the run folder; raises OutpaceError else."""
     # Before a dataset is made, or anything measured.
     config = take_shape(config, set_by, begun_shape(config, argv))
-    stop = StopRequest(None if config.schedule.max_hours == "auto" else config.schedule.max_hours)
     ranks = distributed.from_environment()
     plan, machine, mixture, device = plan_run(config, set_by, ranks, make_data=True)
     same = identity(config, plan, mixture.fingerprint)

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from types import FrameType
+from typing import Any, Literal
 
 from outpace.core.signals import SAME_STOP_S, leave_at_once, stop_signals
 
@@ -20,22 +21,36 @@ class StopRequest:
     """Whether and why the run should save, or save and stop.
 
     Those of `core/signals.py` stop it; a second of them ends the process at once. SIGUSR2 saves and
-    goes on. `--max_hours` acts like the first.
+    goes on. `--max_hours` acts like the first. As a context manager it gives the signals back at
+    its end: a notebook's next Ctrl-C is its own again.
     """
 
-    def __init__(self, max_hours: float | None = None) -> None:
+    def __init__(self, max_hours: float | Literal["auto"] = "auto") -> None:
         self.reason = ""
         self.wants_save = False
         self._signalled: float | None = None
-        self._deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
+        self._before: dict[int, Any] = {}
+        self._deadline = None if max_hours == "auto" else time.monotonic() + 3600 * max_hours
 
     def listen(self) -> None:
         """Handle the signals from now on, where Python lets us: on the main thread."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in stop_signals():
-            signal.signal(number, self._on_stop)
-        signal.signal(signal.SIGUSR2, self._on_save)
+            self._before[number] = signal.signal(number, self._on_stop)
+        self._before[signal.SIGUSR2] = signal.signal(signal.SIGUSR2, self._on_save)
+
+    def __enter__(self) -> "StopRequest":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if (
+            self._signalled is not None
+        ):  # a second signal may be on its way that is the same request
+            time.sleep(max(0.0, self._signalled + SAME_STOP_S - time.monotonic()))
+        for number, handler in self._before.items():
+            # None: of C code, which Python cannot put back
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     @property
     def requested(self) -> bool:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_the_code_of_the_library_runs(tmp_path, capsys):
     text = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    code, training = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     run = tmp_path / "run"
     flags = "--n_layer 1 --n_head 2 --n_embd 16 --context 32 --micro_batch_size 2 --max_steps 1"
     flags += " --tokens_per_step 64 --compile off --eval_every_steps 0 --hellaswag_limit 0"
@@ -35,6 +35,12 @@ def test_the_code_of_the_library_runs(tmp_path, capsys):
     exec(code.replace("runs/NAME", str(run)), names)
     assert names["logits"].shape[1] == len(names["prompt"])  # type: ignore[attr-defined, arg-type]
     assert capsys.readouterr().out
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        exec(training.replace('"novels"', '"d", "--max_hours", "1e-9"'), names)
+        exec(training.replace('"novels"', '"none"'), names)
+    assert names["code"] == 75
+    assert "NO-DATASET" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,28 @@
+"""PyTorch's switches that hold for a whole process, put back when a run is over: a notebook that
+trains goes on with its own work.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+
+@contextlib.contextmanager
+def switches_put_back() -> Iterator[None]:
+    """Whatever is set inside, deterministic kernels and the precision of fp32 products are after as
+    they were before."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    matmul, tf32 = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
+    precision = "high" if tf32 == "tf32" else "highest"
+    with contextlib.suppress(RuntimeError):  # set in a newer way, which this one does not read
+        precision = torch.get_float32_matmul_precision()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warns)
+        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+        torch.set_float32_matmul_precision(precision)
+        matmul.fp32_precision = tf32
