@@ -18,6 +18,8 @@ from outpace.interop.declared import UNTIED, check_shape, check_tensors
 from outpace.interop.vocabulary import cropped, padded
 from outpace.model.gpt2 import GPT2
 
+NAME = "ckpt.pt"
+"""In its out_dir."""
 PREFIXES = ("_orig_mod.", "transformer.")
 OLDEST_TORCH = (2, 10)
 """Older `weights_only` loading can be made to run code (CVE-2025-32434, CVE-2026-24747)."""

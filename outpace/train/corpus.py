@@ -16,6 +16,7 @@ from outpace.data.mixture import Mixture
 from outpace.data.prepare import PrepareOptions, prepare
 from outpace.data.shards import JOURNAL, MANIFEST, Dataset, open_dataset
 from outpace.data.sources.pydocs import PydocsSource
+from outpace.data.token_files import SUFFIXES
 from outpace.train.plan import DatasetFacts
 
 DATA = Path("data")
@@ -63,10 +64,18 @@ def find_dataset(name: str, *, make: bool = False, is_main: bool = True) -> Path
         f"no prepared dataset at {' or '.join(map(str, places))}{nearest(name, prepared)}",
         do=f"outpace prepare {name}"
         if name in KNOWN
+        else f"outpace prepare pretokenized --input '{name}' --output data/NAME"
+        if _holds_tokens(path)
         else f"outpace prepare files --input {name} --output data/NAME"
         if path.exists()
         else f"outpace prepare files --input 'PATHS_OR_GLOBS' --output {places[-1]}",
     )
+
+
+def _holds_tokens(path: Path) -> bool:
+    """Whether it is a file, a pattern or a folder of tokens, as nanoGPT or llm.c train on."""
+    files = path.iterdir() if path.is_dir() else [path]
+    return any(file.suffix in SUFFIXES for file in files)
 
 
 def open_named(name: str, *, make: bool = False, is_main: bool = True) -> Dataset:

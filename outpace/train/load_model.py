@@ -1,5 +1,5 @@
 """A model by reference: a run, a checkpoint, a Hugging Face folder, hf:NAME; OpenAI's TensorFlow
-folder, nanoGPT's ckpt.pt, llm.c's .bin."""
+folder, nanoGPT's ckpt.pt or the folder it is in, llm.c's .bin."""
 
 import re
 from dataclasses import dataclass, replace
@@ -27,6 +27,11 @@ NAMES = (
     "or hf:NAME"
 )
 
+BEGINNINGS = {
+    "scratch": "leave --init_from out",
+    "resume": "leave --init_from out: the same command continues its run",
+}
+"""What nanoGPT's --init_from names beside models."""
 OPENAIS = re.compile("gpt2(-medium|-large|-xl)?")
 """As transformers and nanoGPT name what is on the hub."""
 
@@ -49,8 +54,9 @@ def load_model(reference: str, device: torch.device) -> LoadedModel:
         return _from_huggingface(_from_hub(reference), device, reference)
     check_there(reference)
     path = Path(reference)
-    if path.is_file() and path.suffix == ".pt":
-        shape, weights, iterations = nanogpt.read_checkpoint(path)
+    theirs = path / nanogpt.NAME if path.is_dir() else path
+    if theirs.is_file() and theirs.suffix == ".pt":
+        shape, weights, iterations = nanogpt.read_checkpoint(theirs)
         return _loaded(shape, weights, device, reference, iterations)
     if llmc.is_file(path):
         return _loaded(*llmc.read_model(path), device, reference)
@@ -77,7 +83,8 @@ def check_there(reference: str) -> None:
     if not known and not reference.startswith("hf:"):
         hub_name = f"hf:{reference}, or " if OPENAIS.fullmatch(reference) else ""
         what = f"{reference} is no model" if path.exists() else f"there is no model {reference}"
-        raise UsageError("NO-MODEL", what, do=f"name {hub_name}{NAMES}")
+        do = BEGINNINGS.get(reference) or f"name {hub_name}{NAMES}"
+        raise UsageError("NO-MODEL", what, do=do)
 
 
 def _from_checkpoint(checkpoint: store.Checkpoint, device: torch.device) -> LoadedModel:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from .helpers import PLAN, TRAIN, flip_bit, tree
@@ -578,6 +579,26 @@ def test_a_text_is_no_dataset_and_the_remedy_prepares_it(refused, folder):
     (folder / "one.txt").write_text("one")
     error = refused(3, "NO-DATASET", "train", "--dataset", "one.txt").error
     assert "outpace prepare files --input one.txt --output data/NAME" in error
+
+
+@pytest.mark.parametrize("name", ["theirs", "theirs/train.bin", "theirs/*.bin"])
+def test_tokens_are_no_dataset_and_the_remedy_prepares_them(name, refused, run, folder):
+    """The remedy named `prepare files`, which found no text there and said to check the path."""
+    (folder / "theirs").mkdir()
+    for split, tokens in (("train", 5000), ("val", 500)):
+        np.arange(tokens, dtype="<u2").tofile(folder / "theirs" / f"{split}.bin")
+    error = refused(3, "NO-DATASET", "train", "--dataset", name).error
+    assert f"outpace prepare pretokenized --input '{name}' --output data/NAME" in error
+    code = "NO-INPUT" if name == "theirs" else "FILE-TYPE"
+    error = refused(3, code, "prepare", "files", "--input", name, "--output", "d").error
+    assert "prepare pretokenized" in error
+    done = run("prepare", "pretokenized", "--input", "theirs", "--output", "d", "--json")
+    assert done.code == 0 and set(json.loads(done.out)["tokens"]) == {"train", "val"}
+
+
+@pytest.mark.parametrize("name", ["scratch", "resume"])
+def test_what_nanogpt_calls_no_model_is_left_out_here(name, refused, folder):
+    assert "leave --init_from out" in refused(2, "NO-MODEL", "train", "--init_from", name).error
 
 
 def test_a_separator_is_written_as_people_write_it(run, folder):

@@ -196,6 +196,8 @@ def test_nanogpt_checkpoints_are_read_and_pickles_that_run_code_are_not(tmp_path
     got, weights, iterations = read_checkpoint(tmp_path / "ckpt.pt")
     load_weights(GPT2(got), weights)
     assert got == shape and iterations == 9
+    in_its_folder = load_model(str(tmp_path), torch.device("cpu"))
+    assert in_its_folder.step == 9 and torch.equal(in_its_folder.model.wpe.weight, model.wpe.weight)
 
     bare = {k: v for k, v in theirs.items() if not k.endswith(".bias")}
     no_bias = {"model": bare, "model_args": arguments | {"bias": False}, "iter_num": 9}

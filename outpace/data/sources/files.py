@@ -5,7 +5,7 @@
 import glob
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,6 +29,7 @@ from outpace.data.sources.readers import (
 )
 from outpace.data.sources.token_columns import holds_tokens
 from outpace.data.sources.unpack import COMPRESSED, SizeLimit
+from outpace.data.token_files import SUFFIXES
 
 TEXT, JSONL, PARQUET = (".txt", ".md"), (".jsonl", ".ndjson"), (".parquet",)
 ARCHIVES = (".tar", ".tgz", ".tbz2", ".txz", ".tzst", ".zip", ".7z", ".rar")
@@ -201,17 +202,24 @@ def find_files(patterns: list[str]) -> list[Path]:
                 raise DataError(
                     "FILE-TYPE",
                     f"{path} is none of {', '.join(known)}",
-                    do=f"convert it; compressed text may end in {', '.join(COMPRESSED)}{lines}",
+                    do=_as_tokens([path.suffix])
+                    or f"convert it; compressed text may end in {', '.join(COMPRESSED)}{lines}",
                 )
             for file in sorted(files):
                 found.setdefault(os.path.realpath(file), file)
     unread = ", ".join(f"{number:,} {what}" for what, number in sorted(left.items()) if number)
     if not found:
         what = f"no text files in {', '.join(patterns)}" + (f" ({unread})" if unread else "")
-        raise DataError("NO-INPUT", what, do="check the path")
+        raise DataError("NO-INPUT", what, do=_as_tokens(left) or "check the path")
     if unread:
         note(f"not read: {unread}")
     return sorted(found.values())
+
+
+def _as_tokens(suffixes: Iterable[str]) -> str:
+    """The remedy where there is no text, but what may be tokens."""
+    theirs = any(suffix in SUFFIXES for suffix in suffixes)
+    return "`outpace prepare pretokenized`, if it holds tokens" if theirs else ""
 
 
 def find_these(
