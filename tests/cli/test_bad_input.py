@@ -9,6 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from outpace.cli import evaluate, sample
+from outpace.config.flag_errors import ELSEWHERE
+from outpace.config.load import _flag_names
+from outpace.config.schema import RunConfig
+
 from .helpers import PLAN, TRAIN, flip_bit, tree
 
 # Batch arithmetic, refused by the plan.
@@ -601,6 +606,12 @@ def test_what_nanogpt_calls_no_model_is_left_out_here(name, refused, folder):
     assert "leave --init_from out" in refused(2, "NO-MODEL", "train", "--init_from", name).error
 
 
+def test_every_flag_of_another_program_is_called_something_that_there_is():
+    ours = _flag_names(RunConfig) | _flag_names(sample.Options) | _flag_names(evaluate.Options)
+    names = [n.split(" ")[0] for value in ELSEWHERE.values() for n in value.split("/")]
+    assert not set(names) - ours
+
+
 def test_a_separator_is_written_as_people_write_it(run, folder):
     (folder / "x.txt").write_text("one\n\ntwo\n\nthree\n\nfour")
     argv = ["prepare", "files", "--input", "x.txt", "--output", "d", "--separator", "\\n\\n"]
@@ -614,6 +625,18 @@ def test_a_separator_is_written_as_people_write_it(run, folder):
         (["train", "--max_stps", "5"], "Unrecognized options: --max_stps", "mean --max_steps?"),
         (["train", "--learning_rate", "1"], "--learning_rate", "mean --lr?"),
         (["evaluate", "r", "--hellaswag_limit", "3"], "--hellaswag_limit", "mean --limit?"),
+        (["train", "--bf16"], "--bf16", "mean --mixed_precision bf16?"),
+        (["train", "--per-device-train-batch-size=8"], "8", "mean --micro_batch_size?"),
+        (["train", "--max_length", "8"], "--max_length", "mean --context?"),
+        (["sample", "r", "--max_length", "8"], "--max_length", "mean --max_new_tokens?"),
+        (["train", "-b", "4", "-t", "64"], "-b, 4", "mean --micro_batch_size and --context?"),
+        (
+            ["train", "--block_size=64", "--batch_size=4", "--max_iters=9"],
+            "--block_size=64",
+            "mean --context, --micro_batch_size and --max_steps?",
+        ),
+        (["train", "--wandb_log=True"], "--wandb_log", "no tracker is called"),
+        (["train", "config/train_gpt2.py", "--out_dir=x"], "train_gpt2.py", "--recipe takes"),
         (["train", "--max_steps", "five"], "--max_steps takes INT|{auto}, not 'five'", ""),
         (["train", "--compile", "yes"], "Expected one of ('auto', 'on', 'off')", ""),
         (["train", "--max_steps"], "Missing value for argument '--max_steps'", ""),
