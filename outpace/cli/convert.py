@@ -10,7 +10,7 @@ from outpace.config.load import parse_flags
 from outpace.core.errors import UsageError
 from outpace.core.log import say, show_json
 
-BY_SUFFIX = {".gguf": "gguf", ".bin": "llmc"}
+BY_SUFFIX = {".gguf": "gguf", ".bin": "llmc", ".pt": "nanogpt"}
 
 
 @dataclass
@@ -21,10 +21,10 @@ class Options:
     """A run, a checkpoint, a Hugging Face folder, OpenAI's TensorFlow folder, nanoGPT's ckpt.pt,
     llm.c's model .bin, or hf:NAME."""
     destination: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DESTINATION")]
-    """Folder (huggingface, outpace) or file (gguf, llmc) to make; it must not exist."""
-    to: Literal["auto", "huggingface", "outpace", "gguf", "llmc"] = "auto"
-    """Format of the result. auto: gguf for a name that ends with .gguf, llmc for .bin, else
-    huggingface."""
+    """Folder (huggingface, outpace) or file (gguf, llmc, nanogpt) to make; it must not exist."""
+    to: Literal["auto", "huggingface", "outpace", "gguf", "llmc", "nanogpt"] = "auto"
+    """Format of the result. auto: gguf for a name that ends with .gguf, llmc for .bin, nanogpt for
+    .pt, else huggingface."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Precision of the numbers. float16: huggingface, gguf. bfloat16: huggingface, llmc."""
     json: bool = False

@@ -1,8 +1,12 @@
-"""nanoGPT's `ckpt.pt`, in. It is a pickle inside a zip, so it is believed nothing: the zip is read
-first, then the names of what the pickle would call, and only then does `torch.load` see it, with
-`weights_only`. No tensor may claim more than the file holds.
+"""nanoGPT's `ckpt.pt`, both ways. It is a pickle inside a zip, so one that is read is believed
+nothing: the zip is read first, then the names of what the pickle would call, and only then does
+`torch.load` see it, with `weights_only`. No tensor may claim more than the file holds.
+
+nanoGPT's GELU is the exact one and GPT-2's a tanh close to it: the weights are the same both ways,
+the logits nearly.
 """
 
+import os
 import pickle
 import pickletools
 import re
@@ -72,6 +76,34 @@ def read_checkpoint(path: Path) -> tuple[GPT2Shape, dict[str, torch.Tensor], int
         RecursionError, AssertionError, NotImplementedError,
     ) as error:  # fmt: skip
         raise _fault(path, f"it is not nanoGPT's ({type(error).__name__})") from error
+
+
+def write_checkpoint(
+    path: Path, weights: dict[str, torch.Tensor], shape: GPT2Shape, iterations: int
+) -> None:
+    """Write weights (outpace's names) as nanoGPT's train.py would, for its sample.py and for
+    `--init_from=resume`, which goes on with an optimiser that is new. Flushed to the disk."""
+    model = {f"transformer.{name}": tensor for name, tensor in weights.items()}
+    model["transformer.wte.weight"] = cropped(weights["wte.weight"], shape).clone()
+    matrices = [p for p in model.values() if p.dim() >= 2]  # before the head, which is wte again
+    others = [p for p in model.values() if p.dim() < 2]
+    model["lm_head.weight"] = model["transformer.wte.weight"]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    arguments = {
+        "n_layer": shape.n_layer, "n_head": shape.n_head, "n_embd": shape.n_embd,
+        "block_size": shape.context, "bias": True, "vocab_size": shape.vocab_size, "dropout": 0.0,
+    }  # fmt: skip
+    saved = {
+        "model": model,
+        "model_args": arguments,
+        "optimizer": torch.optim.AdamW(groups, lr=6e-4, betas=(0.9, 0.95)).state_dict(),
+        "iter_num": iterations,
+        "best_val_loss": 1e9,  # where its train.py begins
+    }
+    with open(path, "wb") as file:
+        torch.save(saved, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _check_zip(path: Path) -> None:

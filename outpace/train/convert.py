@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from outpace.checkpoint import store
 from outpace.core.errors import CheckpointError, StorageError, UsageError
-from outpace.interop import gguf_file, huggingface, llmc
+from outpace.interop import gguf_file, huggingface, llmc, nanogpt
 from outpace.interop.declared import why_not_plain
 from outpace.model.gpt2 import GPT2
 from outpace.tokenizer import get_tokenizer
@@ -104,7 +104,9 @@ def _refuse_impossible(loaded: LoadedModel, to: str, target: Target, dtype: torc
         )
     if target.has_tokenizer and loaded.tokenizer != "gpt2":
         raise UsageError(
-            "TOKENIZER", f"the model reads {loaded.tokenizer}, not gpt2", do="--to outpace or llmc"
+            "TOKENIZER",
+            f"the model reads {loaded.tokenizer}, not gpt2",
+            do="--to outpace, llmc or nanogpt",
         )
     if dtype not in target.dtypes:
         names = ", ".join(str(d).removeprefix("torch.") for d in target.dtypes)
@@ -160,6 +162,13 @@ def _llmc(path: Path, loaded: LoadedModel, weights: Tensors, dtype: torch.dtype)
     return huggingface.transformers_model(llmc.read_model(path)[1], shape)
 
 
+def _nanogpt(path: Path, loaded: LoadedModel, weights: Tensors, dtype: torch.dtype) -> Any:
+    """A ckpt.pt for nanoGPT."""
+    nanogpt.write_checkpoint(path, dict(weights), loaded.model.shape, loaded.step or 0)
+    shape, again, _ = nanogpt.read_checkpoint(path)
+    return huggingface.transformers_model(again, shape)
+
+
 def _check_tokenizer(theirs: Any) -> None:
     if theirs(PROBE)["input_ids"] != get_tokenizer("gpt2").encode(PROBE):
         raise CheckpointError("CONVERT", "the tokenizer that was written gives other ids")
@@ -173,4 +182,5 @@ TARGETS = {
         _gguf, (FP32, FP16), has_tokenizer=True, suffix=".gguf", is_rounded=gguf_file.is_halved
     ),
     "llmc": Target(_llmc, (FP32, BF16)),
+    "nanogpt": Target(_nanogpt, (FP32,), suffix=".pt"),
 }

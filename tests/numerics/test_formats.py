@@ -34,6 +34,10 @@ OPENAI = Path(__file__).parent / "golden" / "openai"
 SHAPE = GPT2Shape(2, 2, 16, 32, 50257)
 LLMC = os.environ.get("OUTPACE_TEST_LLMC", "")
 """A checkout of karpathy/llm.c."""
+NANOGPT = os.environ.get("OUTPACE_TEST_NANOGPT", "")
+needs_nanogpt = pytest.mark.skipif(
+    not NANOGPT, reason="OUTPACE_TEST_NANOGPT names no checkout of nanoGPT"
+)
 needs_llmc = pytest.mark.skipif(not LLMC, reason="OUTPACE_TEST_LLMC names no checkout of llm.c")
 
 
@@ -267,6 +271,45 @@ def test_files_for_llmc_are_those_of_the_description(model, folder, tmp_path):
         assert path.read_bytes() == expected[: rows.start] + zeros + expected[rows.stop :]
 
 
+def test_a_checkpoint_for_nanogpt_has_what_its_train_py_asks_for(model, folder, tmp_path):
+    path = tmp_path / "out" / "ckpt.pt"
+    assert main(["convert", str(folder), str(path)]) == 0
+    saved = torch.load(path, weights_only=True)  # as it is loaded there
+    weights, theirs = model.state_dict(), saved["model"]
+    assert torch.equal(theirs["transformer.wte.weight"], weights["wte.weight"][:50257])
+    assert torch.equal(theirs["lm_head.weight"], theirs["transformer.wte.weight"])
+    assert theirs.keys() == {f"transformer.{name}" for name in weights} | {"lm_head.weight"}
+    assert saved["model_args"]["vocab_size"] == 50257 and saved["iter_num"] == 0
+    # As its configure_optimizers groups them.
+    parameters = [p.requires_grad_() for name, p in theirs.items() if name != "lm_head.weight"]
+    groups = [[p for p in parameters if p.dim() >= 2], [p for p in parameters if p.dim() < 2]]
+    optimizer = torch.optim.AdamW([{"params": group} for group in groups])
+    optimizer.load_state_dict(saved["optimizer"])
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    again = load_model(str(path), CPU).model.state_dict()
+    assert all(torch.equal(again[name], w) for name, w in weights.items() if name != "wte.weight")
+
+
+@needs_nanogpt
+def test_nanogpts_own_model_agrees(model, folder, tmp_path):
+    assert main(["convert", str(folder), str(tmp_path / "ckpt.pt")]) == 0
+    spec = importlib.util.spec_from_file_location("nanogpt_model", Path(NANOGPT) / "model.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    saved = torch.load(tmp_path / "ckpt.pt", weights_only=True)
+    theirs = module.GPT(module.GPTConfig(**saved["model_args"]))
+    theirs.load_state_dict(saved["model"])
+    theirs.configure_optimizers(0.1, 6e-4, (0.9, 0.95), "cpu").load_state_dict(saved["optimizer"])
+    for block in theirs.transformer.h:  # theirs is the exact one
+        block.mlp.gelu = torch.nn.GELU(approximate="tanh")
+    idx = torch.randint(50257, (2, SHAPE.context), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits, _ = theirs.eval()(idx, idx)
+        difference = (logits - model(idx)[..., :50257]).abs().max()
+    assert difference < 1e-5 * logits.abs().max()
+
+
 @pytest.mark.parametrize(
     ("at", "value"),
     [(0, 20240327), (1, 1), (2, 0), (2, 2**31 - 1), (3, -1), (4, 10**9), (5, 3), (6, 2**20),
@@ -432,7 +475,8 @@ def test_a_variant_of_ours_is_refused_with_the_reason():
 
 
 @pytest.mark.parametrize(
-    ("to", "dtype"), [("outpace", "float16"), ("gguf", "bfloat16"), ("llmc", "float16")]
+    ("to", "dtype"),
+    [("outpace", "float16"), ("gguf", "bfloat16"), ("llmc", "float16"), ("nanogpt", "bfloat16")],
 )
 def test_a_precision_that_the_format_has_not_is_refused(to, dtype, folder, tmp_path, capsys):
     assert main(["convert", str(folder), str(tmp_path / "o"), "--to", to, "--dtype", dtype]) == 2
