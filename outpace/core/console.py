@@ -47,6 +47,7 @@ def bar(what: str, shown: bool = True) -> Iterator[Callable[[float], bool]]:
         yield show
 
 
-err = _SturdyConsole(stderr=True, highlight=False, soft_wrap=True)
+err = _SturdyConsole(stderr=True, highlight=False, soft_wrap=True, force_jupyter=False)
+"""In a notebook, too, lines on standard error: rich would make a block of HTML of each."""
 LIVE = err.is_terminal and not err.is_dumb_terminal
 """Whether lines that change can be shown."""

@@ -4,12 +4,15 @@ import os
 import signal
 import threading
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 import torch
 
 from outpace.cli.train import run
+from outpace.core import console
 from outpace.core.errors import UsageError
+from outpace.core.log import warn
 from outpace.core.signals import stop_signals
 
 from .helpers import TRAIN
@@ -68,3 +71,10 @@ def test_tf32_that_was_asked_for_in_the_newer_way_is_no_error(tiny):
     finally:
         torch.set_float32_matmul_precision("highest")
         matmul.fp32_precision = before
+
+
+def test_a_notebook_gets_lines_on_standard_error(monkeypatch, capsys):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("outpace.core.console.err", run_path(console.__file__)["err"])
+    warn("wet paint")
+    assert capsys.readouterr().err == "warning: wet paint\n"
