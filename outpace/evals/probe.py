@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from outpace.runtime.precision import use_tf32
+from outpace.runtime.switches import switches_put_back
+
 PROBE_TOKENS = 64
 RELATIVE_TOLERANCE = 1e-4
 """How far two machines may differ: a hundred times the distance of the 124M model's fp32 probe from
@@ -71,11 +74,9 @@ def _splitmix64(i: int) -> int:
 @contextlib.contextmanager
 def _exact(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and whole fp32 products inside, what was before after."""
-    training, tf32 = model.training, torch.backends.cuda.matmul.fp32_precision
+    training = model.training
     model.eval()
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    try:
+    with switches_put_back():
+        use_tf32(False)
         yield
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = tf32
-        model.train(training)
+    model.train(training)

@@ -44,9 +44,7 @@ class StopRequest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if (
-            self._signalled is not None
-        ):  # a second signal may be on its way that is the same request
+        if self._signalled is not None:  # a second signal on its way may be the same request
             time.sleep(max(0.0, self._signalled + SAME_STOP_S - time.monotonic()))
         for number, handler in self._before.items():
             # None: of C code, which Python cannot put back
