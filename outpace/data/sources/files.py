@@ -32,6 +32,8 @@ from outpace.data.sources.unpack import COMPRESSED, SizeLimit
 from outpace.data.token_files import SUFFIXES
 
 TEXT, JSONL, PARQUET = (".txt", ".md"), (".jsonl", ".ndjson"), (".parquet",)
+PACKED_LINES = ".json"
+"""Of a compressed file: lines of JSON, as in C4's .json.gz. A plain .json may be anything."""
 ARCHIVES = (".tar", ".tgz", ".tbz2", ".txz", ".tzst", ".zip", ".7z", ".rar")
 TEXTS_BYTES, LINES_BYTES, GROUPS_BYTES = 4 << 20, 16 << 20, 8 << 20
 """What a chunk holds, about: of small text files, of a plain .jsonl, of a parquet file's text."""
@@ -262,5 +264,7 @@ def _files_below(folder: Path) -> tuple[list[Path], int]:
 
 def kind(path: Path) -> str:
     """Suffix that says what a file holds, without that of its compression."""
-    inner = Path(path.stem) if path.suffix.lower() in COMPRESSED else path
-    return inner.suffix.lower()
+    if path.suffix.lower() not in COMPRESSED:
+        return path.suffix.lower()
+    inner = Path(path.stem).suffix.lower()
+    return JSONL[0] if inner == PACKED_LINES else inner

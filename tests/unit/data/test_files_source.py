@@ -259,6 +259,16 @@ def test_a_damaged_compressed_file_is_a_fault(tmp_path, suffix):
     fault_of(tmp_path / f"y.txt{suffix}", b"this is plain text, whatever its name says")
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_compressed_json_file_holds_lines(suffix, tmp_path):
+    """As C4's are named. A plain .json is left out of a folder."""
+    (tmp_path / f"c4-train.00000-of-01024.json{suffix}").write_bytes(
+        compressed(suffix, jsonl(TEXTS))
+    )
+    (tmp_path / "package.json").write_text("{}")
+    assert texts_in(FilesSource([str(tmp_path)])) == TEXTS
+
+
 def test_garbage_behind_a_gz_file_is_a_fault(tmp_path):
     fault_of(tmp_path / "x.txt.gz", gzip.compress(b"text") + b"garbage")
 
