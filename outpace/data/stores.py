@@ -2,6 +2,7 @@
 (s3://, gs://, memory://, ...) by fsspec. Each store finds files and reads one from any byte on.
 """
 
+import io
 import logging
 import shutil
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from outpace.core.crash import first_line
 from outpace.core.errors import DataError, NetworkError, OutpaceError, UsageError
-from outpace.core.hub import CONTACT_S, ask, faults, reason
+from outpace.core.hub import CONTACT_S, DOWNLOAD_S, ask, faults, reason
 from outpace.core.network import within
 from outpace.data.downloads import Remote
 
@@ -79,11 +80,29 @@ class HubStore(HttpStore):
 
     @classmethod
     def at(cls, name: str, revision: str = "main") -> "HubStore":
-        """The dataset as `revision`, a branch, tag or commit, has it now."""
+        """The dataset as `revision`, a branch, tag or commit, has it now. UsageError where it has
+        no such revision."""
         import huggingface_hub as hub
 
         found = _ask_hub(CONTACT_S, name, hub.HfApi().dataset_info, name, revision=revision)
         return cls(name, found.sha)
+
+    def url(self, path: str) -> str:
+        import huggingface_hub as hub
+
+        of: dict[str, Any] = {"repo_type": "dataset", "revision": self.commit}
+        return str(hub.hf_hub_url(self.name, path, **of))
+
+    def content(self, remote: Remote) -> bytes:
+        """A small file. NetworkError when it does not come."""
+
+        def read() -> bytes:
+            out = io.BytesIO()
+            self.read(remote, out, 0)
+            return out.getvalue()
+
+        found: bytes = _ask_hub(DOWNLOAD_S, self.name, read)
+        return found
 
     def find(self, under: str = "") -> list[Remote]:
         """Every file below the folder `under`, by path, with size and hash."""
@@ -105,7 +124,7 @@ class HubStore(HttpStore):
         return [
             Remote(
                 f.path,
-                hub.hf_hub_url(self.name, f.path, repo_type="dataset", revision=self.commit),
+                self.url(f.path),
                 f.lfs.size if f.lfs else f.size,
                 f"sha256:{f.lfs.sha256}" if f.lfs else f"git:{f.blob_id}",
             )
@@ -192,8 +211,17 @@ def store_of(url: str) -> HttpStore | FsspecStore:
 
 
 def _ask_hub(seconds: float, name: str, call: Any, *args: Any, **options: Any) -> Any:
+    from huggingface_hub.errors import RevisionNotFoundError
+
     try:
         return ask(seconds, call, *args, **options)
+    except RevisionNotFoundError as error:
+        revision = options.get("revision", "")
+        raise UsageError(
+            "NO-REVISION",
+            f"the dataset {name} has no revision {revision!r}",
+            do="name a branch, a tag or a whole commit with --revision",
+        ) from error
     except faults() as error:
         raise NetworkError(
             "HUB",

@@ -6,7 +6,6 @@ once they are here. A dataset without files of its own is read from the hub's pa
 """
 
 import fnmatch
-import io
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -17,7 +16,6 @@ from typing import Any
 from outpace.core.errors import DataError, UsageError
 from outpace.core.files import replace_json, storage_error
 from outpace.core.log import note
-from outpace.core.network import within
 from outpace.core.registry import nearest
 from outpace.data.downloads import Remote
 from outpace.data.sources import Chunk
@@ -27,9 +25,12 @@ from outpace.data.stores import HubStore
 
 LISTING = "listing.json"
 CONVERTED = "refs/convert/parquet"
-"""The hub's own conversion of a dataset: CONFIG/SPLIT/0000.parquet."""
-CARD = "README.md"
-CARD_S = 60
+"""The hub's own conversion of a dataset: CONFIG/SPLIT/0000.parquet. Of a large one that is not
+parquet itself it has the first 5 GB alone, in CONFIG/partial-SPLIT."""
+CONVERTED_FILE = re.compile(r"([^/]+)/(partial-)?(.+?)(?:-part\d+)?/\d+\.parquet")
+CARD, DEFAULT = "README.md", "default"
+Configs = dict[str, dict[str, list[str]]]
+"""Configuration -> split -> patterns of paths."""
 OPENWEBTEXT = "Skylion007/openwebtext"
 FINEWEB = {"fineweb": "HuggingFaceFW/fineweb", "fineweb-edu": "HuggingFaceFW/fineweb-edu"}
 SAMPLES = ("10BT", "100BT", "350BT")
@@ -110,12 +111,12 @@ def listing(
 def _ask(wanted: Wanted) -> tuple[HubStore, list[Remote]]:
     store = HubStore.at(wanted.name, wanted.revision)
     everything = store.find(wanted.folder)
-    chosen = _of_config(store, everything, wanted)
-    if not chosen and wanted.revision == "main" and not wanted.folder:
-        note(f"{wanted.name} has no data files of its own; taking the hub's parquet conversion")
-        store = HubStore.at(wanted.name, CONVERTED)
-        everything = store.find()
-        chosen = _of_config(store, everything, wanted)
+    converts = wanted.revision == Wanted.revision and not wanted.folder
+    chosen: list[Remote] = []
+    if data_files(everything) or not converts:
+        chosen = _of_config(_card(store, everything), everything, wanted)
+    if not chosen and converts:
+        store, chosen = _conversion(store, wanted)
     if not chosen:
         raise DataError(
             "NO-INPUT",
@@ -126,9 +127,33 @@ def _ask(wanted: Wanted) -> tuple[HubStore, list[Remote]]:
     return store, chosen
 
 
-def _of_config(store: HubStore, everything: list[Remote], wanted: Wanted) -> list[Remote]:
-    """The files of the configuration: as the card has it, else those in a folder of that name."""
-    configs = _card(store, everything)
+def _conversion(store: HubStore, wanted: Wanted) -> tuple[HubStore, list[Remote]]:
+    """What is wanted in the hub's parquet conversion, or nothing where it has none. DataError for
+    one that holds but the first part of it."""
+    try:
+        store = HubStore.at(wanted.name, CONVERTED)
+    except UsageError:  # no such branch
+        return store, []
+    note(f"{wanted.name} has no data files of its own; taking the hub's parquet conversion")
+    everything = store.find()
+    configs: Configs = {}
+    for remote in everything:
+        if found := CONVERTED_FILE.fullmatch(remote.path):
+            configs.setdefault(found[1], {}).setdefault(found[3], []).append(remote.path)
+    chosen = _of_config(configs, everything, wanted)
+    if chosen and (part := CONVERTED_FILE.fullmatch(chosen[0].path)) and part[2]:
+        folder = chosen[0].path.rpartition("/")[0]
+        raise DataError(
+            "PARTIAL",
+            f"the hub's parquet conversion of {wanted.name} holds only the first part of {folder}",
+            do="download the dataset's own files, and outpace prepare files --input FOLDER; for "
+            f"that part alone add --revision {CONVERTED} --config {folder}",
+        )
+    return store, chosen
+
+
+def _of_config(configs: Configs, everything: list[Remote], wanted: Wanted) -> list[Remote]:
+    """The files of the configuration: as told in `configs`, else those in a folder of its name."""
     if wanted.config in configs or (not wanted.config and configs):
         patterns = configs[_the_config(configs, wanted)]
         of_split = patterns.get(wanted.split)
@@ -168,7 +193,7 @@ def _of_split(remotes: list[Remote], wanted: Wanted) -> list[Remote]:
 
 
 def _the_config(configs: dict[str, Any], wanted: Wanted) -> str:
-    for name in (wanted.config, "default"):
+    for name in (wanted.config, DEFAULT):
         if name in configs:
             return name
     if len(configs) == 1:
@@ -180,26 +205,27 @@ def _the_config(configs: dict[str, Any], wanted: Wanted) -> str:
     )
 
 
-def _card(store: HubStore, everything: list[Remote]) -> dict[str, dict[str, list[str]]]:
-    """Configurations of the dataset's card: name -> split -> patterns of paths. None without one,
-    or when nothing of it can be read."""
+def _card(store: HubStore, everything: list[Remote]) -> Configs:
+    """Configurations of the dataset's card, its `default: true` under that name, too. None without
+    a card, or when nobody could read what it says."""
     card = next((r for r in everything if r.path == CARD), None)
     if card is None:
         return {}
     from huggingface_hub import DatasetCard
     from yaml import YAMLError  # type: ignore[import-untyped, unused-ignore]
 
-    content = io.BytesIO()
+    text = store.content(card).decode("utf-8", "replace")
+    found: Configs = {}
     try:
-        within(CARD_S, store.read, card, content, 0)
-        data = DatasetCard(content.getvalue().decode("utf-8", "replace")).data.to_dict()
-        return {
-            str(config.get("config_name", "default")): _patterns(config["data_files"])
-            for config in data.get("configs") or []
-            if isinstance(config, dict) and config.get("data_files")
-        }
-    except (*store.faults(), YAMLError, TypeError, AttributeError):  # anybody may write a card
+        for config in DatasetCard(text).data.to_dict().get("configs") or []:
+            if isinstance(config, dict) and config.get("data_files"):
+                patterns = _patterns(config["data_files"])
+                found[str(config.get("config_name", DEFAULT))] = patterns
+                if config.get("default") is True:
+                    found.setdefault(DEFAULT, patterns)
+    except (ValueError, YAMLError, TypeError, AttributeError):  # anybody may write a card
         return {}
+    return found
 
 
 def _patterns(data_files: Any) -> dict[str, list[str]]:
@@ -220,6 +246,10 @@ def _patterns(data_files: Any) -> dict[str, list[str]]:
 
 
 def _fits(path: str, pattern: str) -> bool:
-    """Whether a card's pattern means a file; `**` may match no folder at all."""
-    forms = {pattern, pattern.replace("**/", "")}
-    return any(fnmatch.fnmatchcase(path, form) for form in forms)
+    """Whether a card's pattern means a file: as fsspec reads it, where `*` stays in one folder."""
+    from fsspec.utils import glob_translate
+
+    try:
+        return bool(re.match(glob_translate(pattern.removeprefix("./")), path))
+    except ValueError:  # `**` with something beside it, as in **.jsonl
+        return fnmatch.fnmatchcase(path, pattern)
