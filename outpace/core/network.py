@@ -10,8 +10,8 @@ from typing import Any
 from outpace.core.log import note
 
 TRIES = 4
-LONGEST_WAIT_S = 60
-"""Between tries, whatever the server asks for."""
+LONGEST_WAIT_S = 300
+"""Between tries, whatever the server asks for; the hub's rate limit is one of five minutes."""
 BUSY = (408, 429, 500, 502, 503, 504)
 """HTTP status codes that may pass."""
 Answer = tuple[int, str]

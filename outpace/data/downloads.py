@@ -29,6 +29,8 @@ from outpace.core.units import gb
 
 CONNECTIONS = 4
 """Files that are fetched at the same time, at most."""
+CLOSED = (401, 403)
+"""HTTP status codes of what is not open to everybody."""
 SPARE_BYTES = 64 << 20
 """Left free on the disk beside what is fetched."""
 
@@ -218,7 +220,7 @@ def _fetch(remote: Remote, store: Store, part: Path) -> None:
                 failures = 1 if _size(part) > have else failures + 1
             given_up = isinstance(error, TimeoutError) and "gave up after" in str(error)
             if given_up or failures >= TRIES or (status and status not in BUSY):
-                raise _failed(remote, reason(error)) from error
+                raise _failed(remote, reason(error), status in CLOSED) from error
             wait = pause(failures, retry_after)
             note(f"{remote.path}: {first_line(error)[:120]}; going on in {wait:.1f} s")
             time.sleep(wait)
@@ -235,12 +237,13 @@ def is_sound(path: Path, remote: Remote) -> bool:
     return not kind or digest_of(path, kind) == expected
 
 
-def _failed(remote: Remote, what: str) -> NetworkError:
+def _failed(remote: Remote, what: str, closed: bool = False) -> NetworkError:
+    first = "accept its terms on the hub and set HF_TOKEN" if closed else "check the network"
     return NetworkError(
         "DOWNLOAD",
         f"cannot fetch {remote.url}: {what}",
         kept="what was fetched so far",
-        do="check the network, then run the same command again",
+        do=f"{first}, then run the same command again",
     )
 
 

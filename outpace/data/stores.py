@@ -84,7 +84,8 @@ class HubStore(HttpStore):
         no such revision."""
         import huggingface_hub as hub
 
-        found = _ask_hub(CONTACT_S, name, hub.HfApi().dataset_info, name, revision=revision)
+        ask_for = {"revision": revision, "expand": ["sha"]}  # or every file's name comes with it
+        found = _ask_hub(CONTACT_S, name, hub.HfApi().dataset_info, name, **ask_for)
         return cls(name, found.sha)
 
     def url(self, path: str) -> str:
@@ -226,8 +227,9 @@ def _ask_hub(seconds: float, name: str, call: Any, *args: Any, **options: Any) -
         raise NetworkError(
             "HUB",
             f"cannot ask the hub for the dataset {name}: {reason(error)}",
-            do="check the name and the network (HF_ENDPOINT names a mirror, HF_TOKEN opens a gated "
-            "dataset); offline: download it elsewhere, and outpace prepare files --input FOLDER",
+            do="check the name and the network (HF_ENDPOINT names a mirror, HF_TOKEN opens what is "
+            "gated or private); offline: download it elsewhere, and outpace prepare files --input "
+            "FOLDER",
         ) from error
 
 

@@ -7,10 +7,14 @@ import json
 from pathlib import Path
 
 import pytest
+from fake_hub import CLOSED, Hub
+from harness import start
 from test_downloads import point
-from test_hub_datasets import Done, Preparing, parquet, shards, texts
+from test_hub_datasets import Done, Preparing, argv, hasty, parquet, shards, texts
 from todays_hub import CONVERTED, TodaysHub, serve_today
 
+from outpace.core import hub as core_hub
+from outpace.core import network
 from outpace.core.errors import DataError, UsageError
 from outpace.data.sources.hub import HubSource, Wanted
 from outpace.data.sources.readers import Reading
@@ -71,6 +75,21 @@ def test_c4_comes_whole_and_from_one_configuration(name, tmp_path, prepare):
     assert done.code == 0, done.err
     assert documents(tmp_path) == ALL_OF_EN
     assert hub.faults == []
+
+
+def test_killed_and_started_again_at_another_endpoint(tmp_path, prepare):
+    """Each connection breaks after 3 kB, so that each file takes several signed addresses."""
+    argv_ = argv(tmp_path, "huggingface", "allenai/c4", "--config", "en")
+    with serve_today(c4(expire_after=3000)) as hub:
+        child = start(*argv_, cwd=tmp_path, env=hub.env(tmp_path / "home"), setup=hasty)
+        child.until(lambda: any(path.startswith("/cdn/") for path in list(hub.asked)))
+        child.kill()
+    assert child.code == -9
+    with serve_today(c4(expire_after=3000)) as other:
+        done = prepare(other, tmp_path, "huggingface", "allenai/c4", "--config", "en")
+    assert done.code == 0, done.err
+    assert documents(tmp_path) == ALL_OF_EN
+    assert other.asked["/api/datasets/allenai/c4/revision/main"] == 0  # the list was kept
 
 
 TWO = dict.fromkeys((f"{f}/0000.parquet" for f in ("a/train", "a/test", "b/train-part0")), b"x")
@@ -141,6 +160,29 @@ def line_of(done: Done, name: str) -> str:
     return line
 
 
+def test_refusals_say_what_the_hub_says(tmp_path, prepare):
+    with serve_today(c4()) as hub:
+        line = line_of(prepare(hub, tmp_path, "huggingface", "no/such"), "HUB")
+        assert "401 Invalid username or password" in line and "HF_TOKEN" in line
+        wrong = prepare(hub, tmp_path, "huggingface", "allenai/c4", "--revision", "mian")
+        assert "no revision 'mian'" in line_of(wrong, "NO-REVISION") and wrong.code == 2
+        prepare.patch.setenv("HF_TOKEN", "hf_that_is_over")
+        line = line_of(prepare(hub, tmp_path, "huggingface", "allenai/c4", "--config", "en"), "HUB")
+        assert "401 Invalid credentials" in line
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_gated_dataset_is_told_from_a_broken_network(tmp_path, prepare):
+    hub = c4(gated=True)
+    with serve_today(hub):
+        line = line_of(prepare(hub, tmp_path, "huggingface", "allenai/c4", "--config", "en"), "HUB")
+        assert "Access to dataset allenai/c4 is restricted" in line and "HF_TOKEN" in line
+        del hub.files["README.md"]  # which is the first to be refused
+        done = prepare(hub, tmp_path, "huggingface", "allenai/c4", "--config", "en")
+        line = line_of(done, "DOWNLOAD")
+        assert "is restricted" in line and "accept its terms" in line
+
+
 def test_a_card_that_does_not_come_is_not_taken_for_none(tmp_path, prepare):
     hub = c4()
     with serve_today(hub):
@@ -155,3 +197,51 @@ def test_a_card_that_does_not_come_is_not_taken_for_none(tmp_path, prepare):
 
 def _refuse(*_: object) -> None:
     raise OSError("out of reach")
+
+
+def test_the_rate_limit_is_waited_for_as_long_as_it_lasts(tmp_path, prepare):
+    waits: list[str] = []
+    prepare.patch.setattr(network, "pause", lambda _, asked: float(waits.append(asked) or 0))
+    with serve_today(c4(busy=2, reset_s=217)) as hub:
+        done = prepare(hub, tmp_path, "huggingface", "allenai/c4", "--config", "en")
+    assert done.code == 0, done.err
+    assert waits == ["217", "217"]
+    assert core_hub.DOWNLOAD_S > network.LONGEST_WAIT_S > 217
+
+
+def test_the_commit_is_asked_for_without_the_names_of_all_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "*")
+    seen: list[int] = []
+    from huggingface_hub import hf_api
+
+    kept = hf_api.DatasetInfo
+
+    def info(**data: object) -> object:
+        seen.append(len(json.dumps(data)))
+        return kept(**data)
+
+    monkeypatch.setattr(hf_api, "DatasetInfo", info)
+    with serve_today(c4()) as hub:
+        point(hub, tmp_path, monkeypatch)  # type: ignore[arg-type]
+        HubSource(
+            "huggingface", Wanted("allenai/c4", config="en"), Reading(), Downloading(tmp_path)
+        )
+    assert seen and max(seen) < 200
+
+
+def test_a_socks_proxy_without_its_package_is_no_bug(tmp_path, prepare):
+    from huggingface_hub.utils import close_session
+
+    try:
+        import socksio  # noqa: F401
+    except ImportError:
+        pass
+    else:
+        pytest.skip("socksio is installed")
+    close_session()
+    for name in ("NO_PROXY", "no_proxy"):
+        prepare.patch.delenv(name, raising=False)
+    prepare.patch.setenv("ALL_PROXY", "socks5h://127.0.0.1:9")
+    done = prepare(Hub({}, address=CLOSED), tmp_path, "openwebtext")
+    close_session()
+    assert "socks" in line_of(done, "HUB").lower()

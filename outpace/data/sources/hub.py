@@ -95,7 +95,8 @@ def listing(
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["wanted"] == asdict(wanted):
-            return HubStore(wanted.name, kept["commit"]), [Remote(**f) for f in kept["files"]]
+            store = HubStore(wanted.name, kept["commit"])  # HF_ENDPOINT may be another one now
+            return store, [Remote(**f | {"url": store.url(f["path"])}) for f in kept["files"]]
     except (OSError, ValueError, KeyError, TypeError):
         pass  # none, or a damaged one
     store, remotes = ask(wanted)
