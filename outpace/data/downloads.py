@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO, Protocol
 
 from outpace.core import locks
@@ -50,8 +50,8 @@ class Remote:
     """The server's own word for its content, such as an ETag; empty when it has none."""
 
     def __post_init__(self) -> None:
-        parts = PurePosixPath(self.path).parts
-        if not parts or {"..", "/"} & set(parts) or "\\" in self.path or ":" in self.path:
+        parts, drive = PurePosixPath(self.path).parts, PureWindowsPath(self.path).drive
+        if not parts or {"..", "/"} & set(parts) or "\\" in self.path or drive:
             raise DataError(
                 "REMOTE-NAME",
                 f"the name {self.path!r} would lead out of the folder of downloads",

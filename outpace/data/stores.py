@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 from outpace.core.crash import first_line
 from outpace.core.errors import DataError, NetworkError, OutpaceError, UsageError
@@ -18,6 +18,9 @@ from outpace.core.network import within
 from outpace.data.downloads import Remote
 
 PIECE = 1 << 20
+"""Bytes that are written at once: what a broken connection costs, at most."""
+REDIRECTS = 5
+"""From host to host, at most."""
 LISTING_S = 300
 """For the list of a repository's or a bucket's files, which may have many pages."""
 
@@ -35,8 +38,13 @@ class HttpStore:
         """The file at `url`; its size is what the server says."""
         import huggingface_hub as hub
 
+        place = url
         try:
-            found = ask(CONTACT_S, hub.get_hf_file_metadata, url, token=False)
+            for _ in range(REDIRECTS):  # the client follows those to the same host alone
+                found = ask(CONTACT_S, hub.get_hf_file_metadata, place, token=False)
+                if found.size is not None or found.location == place:
+                    break
+                place = urljoin(place, found.location)
         except faults() as error:
             raise _unreachable(url, error) from error
         if found.size is None:
@@ -48,9 +56,11 @@ class HttpStore:
         return [Remote(path, url, found.size, version=found.etag or "")]
 
     def read(self, remote: Remote, out: BinaryIO, start: int) -> None:
+        from huggingface_hub import constants
         from huggingface_hub.file_download import http_get
         from huggingface_hub.utils import disable_progress_bars
 
+        constants.DOWNLOAD_CHUNK_SIZE = min(constants.DOWNLOAD_CHUNK_SIZE, PIECE)
         disable_progress_bars("huggingface_hub.http_get")
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # we say it, in one line
         http_get(

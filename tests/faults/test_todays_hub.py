@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
-from fake_hub import CLOSED, Hub
+from fake_hub import CLOSED, Hub, serve
 from harness import start
+from huggingface_hub import constants
 from test_downloads import point
 from test_hub_datasets import Done, Preparing, argv, hasty, parquet, shards, texts
 from todays_hub import CONVERTED, TodaysHub, serve_today
@@ -16,6 +17,8 @@ from todays_hub import CONVERTED, TodaysHub, serve_today
 from outpace.core import hub as core_hub
 from outpace.core import network
 from outpace.core.errors import DataError, UsageError
+from outpace.data import downloads
+from outpace.data.downloads import Remote
 from outpace.data.sources.hub import HubSource, Wanted
 from outpace.data.sources.readers import Reading
 from outpace.data.sources.remote import Downloading
@@ -92,6 +95,20 @@ def test_killed_and_started_again_at_another_endpoint(tmp_path, prepare):
     assert other.asked["/api/datasets/allenai/c4/revision/main"] == 0  # the list was kept
 
 
+def test_a_broken_connection_costs_a_megabyte_at_most(tmp_path, monkeypatch):
+    from huggingface_hub import file_download
+
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", constants.DOWNLOAD_CHUNK_SIZE)
+    monkeypatch.setattr(file_download.time, "sleep", lambda _: None)
+    data = bytes(range(256)) * 4096 * 9
+    with serve_today(TodaysHub({"a.bin": data}, expire_after=3 << 20)) as hub:
+        point(hub, tmp_path, monkeypatch)  # type: ignore[arg-type]
+        remote = Remote("a.bin", f"{hub.address}/datasets/owner/set/resolve/main/a.bin", len(data))
+        assert downloads.download(remote, HttpStore(), tmp_path / "d").read_bytes() == data
+    assert sum(n for path, n in hub.asked.items() if path.startswith("/cdn/")) < 6
+
+
 TWO = dict.fromkeys((f"{f}/0000.parquet" for f in ("a/train", "a/test", "b/train-part0")), b"x")
 SCRIPT = {"set.py": b"raise SystemExit('a script')", "README.md": b"# A set"}
 
@@ -152,6 +169,17 @@ def test_a_cards_patterns_mean_what_they_mean_to_datasets(of_config, found, tmp_
         assert [
             r.path for r in HubSource("huggingface", Wanted("owner/set"), *how).remotes
         ] == found
+
+
+def test_a_name_with_a_colon_is_a_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "*")
+    name = "logs/2024-10-01T00:00:00.parquet"
+    with serve_today(TodaysHub({name: b"x"})) as hub:
+        point(hub, tmp_path, monkeypatch)  # type: ignore[arg-type]
+        how = Reading(), Downloading(tmp_path / "out")
+        assert [r.path for r in HubSource("huggingface", Wanted("owner/set"), *how).remotes] == [
+            name
+        ]
 
 
 def line_of(done: Done, name: str) -> str:
@@ -245,3 +273,13 @@ def test_a_socks_proxy_without_its_package_is_no_bug(tmp_path, prepare):
     done = prepare(Hub({}, address=CLOSED), tmp_path, "openwebtext")
     close_session()
     assert "socks" in line_of(done, "HUB").lower()
+
+
+def test_an_address_that_leads_to_another_host(tmp_path, monkeypatch):
+    """As the assets of a release on GitHub do; the length is what the last host says."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    with serve({"x.jsonl": b'{"text": "x"}\n'}, "head:to_other_once", victim="x.jsonl") as hub:
+        store = HttpStore()
+        (remote,) = store.find(f"{hub.address}/x.jsonl")
+        assert remote.size == 14 and remote.url == f"{hub.address}/x.jsonl"
+        assert downloads.download(remote, store, tmp_path).read_bytes() == hub.files["x.jsonl"]
