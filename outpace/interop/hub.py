@@ -58,11 +58,14 @@ def fetch(
                 f"cannot keep {name} in the hub's cache: {reason(error)}",
                 do="free space or set HF_HOME to another folder, then run the same command again",
             ) from error
+        of_kind = f" --repo-type {kind} --revision {revision}" if kind != "model" else ""
+        given = f"FOLDER/{files[0]}" if kind != "model" else "FOLDER"
         raise NetworkError(
             "HUB",
             f"cannot fetch {name} from the hub: {reason(error)}",
             do="check the name and the network; offline: on a machine with a network run "
-            f"`hf download {name} {' '.join(files)} --local-dir FOLDER`, and give FOLDER here",
+            f"`hf download {name} {' '.join(files)}{of_kind} --local-dir FOLDER`, and give {given} "
+            "here",
         ) from error
     return paths[0].parent
 

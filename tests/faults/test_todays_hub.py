@@ -4,6 +4,7 @@ others, or one line that says why not."""
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,14 @@ from todays_hub import CONVERTED, TodaysHub, serve_today
 
 from outpace.core import hub as core_hub
 from outpace.core import network
-from outpace.core.errors import DataError, UsageError
+from outpace.core.errors import DataError, NetworkError, UsageError
 from outpace.data import downloads
 from outpace.data.downloads import Remote
 from outpace.data.sources.hub import HubSource, Wanted
 from outpace.data.sources.readers import Reading
 from outpace.data.sources.remote import Downloading
 from outpace.data.stores import HttpStore
+from outpace.interop.hub import fetch
 
 C4_CARD = b"""---
 configs:
@@ -283,3 +285,25 @@ def test_an_address_that_leads_to_another_host(tmp_path, monkeypatch):
         (remote,) = store.find(f"{hub.address}/x.jsonl")
         assert remote.size == 14 and remote.url == f"{hub.address}/x.jsonl"
         assert downloads.download(remote, store, tmp_path).read_bytes() == hub.files["x.jsonl"]
+
+
+def test_a_model_by_its_old_name_and_rows_of_the_conversion(tmp_path, monkeypatch):
+    """`gpt2` is openai-community/gpt2 by now: redirected, and each file checked by its hash."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    files = {"config.json": b'{"n_layer": 1}' * 99, "model.safetensors": bytes(99_999)}
+    rows = {"default/test/0000.parquet": parquet({"text": texts(1, 9)})}
+    with serve_today(TodaysHub(files, rows, name="openai-community/gpt2", was="gpt2")) as hub:
+        point(hub, tmp_path, monkeypatch)
+        folder = fetch("gpt2", list(files))
+        assert {name: (folder / name).read_bytes() for name in files} == files
+        assert all(len(Path(os.readlink(folder / name)).name) in (40, 64) for name in files)
+    with serve_today(TodaysHub(files, rows, name="owner/rows")) as hub:
+        point(hub, tmp_path, monkeypatch)
+        of = {"kind": "dataset", "revision": CONVERTED}
+        folder = fetch("owner/rows", list(rows), **of)
+        assert (folder / "0000.parquet").read_bytes() == next(iter(rows.values()))
+        with pytest.raises(NetworkError) as caught:
+            fetch("owner/set", list(rows), **of)
+    assert f"0000.parquet --repo-type dataset --revision {CONVERTED}" in caught.value.do
+    assert "FOLDER/default/test/0000.parquet here" in caught.value.do
