@@ -71,7 +71,12 @@ def fetch(
 
 
 def _download(hub: Any, name: str, files: Sequence[str], of: dict[str, Any]) -> list[Path]:
-    """Every file of one commit, checked; a wrong one is fetched once more, then deleted."""
+    """Every file of one commit, checked; a wrong one is fetched once more, then deleted. By HTTP,
+    as datasets are: hf_xet goes to another host, which a mirror (HF_ENDPOINT) does not stand in
+    for, and may wait for it for ever."""
+    from huggingface_hub import constants
+
+    constants.HF_HUB_DISABLE_XET = True
     paths = []
     for file in files:
         announced = ask(CONTACT_S, hub.get_hf_file_metadata, hub.hf_hub_url(name, file, **of))

@@ -182,6 +182,8 @@ def serve_today(hub: TodaysHub) -> Iterator[TodaysHub]:
             linked = {"X-Linked-Size": str(len(data)), "X-Linked-ETag": f'"{sha256(data)}"'}
             signed = {"Location": f"{cdn}?X-Amz-Expires=3600&X-Amz-Signature=0"}
             xet = {"X-Xet-Hash": sha256(data), "ETag": '"of-the-redirect-itself"'}
+            token = f"{hub.address}/api/models/{name}/xet-read-token/{commit}"  # there is none
+            xet["Link"] = f'<{token}>; rel="xet-auth"'
             self.send(302, b"Found. Redirecting to the CDN", common | linked | signed | xet)
 
         def small(self, data: bytes) -> None:
