@@ -105,7 +105,7 @@ def evaluate(r: Result) -> str:
     asked = f"outpace bench evaluate --build_nanogpt DIR --questions {r['questions']}"
     asked += f" --turns {r['turns']} --threads {r['threads']}"
     read = "; ".join(
-        f"{protocol} {found['forward_tokens']:,} (four rows a question would be "
+        f"{protocol} {found['forward_tokens']:,} (four rows per question would be "
         f"{found['forward_tokens_of_four_rows_each']:,})"
         for protocol, found in r["whole_split"].items()
     )
@@ -137,7 +137,7 @@ def generation(r: Result) -> str:
                     f"{equal:.0%}",
                 )
             )
-    head = ("batch", "", "ms a step (p20, p80)", "tokens/s", "times transformers", "equal tokens")
+    head = ("batch", "", "ms per step (p20, p80)", "tokens/s", "times transformers", "equal tokens")
     return "\n".join(
         [
             "## Generating text, against transformers' generate\n",

@@ -18,7 +18,7 @@ def ladder(r: Result) -> str:
         _waterfall(rows, first, name)
     numbers = []
     for key, words in (
-        ("equal_tokens", "at equal tokens a step"),
+        ("equal_tokens", "at equal tokens per step"),
         ("best_micro_batch", "each side at its best micro-batch"),
     ):
         if n := r["numbers"][key]:
@@ -115,7 +115,7 @@ def _waterfall(rows: list[Result], first: float, name: str) -> None:
         best = max(best, times)
     axis.set_yticks(range(len(rows)), [row["name"].replace("_", " ") for row in rows])
     axis.invert_yaxis()
-    axis.set(xlabel="times the tokens a second of the lowest rung")
+    axis.set(xlabel="times the tokens per second of the lowest rung")
     save(figure, name)
 
 
@@ -123,7 +123,7 @@ def race(r: Result) -> str:
     """outpace and its peers in turns."""
     body = [
         f"## outpace against its peers, in turns, on {_a_device(r)}\n",
-        f"{_model(r)}, {r['tokens_per_step']:,} tokens a step, the same tokens for all. Each "
+        f"{_model(r)}, {r['tokens_per_step']:,} tokens per step, the same tokens for all. Each "
         "trains by its own, unchanged code; one runs at a time, in turns, and the ratio is the "
         "median over rounds of neighbouring windows.\n",
     ]
@@ -197,7 +197,7 @@ def kernels(r: Result) -> str:
 
 
 def _roofline(r: Result, name: str) -> bool:
-    """FLOP/s over FLOPs a byte: the roof from the fastest product and the copy, the products on
+    """FLOP/s over FLOPs per byte: the roof from the fastest product and the copy, the products on
     or below it. Whether there is one: a run that was cut short has only some of the parts."""
     e = 4 if r["precision"] == "no" else 2
     C, M = r["shape"]["n_embd"], r["tokens"]
@@ -228,7 +228,7 @@ def _roofline(r: Result, name: str) -> bool:
         )
     lowest = min(row["flops_per_s"] for row in products) / 1e12
     axis.set_ylim(10 ** math.floor(math.log10(lowest / 4)), peak / 1e12 * 2)
-    axis.set(xlabel="FLOPs a byte of operands", ylabel="TFLOP/s")
+    axis.set(xlabel="FLOPs per byte of operands", ylabel="TFLOP/s")
     axis.legend(frameon=False)
     save(figure, name)
     return True
@@ -254,7 +254,7 @@ def profile(r: Result) -> str:
         [
             f"## Where a step's time goes on {_a_device(r)}\n",
             f"GPT-2 of {s['n_layer']} layers, {s['n_embd']} channels, context {s['context']}; "
-            f"{s['tokens_per_step']:,} tokens a step, precision {s['mixed_precision']}, "
+            f"{s['tokens_per_step']:,} tokens per step, precision {s['mixed_precision']}, "
             f"{'compiled' if s['compile'] else 'eager'}: {r['tokens_per_second']:,.0f} tokens/s. "
             f"Floors at {r['roof']['flops_per_s'] / 1e12:,.2f} TFLOP/s and "
             f"{r['roof']['bytes_per_s'] / 1e9:,.1f} GB/s, measured in the same run.\n",

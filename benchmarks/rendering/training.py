@@ -17,7 +17,7 @@ def compare(r: Result) -> str:
     axis.axhline(
         r["dataset"]["unigram_entropy"], color="grey", linestyle=":", label="unigram entropy"
     )
-    axis.set(xlabel="minutes of training", ylabel="training loss, nats a token")
+    axis.set(xlabel="minutes of training", ylabel="training loss, nats per token")
     axis.legend(frameon=False)
     save(figure, "compare-nanogpt-cpu.svg")
     before = "outpace bench compare --nanogpt CHECKOUT --dataset novels --train "
@@ -39,7 +39,7 @@ def compare(r: Result) -> str:
     return "\n".join(
         [
             "## outpace against nanoGPT's own train.py, on a CPU\n",
-            f"**{r['ratio_tokens_per_second']:.2f} times the tokens a second; validation losses "
+            f"**{r['ratio_tokens_per_second']:.2f} times the tokens per second; validation losses "
             "differ by "
             f"{r['validation_loss_difference']:+.4f} nats.**\n",
             f"The same {r['parameters'] / 1e6:.1f}M-parameter GPT-2 ({s['n_layer']} layers, "
@@ -53,7 +53,7 @@ def compare(r: Result) -> str:
             f"{rows['outpace']['validation']['tokens_scored']:,} validation tokens. The two draw "
             "their windows in different orders (nanoGPT at random with replacement), so losses "
             "agree only within the noise of the order.\n",
-            table((*head, "bits a byte"), cells),
+            table((*head, "bits per byte"), cells),
             "\n![training loss over time](img/compare-nanogpt-cpu.svg)\n",
             f"{where(r)}, {r['threads']} thread(s) each. {command(r, before)}\n",
         ]
@@ -73,7 +73,7 @@ def optimizers(r: Result) -> str:
         axis.plot([t / 1e6 for t in tokens], losses, marker=".", color=color, label=label)
         if name == first:
             axis.axhline(losses[-1], color=color, linestyle=":", linewidth=1)
-    axis.set(xlabel="million tokens of training", ylabel="validation loss, nats a token")
+    axis.set(xlabel="million tokens of training", ylabel="validation loss, nats per token")
     axis.legend(frameon=False)
     save(figure, plot)
     rows = [

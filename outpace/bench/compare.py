@@ -110,7 +110,7 @@ def collect(checkout: Path, dataset: Dataset, settings: Settings, work: Path) ->
             f"ms, validation loss {r['validation']['loss']:.4f}"
         )
     ratio = results["nanogpt"]["step_ms"]["median"] / results["outpace"]["step_ms"]["median"]
-    say(f"outpace / nanoGPT: {ratio:.2f} times the tokens a second")
+    say(f"outpace / nanoGPT: {ratio:.2f} times the tokens per second")
     plan = json.loads(RunFolder(work / "run").plan.read_text())
     return {
         "settings": asdict(settings),

@@ -265,7 +265,7 @@ def _against(racers: dict[str, Contestant]) -> dict[str, Any]:
 
 def _whole_split(questions: Sequence[hellaswag.Question]) -> dict[str, Any]:
     """Tokens read for all questions, padding included, and the shapes in which a model sees them;
-    beside four whole rows a question, right-padded, as build-nanogpt reads it."""
+    beside four whole rows per question, right-padded, as build-nanogpt reads it."""
     tokenizer = get_tokenizer("gpt2")
     out: dict[str, Any] = {}
     for protocol in hellaswag.PROTOCOLS:

@@ -72,7 +72,7 @@ def bench_generation(
     speed = read_bytes_per_s()
     weights = 4 * sum(p.numel() for p in model.parameters()) - 4 * model.wpe.weight.numel()
     body = {
-        "what": "greedy generation, ms a step of the whole batch, prompt included",
+        "what": "greedy generation, ms per step of the whole batch, prompt included",
         "model": name,
         "shape": asdict(model.shape),
         "settings": asdict(settings),
@@ -180,7 +180,7 @@ def random_model(shape: GPT2Shape, times: float = WIDE) -> GPT2:
 def _tell(batch: int, result: dict[str, Any]) -> None:
     for name, ms in result["ms_per_step"].items():
         say(
-            f"batch {batch}  {name:22} {ms['median']:8.1f} ms a step "
+            f"batch {batch}  {name:22} {ms['median']:8.1f} ms per step "
             f"{result['tokens_per_s'][name]:8.1f} tokens/s "
             f"{result['times_transformers'][name]:6.2f} times, "
             f"{result['tokens_equal_transformers'][name]:.0%} of the tokens equal"

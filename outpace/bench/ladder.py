@@ -3,7 +3,7 @@ the fastest training of the same model. Each point is a process of its own (`one
 one `train_step`; what is measured, in which order and for how long is decided here.
 
 Two numbers come first, so that they are there when time runs out: the top of the ladder against its
-lowest rung at equal tokens a step, and both at their best micro-batch at many tokens a step.
+lowest rung at equal tokens per step, and both at their best micro-batch at many tokens per step.
 """
 
 import json
@@ -348,13 +348,13 @@ def _tell(c: Climb, points: dict[str, Point], point: Point) -> None:
 
 def _tell_numbers(numbers: dict[str, Any]) -> None:
     for name, words in (
-        ("equal_tokens", "at equal tokens a step"),
+        ("equal_tokens", "at equal tokens per step"),
         ("best_micro_batch", "each at its best micro-batch"),
     ):
         if n := numbers[name]:
             tokens, sizes = n["tokens_per_step"], n["micro_batch_size"]
             say(
-                f"{n['ratio']:.2f} times the lowest rung {words} ({tokens[0]:,} tokens a step, "
+                f"{n['ratio']:.2f} times the lowest rung {words} ({tokens[0]:,} tokens per step, "
                 f"micro-batches of {sizes[0]} and {sizes[1]})"
             )
 

@@ -78,7 +78,7 @@ def profile_step(
         for event in recorded.key_averages(group_by_input_shape=True)
     ]
     parts = table(plan, operators, profiled_ms, roof, device.type)
-    speed = f"{1e3 * plan.tokens_per_step / step_ms:,.0f} tokens a second"
+    speed = f"{1e3 * plan.tokens_per_step / step_ms:,.0f} tokens per second"
     _tell(parts, step_ms, profiled_ms, roof)
     body = {
         "settings": plan.record()["plan"],

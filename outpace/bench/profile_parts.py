@@ -126,7 +126,7 @@ def _vocabulary(plan: Plan) -> set[int]:
 def floor_ms(plan: Plan, roof: Roof) -> dict[str, tuple[float, str]]:
     """Least milliseconds of each part in a step, and what they count. Products: 6 FLOPs a weight
     and token. Attention: the causal half, nothing twice (cost.py). Cross-entropy: logits read and
-    their gradient written once. Pointwise: 32 reads or writes of C numbers a token and layer
+    their gradient written once. Pointwise: 32 reads or writes of C numbers per token and layer
     (LayerNorm 8, GELU 20, residual 4, forward and backward). AdamW and clipping: 28 bytes
     a parameter, and 4 for the norm."""
     C, L, M = plan.n_embd, plan.n_layer, plan.tokens_per_step

@@ -177,7 +177,7 @@ GPU = Ladder(
         # Last: another shape is compiled anew, for the compared losses and for the windows.
         Rung(
             "micro_batch",
-            "micro-batches of 64, accumulated to 524,288 tokens a step",
+            "micro-batches of 64, accumulated to 524,288 tokens per step",
             accumulated(64, 524_288),
         ),
     ),
@@ -202,7 +202,7 @@ CPU = Ladder(
         BF16_RESIDUAL,
         Rung(
             "micro_batch",
-            "micro-batches of 8, accumulated to 8,192 tokens a step",
+            "micro-batches of 8, accumulated to 8,192 tokens per step",
             accumulated(8, 8192),
         ),
         RECOMPUTED_BLOCKS,
@@ -305,7 +305,7 @@ def leave_one_out(carried: Sequence[Rung], ladder: Ladder) -> list[Setting]:
 
 
 def equal_tokens(carried: Sequence[Rung], ladder: Ladder) -> Setting:
-    """The top of the ladder at the tokens a step of its lowest rung."""
+    """The top of the ladder at the tokens per step of its lowest rung."""
     return Setting(
         EQUAL,
         "every rung but the larger batch",

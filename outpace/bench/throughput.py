@@ -141,7 +141,7 @@ def _summary(job: Job, timed: list[Timed], threads: int | None) -> dict[str, Any
 
 
 def _ratio(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
-    """Our tokens a second over theirs, round by round, so that a slow minute falls on both."""
+    """Our tokens per second over theirs, round by round, so that a slow minute falls on both."""
     scale = ours["tokens_per_step"] / theirs["tokens_per_step"]
     pairs = zip(ours["windows_ms"], theirs["windows_ms"], strict=False)
     return spread([scale * median(b) / median(a) for a, b in pairs])

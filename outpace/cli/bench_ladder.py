@@ -18,9 +18,9 @@ CPU_SHAPE = (4, 4, 128, 256)
 
 @dataclass
 class Options:
-    """From PyTorch as one first writes it to the fastest training of the same GPT-2, one setting at
-    a time, each in a new process over the same training step: tokens a second, memory, kernels, and
-    the loss on the same batches against the lowest rung."""
+    """From naive PyTorch to the fastest training of the same GPT-2, one setting at a time, each in
+    a new process over the same training step: tokens per second, memory, kernels, and the loss on
+    the same batches against the lowest rung."""
 
     rungs: tuple[str, ...] = ()
     """Rungs to measure above the lowest. Default: all that this machine runs fast."""

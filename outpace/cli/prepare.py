@@ -204,7 +204,7 @@ def _tell(dataset: "Dataset", output: Path) -> None:
         f"{output}: {dataset.tokens('train'):,} training tokens in {documents['train']:,} "
         f"documents, {dataset.tokens('val'):,} validation tokens in {documents['val']:,}; "
         f"{', '.join(told[:-1])} and {told[-1]} left out; "
-        f"unigram entropy {dataset.unigram_entropy:.4f} nats a token"
+        f"unigram entropy {dataset.unigram_entropy:.4f} nats per token"
     )
     if removed := dataset.manifest.get("removed"):
         say(f"  the documents left out are listed in {output / removed['file']}")

@@ -36,7 +36,7 @@ def run(argv: list[str]) -> int:
         show(f"  process: {state.get('pid')} on {state.get('host')}")
         if "last_record_age_s" in state:
             age, rate = state["last_record_age_s"], state.get("tokens_per_second")
-            speed = f", {count(rate)} tokens a second" if isinstance(rate, int | float) else ""
+            speed = f", {count(rate)} tokens per second" if isinstance(rate, int | float) else ""
             show(f"  last record: step {logged}, {duration(age)} ago{speed}")
     if state.get("degraded"):
         show("  degraded: some records could not be written")

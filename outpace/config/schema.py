@@ -159,7 +159,7 @@ class ComputeConfig:
     """torch.compile of model and loss together.
     auto: where a probe compiles, unless a CPU run is too short to repay it."""
     compile_mode: Literal["default", "tuned"] = "default"
-    """tuned: the compiler tries out kernels for every product; minutes, once a machine."""
+    """tuned: the compiler tries out kernels for every product; minutes, once per machine."""
     deterministic: Literal["auto", "on", "off"] = "auto"
     """Only kernels that give the same bits each time, so that a resume does too.
     auto: on a CPU, where it costs little; off on a GPU, where it costs speed."""

@@ -16,7 +16,7 @@ lies evenly over all of it, and its entropy is less than 0.01 below that of the 
 
 
 def unigram_entropy(folder: Path, shards: Iterable[ShardFile], vocab_size: int) -> float:
-    """In nats a token; of more than `MOST_COUNTED` tokens, that of every n-th `STRETCH`."""
+    """In nats per token; of more than `MOST_COUNTED` tokens, that of every n-th `STRETCH`."""
     train = [shard for shard in shards if shard.split == "train"]
     every = -(-sum(shard.tokens for shard in train) // MOST_COUNTED) * STRETCH
     counts = np.zeros(vocab_size, np.int64)

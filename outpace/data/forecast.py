@@ -69,7 +69,7 @@ class _Numbers(ProgressColumn):
 
 
 class Progress:
-    """Documents, tokens, MB of text a second and time left: a bar on a terminal, else a line a
+    """Documents, tokens, MB of text per second and time left: a bar on a terminal, else a line a
     minute."""
 
     def __init__(self, chunks: Sequence[Chunk]) -> None:

@@ -110,7 +110,7 @@ def prepare(
         dataset = run.to_the_end(engine or ThreadEngine(workers))
     seconds = time.perf_counter() - started
     speed = run.ledger.text_bytes / 1e6 / seconds
-    of_text = f" ({speed:.1f} MB of text a second)" if speed else ""
+    of_text = f" ({speed:.1f} MB of text per second)" if speed else ""
     note(f"{run.ledger.tokens:,} tokens in {seconds:.1f} s{of_text}")
     return dataset
 

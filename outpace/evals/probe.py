@@ -22,7 +22,7 @@ _M64 = (1 << 64) - 1
 
 @torch.inference_mode()
 def probe_loss(model: nn.Module, vocab_size: int, context: int) -> float:
-    """Mean nats a token over min(context, 64) targets, in fp32 on the model's device.
+    """Mean nats per token over min(context, 64) targets, in fp32 on the model's device.
 
     `model(idx, targets)` is the summed loss, as that of `GPT2`. Leaves the model's mode, torch's
     settings and its random numbers as they were.

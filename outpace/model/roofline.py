@@ -6,12 +6,12 @@ what overlaps in one place waits in another). The time of a micro-batch is the s
 What is counted:
 
 - products: 2 multiply-adds a weight forward, 4 backward, and what is computed again.
-- attention, fused: 2 T C FLOPs a token and layer forward (the causal half), 3 times that with
+- attention, fused: 2 T C FLOPs per token and layer forward (the causal half), 3 times that with
   backward. Materialised: the whole square in fp32, and 19 passes over the T x T matrix.
-- elementwise operators: passes over C numbers a token and layer, counted operator by operator
+- elementwise operators: passes over C numbers per token and layer, counted operator by operator
   (LayerNorm, residual sums, GELU, bias gradients); fused by the compiler or not.
 - cross-entropy: passes over the logits.
-- the update: AdamW reads and writes 28 bytes a parameter fused, 70 operator by operator
+- the update: AdamW reads and writes 28 bytes per parameter fused, 70 operator by operator
   (`foreach`); casting the weights and adding up gradients is 16 more a micro-batch.
 """
 
@@ -83,7 +83,7 @@ class StepTime:
 
 
 def step_time(s: StepSettings, tokens: int, world_size: int, r: Rates) -> StepTime:
-    """Seconds of the parts of a step whose micro-batches have `tokens` tokens a process."""
+    """Seconds of the parts of a step whose micro-batches have `tokens` tokens per process."""
     C, L, V = s.shape.n_embd, s.shape.n_layer, s.shape.padded_vocab_size
     N = parameters(s.shape, padded=True)
     e = 4 if s.precision == "no" else 2

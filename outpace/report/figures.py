@@ -44,7 +44,7 @@ def charts(runs: Sequence[Run]) -> list[Chart]:
     """Every chart that the records have data for."""
     tokens, time = tokens_axis(runs), time_axis(runs)
     small: tuple[tuple[str, str, str, str, Callable[[go.Figure], None]], ...] = (
-        ("tokens_per_second", "Throughput", "tokens a second", ".3s", _from_zero),
+        ("tokens_per_second", "Throughput", "tokens per second", ".3s", _from_zero),
         ("grad_norm", "Gradient norm", "before clipping", ".3g", _log_if_spiky),
         ("lr", "Learning rate", "", ".3g", _from_zero),
         ("mfu", "Model FLOP/s utilisation", "of the device's peak", ".1%", _from_zero),

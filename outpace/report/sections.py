@@ -89,7 +89,7 @@ def comparison(runs: Sequence[Run]) -> str:
         ["steps", *(whole(s.steps) for s in summaries)],
         ["tokens", *(units.count(s.tokens) if s.tokens else NONE for s in summaries)],
         ["training time", *(units.duration(s.seconds) if s.seconds else NONE for s in summaries)],
-        ["tokens a second", *(whole(s.tokens_per_second) for s in summaries)],
+        ["tokens per second", *(whole(s.tokens_per_second) for s in summaries)],
         ["MFU", *(percent(s.mfu) if s.peak_known else "peak unknown" for s in summaries)],
         ["peak memory, GiB", *(decimals(s.memory_gib, 1) for s in summaries)],
     ]  # fmt: skip
@@ -212,7 +212,7 @@ def _pace(s: Summary) -> str:
     if not s.seconds or not s.steps:
         return ""
     each = s.seconds / s.steps
-    return f"{each:.3g} s a step" if each >= 1 else f"{1000 * each:.3g} ms a step"
+    return f"{each:.3g} s per step" if each >= 1 else f"{1000 * each:.3g} ms per step"
 
 
 def _score_rows(scores: Sequence[dict[str, Score]]) -> list[list[str]]:

@@ -1,7 +1,7 @@
 """GPUs by name, as their vendor describes them: what a plan for another machine knows.
 
 Peaks are dense (no sparsity) tensor-core FLOP/s with fp32 accumulation; `fp32` is without tensor
-cores. Bandwidths are bytes a second; `link` is what one GPU sends to the others in one direction.
+cores. Bandwidths are bytes per second; `link` is what one GPU sends to the others in one direction.
 `memory_mib` is what nvidia-smi reports, which is less than the sheet's figure where ECC takes some
 (totals collected in modal-labs/modal-client, pull request 2797; B200: NVIDIA/TensorRT-LLM, issue
 10278). `products` is the share of the peak that GPT-2 124M's own products sustain, and `attention`

@@ -1,4 +1,4 @@
-"""What a planned run will take: tokens a second, time, energy, money, disk. All of it predicted,
+"""What a planned run will take: tokens per second, time, energy, money, disk. All of it predicted,
 from the roofline of `model/roofline.py` and the rates of a data sheet or of this machine.
 """
 
@@ -188,7 +188,7 @@ def lines(f: Forecast, plan: Plan) -> list[str]:
         each = f" ({count(f.tokens_per_second / plan.world_size)} a process)"
         text.append(
             f"  speed    {count(f.tokens_per_second)} tokens/s{each if plan.world_size > 1 else ''}"
-            f"{mfu}, {f.step_ms:,.0f} ms a step"
+            f"{mfu}, {f.step_ms:,.0f} ms per step"
         )
         text.append(f"  a step   {_shares(f.parts_ms)}")
         text.append(f"  rates    {f.basis}")

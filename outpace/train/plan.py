@@ -153,7 +153,8 @@ class Plan:
             f"{self.micro_batch_size} sequences x {self.context} tokens x "
             f"{self.gradient_accumulation_steps} micro-step"
             f"{'s' if self.gradient_accumulation_steps > 1 else ''} x {self.world_size} "
-            f"process{'es' if self.world_size > 1 else ''} = {self.tokens_per_step:,} tokens a step"
+            f"process{'es' if self.world_size > 1 else ''} = {self.tokens_per_step:,} tokens per "
+            "step"
         )
 
     def record(self) -> dict[str, Any]:

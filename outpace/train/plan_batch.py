@@ -1,4 +1,4 @@
-"""The plan's batch: micro-batch, accumulation and tokens a step, within the machine's memory."""
+"""The plan's batch: micro-batch, accumulation and tokens per step, within the machine's memory."""
 
 from typing import Any
 
@@ -113,8 +113,8 @@ def _checked(p: Planning, micro: int, memory: Memory) -> int:
 
 
 def _chosen(p: Planning, A: int, tokens: int, why: str) -> None:
-    """The accumulation, and the tokens a step where a small text decides them."""
-    p.choose("gradient_accumulation_steps", A, f"to reach {tokens:,} tokens a step")
+    """The accumulation, and the tokens per step where a small text decides them."""
+    p.choose("gradient_accumulation_steps", A, f"to reach {tokens:,} tokens per step")
     if why and tokens * STEPS_A_PASS <= p.dataset.pass_tokens:
         p.choose("tokens_per_step", tokens, why)
 
@@ -125,7 +125,7 @@ def _warn_batch(p: Planning, tokens: int, target: int) -> None:
     else:
         wanted, better = f"{target:,} suit a text of this size", "that"
     p.warnings.append(
-        f"{tokens:,} tokens a step, where {wanted}: --gradient_accumulation_steps was given, so "
+        f"{tokens:,} tokens per step, where {wanted}: --gradient_accumulation_steps was given, so "
         "the batch is what a micro-batch allows; leave that flag out (or set --tokens_per_step) "
         f"for {better}"
     )
@@ -136,7 +136,7 @@ def _contradiction(p: Planning, M: int, A: int, S: int) -> str:
     return (
         f"micro_batch_size {M} ({p.who('micro_batch_size')}) x context {T} x "
         f"gradient_accumulation_steps {A} ({p.who('gradient_accumulation_steps')}) x "
-        f"{W} process{'es' if W > 1 else ''} = {M * T * A * W:,} tokens a step, but "
+        f"{W} process{'es' if W > 1 else ''} = {M * T * A * W:,} tokens per step, but "
         f"tokens_per_step is {S:,} ({p.who('tokens_per_step')})"
     )
 

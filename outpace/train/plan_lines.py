@@ -16,7 +16,7 @@ def data_line(mixture: Mixture, plan: Plan | None = None) -> str:
     """The data as people read it; with a plan, how often it reads each of several datasets."""
     text = (
         f"{mixture.where}: {mixture.tokens('train'):,} training and {mixture.tokens('val'):,} "
-        f"validation tokens, unigram entropy {mixture.unigram_entropy:.4f} nats a token"
+        f"validation tokens, unigram entropy {mixture.unigram_entropy:.4f} nats per token"
     )
     if plan is not None and len(mixture.datasets) > 1:
         passes = mixture.passes(plan.max_tokens)

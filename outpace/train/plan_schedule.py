@@ -69,7 +69,7 @@ def learning_rate(p: Planning, tokens_per_step: int) -> float:
         reason += f" x {published.n_embd:,} / {channels:,} channels"
     if tokens_per_step < REFERENCE_TOKENS_PER_STEP:
         lr *= (tokens_per_step / REFERENCE_TOKENS_PER_STEP) ** BATCH_POWER
-        reason += f" x ({tokens_per_step:,} / 524,288 tokens a step)^{BATCH_POWER:g}"
+        reason += f" x ({tokens_per_step:,} / 524,288 tokens per step)^{BATCH_POWER:g}"
     if p.config.model.init_from:
         lr *= TRAINED_LR
         reason += f" x {TRAINED_LR:g}, for weights that are trained already"

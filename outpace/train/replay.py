@@ -27,7 +27,7 @@ class Replay:
 
     precision: str
     loss: float
-    """Mean nats a token."""
+    """Mean nats per token."""
     grad_norm: float
     sequences_not_finite: list[int]
     worst_sequences: list[tuple[int, float]]

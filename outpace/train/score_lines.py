@@ -34,9 +34,9 @@ def loss_line(record: dict[str, Any], dataset: str, unigram_entropy: float) -> s
     """A validation loss beside what a model without context would reach."""
     each = ", ".join(f"{name} {loss:.4f}" for name, loss in record.get("by_dataset", {}).items())
     return (
-        f"validation loss {record['loss']:.4f} nats a token on {dataset} (unigram entropy "
+        f"validation loss {record['loss']:.4f} nats per token on {dataset} (unigram entropy "
         f"{unigram_entropy:.4f}{_beside('validation', dataset, ['loss'])}), perplexity "
-        f"{_perplexity(record)}, {record['bits_per_byte']:.4f} bits a byte, over "
+        f"{_perplexity(record)}, {record['bits_per_byte']:.4f} bits per byte, over "
         f"{count(record['tokens_scored'])} tokens" + (f"; {each}" if each else "")
     )
 
@@ -44,8 +44,8 @@ def loss_line(record: dict[str, Any], dataset: str, unigram_entropy: float) -> s
 def text_line(record: dict[str, Any]) -> str:
     """The perplexity of a text file."""
     return (
-        f"{record['file']}: {record['bits_per_byte']:.4f} bits a byte, {record['loss']:.4f} nats a "
-        f"token, perplexity {_perplexity(record)}, over {record['tokens_scored']:,} tokens "
+        f"{record['file']}: {record['bits_per_byte']:.4f} bits per byte, {record['loss']:.4f} nats "
+        f"per token, perplexity {_perplexity(record)}, over {record['tokens_scored']:,} tokens "
         f"({record['bytes']:,} bytes)"
     )
 

@@ -36,7 +36,7 @@ def test_batch_flags_that_disagree_show_the_arithmetic_and_who_set_them(refused,
     (folder / "r.toml").write_text("[batch]\ntokens_per_step = 128\n")
     error = refused(2, "BATCH", *TRAIN, "--recipe", "r.toml").error
     assert "micro_batch_size 2 (flag) x context 32 x gradient_accumulation_steps 1 (flag)" in error
-    assert "= 64 tokens a step, but tokens_per_step is 128 (recipe r.toml)" in error
+    assert "= 64 tokens per step, but tokens_per_step is 128 (recipe r.toml)" in error
 
 
 # Datasets.

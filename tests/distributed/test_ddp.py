@@ -20,7 +20,7 @@ from outpace.runtime.distributed import Group, Ranks
 
 
 def flags(dataset: Path, run: Path, accumulation: int, *extra: str) -> list[str]:
-    """8 sequences a step: micro-batches of 2 and the accumulation that reaches it."""
+    """8 sequences per step: micro-batches of 2 and the accumulation that reaches it."""
     batch = ["--gradient_accumulation_steps", str(accumulation), "--tokens_per_step", str(8 * 32)]
     return [
         "train", *TINY, *batch, "--dataset", str(dataset), "--run_dir", str(run),

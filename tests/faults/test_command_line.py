@@ -533,7 +533,7 @@ def test_u10_a_live_run_is_read_while_it_saves_and_forgets(run, tiny_dataset, fo
             said.append(state["last_logged_step"])
         assert said == sorted(said)
         assert said[-1] > said[0]
-        assert "tokens a second" in run("status", "r").out
+        assert "tokens per second" in run("status", "r").out
         assert run("report", "r", "--output", folder / "live.html").code == 0
         assert run("verify", "--deep", "r").code == 0
         assert child.code is None

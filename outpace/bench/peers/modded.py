@@ -1,6 +1,6 @@
 """KellerJordan/modded-nanogpt: track 3's train_gpt_simple.py, unchanged. Model, batch and
 optimiser are its own: rotary positions, RMSNorm, ReLU^2, heads of 128, an untied head, Muon,
-524,288 tokens a step in micro-batches of 64 x 1,024. It takes no flags and needs CUDA and NCCL.
+524,288 tokens per step in micro-batches of 64 x 1,024. It takes no flags and needs CUDA and NCCL.
 """
 
 import re

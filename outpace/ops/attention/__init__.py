@@ -58,7 +58,7 @@ def document_mask_why_not(name: str) -> str | None:
 
 def choose(device: torch.device, dtype: torch.dtype, H: int, T: int, D: int) -> tuple[str, str]:
     """The backend to train (B, H, T, D) with when none was asked for, without dropout, and why.
-    On a GPU the fused rows are measured, once for a machine and a shape."""
+    On a GPU the fused rows are measured, once per machine and shape."""
     if device.type != "cuda":
         return "sdpa", f"PyTorch has one fused kernel on a {device.type.upper()}"
     fused = [name for name in BACKENDS.names() if name not in MATERIALISING]

@@ -75,7 +75,7 @@ def choose(
     device: torch.device, dtype: torch.dtype, C: int, V: int, compiled: bool, fp8: bool = False
 ) -> tuple[str, str]:
     """The row to train with when none was asked for, and why: the fastest. `dtype` is that of the
-    products; `compiled` whether the model is. On a GPU it is measured, once for a machine and a
+    products; `compiled` whether the model is. On a GPU it is measured, once per machine and
     shape."""
     if device.type != "cuda":
         return "chunked", "on a CPU one buffer of logits in turn is faster than mapping them all"

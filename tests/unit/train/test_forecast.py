@@ -48,8 +48,8 @@ PUBLISHED = [
     ("a100-80", 182_000, "build-nanogpt's lecture, last rung: 1 A100 80 GB"),
     ("a100-80x8", 188_000, "modded-nanogpt, track 3, 20260522: 8 A100 80 GB"),
     ("rtx4090", 130_000, "build-nanogpt, issue 6: 1 RTX 4090"),
-    ("b200x8", 621_000, "modded-nanogpt, track 3: 8 B200, 105.5 ms a step of 524,288 tokens"),
-    ("l40sx8", 76_000, "modded-nanogpt, track 3: 8 L40S, 860 ms a step of 524,288 tokens"),
+    ("b200x8", 621_000, "modded-nanogpt, track 3: 8 B200, 105.5 ms per step of 524,288 tokens"),
+    ("l40sx8", 76_000, "modded-nanogpt, track 3: 8 L40S, 860 ms per step of 524,288 tokens"),
 ]
 
 

@@ -208,7 +208,7 @@ def test_what_a_plan_says_of_its_batch_is_what_a_step_has():
     assert p.tokens_per_step == 3 * 64 * p.gradient_accumulation_steps != 1 << 17
     [said] = [c.value for c in p.choices if c.setting == "tokens_per_step"]
     assert said == p.tokens_per_step
-    assert f"{p.tokens_per_step:,} tokens a step" in chosen(p)["gradient_accumulation_steps"]
+    assert f"{p.tokens_per_step:,} tokens per step" in chosen(p)["gradient_accumulation_steps"]
 
 
 def test_three_flags_that_disagree_are_refused_with_the_arithmetic():
@@ -217,7 +217,7 @@ def test_three_flags_that_disagree_are_refused_with_the_arithmetic():
         world=2,
     )
     assert "micro_batch_size 8 (flag) x context 1024 x gradient_accumulation_steps 4 (flag)" in text
-    assert "x 2 processes = 65,536 tokens a step" in text
+    assert "x 2 processes = 65,536 tokens per step" in text
     assert "tokens_per_step is 524,288 (recipe gpt2_124M)" in text
 
 
