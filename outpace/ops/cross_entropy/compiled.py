@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from outpace.ops import head
-from outpace.ops.cross_entropy import chunked, compute_dtype, cross_entropy_sum
+from outpace.ops.cross_entropy import chunked, eager
 
 
 def loss_sum(
@@ -20,12 +19,12 @@ def loss_sum(
     fp8: bool = False,
 ) -> torch.Tensor:
     """See the table."""
-    compiling = torch.compiler.is_compiling()
-    if not (compiling or torch.is_grad_enabled()):
+    if torch.compiler.is_compiling():
+        return eager.loss_sum(hidden, weight, targets, vocab_size, fp8=fp8)
+    if not torch.is_grad_enabled():
         # An evaluation, whose model is not compiled: each of its shapes would be a compilation.
         return chunked.loss_sum(hidden, weight, targets, vocab_size, fp8=fp8)
-    function = _loss_sum if compiling else _compiled()
-    return function(hidden, weight, targets, vocab_size, compute_dtype(hidden), fp8)
+    return _compiled()(hidden, weight, targets, vocab_size, fp8=fp8)
 
 
 def why_not(
@@ -34,18 +33,6 @@ def why_not(
     return None
 
 
-def _loss_sum(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    targets: torch.Tensor,
-    vocab_size: int,
-    dtype: torch.dtype,
-    fp8: bool,
-) -> torch.Tensor:
-    logits = head.linear(hidden.to(dtype), weight.to(dtype), fp8)  # (N, V)
-    return cross_entropy_sum(logits, targets, vocab_size)
-
-
 @functools.cache
 def _compiled() -> Callable[..., torch.Tensor]:
-    return torch.compile(_loss_sum, dynamic=False)
+    return torch.compile(eager.loss_sum, dynamic=False)
