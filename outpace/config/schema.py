@@ -141,11 +141,12 @@ class ComputeConfig:
     """Name of an attention kernel: sdpa lets PyTorch choose among cudnn, flash and efficient, its
     fused ones; flex; flash_attn (the package); eager, reference (in fp32) and math store the T x T
     matrix.
-    auto: with use_flash_attention the fastest here, on a GPU measured once, else reference."""
+    auto: with use_flash_attention on a GPU the fastest, measured once, on a CPU sdpa; without it
+    reference."""
     cross_entropy: str = "auto"
     """Name of a cross-entropy kernel: eager (fused when compiled), compiled, chunked (least
     memory), triton (in place), linear (PyTorch's own, from 2.13 on).
-    auto: the fastest here, on a GPU measured once, else eager."""
+    auto: on a GPU the fastest, measured once; else chunked."""
     bf16_residual: Literal["auto", "on", "off"] = "auto"
     """Keep the residual stream in bf16 instead of fp32: less memory traffic.
     auto: with bf16."""
