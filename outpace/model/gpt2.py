@@ -25,7 +25,8 @@ from outpace.ops.mlp import gelu_linear
 
 @dataclass(frozen=True)
 class Compute:
-    """How the model computes: the same function but for rounding, and for `document_mask`."""
+    """How the model computes. Only rounding differs between these choices, except with
+    `document_mask`, which changes the function."""
 
     attend: Attend = sdpa.attend
     loss_sum: Callable[..., torch.Tensor] = eager.loss_sum
@@ -33,26 +34,26 @@ class Compute:
     bf16_residual: bool = False
     """Under bf16 autocast, the residual stream in bf16 too."""
     checkpointing: str = "none"
-    """What backward computes again: none, gelu or block."""
+    """Activation checkpointing, what the backward recomputes: none, gelu or block."""
     fp8_head: bool = False
-    """The product with the vocabulary in fp8, in training."""
+    """Compute the output head in fp8 while training."""
     document_mask: Callable[[torch.Tensor], Any] | None = None
-    """Of the attention backend: then no token attends to another document. Not with a cache, whose
-    tokens are all of one document."""
+    """The attention backend's function of this name, if no token is to attend to another document.
+    Not used with a KV cache, whose tokens all belong to one document."""
     end_of_text: int = -1
-    """The token that every document begins with."""
+    """The token that begins every document."""
 
 
 class LayerNorm(nn.LayerNorm):
-    """Its output is of its input's type: CUDA's autocast makes it fp32 for the product behind it to
-    cast again, and where DDP cuts a compiled model between the two, it is moved so."""
+    """Returns its input's dtype. CUDA's autocast would return fp32, which the next product casts
+    back; and where DDP splits a compiled model between the two, fp32 would go through memory."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x).to(x.dtype)
 
 
 class Linear(nn.Linear):
-    """On a GPU its bias' gradient takes no pass over memory of its own (`ops/linear.py`)."""
+    """On a GPU the bias gradient needs no separate pass over memory (`ops/linear.py`)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.device.type == "cuda" and torch.is_grad_enabled():
@@ -61,7 +62,7 @@ class Linear(nn.Linear):
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention in which a token sees itself and what came before."""
+    """Multi-head attention in which a token sees itself and all earlier ones."""
 
     def __init__(self, shape: GPT2Shape, compute: Compute) -> None:
         super().__init__()
@@ -102,8 +103,8 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(4 * shape.n_embd, shape.n_embd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        proj, again = self.c_proj, self.recompute and self.training
-        x = gelu_linear(self.c_fc(x), proj.weight, proj.bias, recompute=again)  # (B, T, C)
+        proj, recompute = self.c_proj, self.recompute and self.training
+        x = gelu_linear(self.c_fc(x), proj.weight, proj.bias, recompute=recompute)  # (B, T, C)
         return F.dropout(x, self.dropout, self.training)
 
 
@@ -131,8 +132,8 @@ class Block(nn.Module):
 
 
 class GPT2(nn.Module):
-    """The language model. `model(idx)` gives logits, `model(idx, targets)` the summed loss. Its
-    weights are PyTorch's defaults until `init_weights` is called or others are loaded."""
+    """The language model: `model(idx)` gives logits, `model(idx, targets)` the summed loss. Weights
+    have PyTorch's defaults until `init_weights` is called or a state dict is loaded."""
 
     def __init__(self, shape: GPT2Shape, compute: Compute | None = None) -> None:
         super().__init__()
@@ -141,7 +142,7 @@ class GPT2(nn.Module):
         self.wpe = nn.Embedding(shape.context, shape.n_embd)
         self.h = nn.ModuleList(Block(shape, self.compute) for _ in range(shape.n_layer))
         self.ln_f = LayerNorm(shape.n_embd, eps=1e-5)
-        if torch.get_default_dtype() != torch.float32:  # of a program that we are part of
+        if torch.get_default_dtype() != torch.float32:  # set by a program that embeds us
             self.float()
 
     def forward(self, idx: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
@@ -166,11 +167,12 @@ class GPT2(nn.Module):
         positions: torch.Tensor | None = None,
         visible: torch.Tensor | Sequence[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """idx (B, T) -> final hidden states (B, T, C). A cache supplies and takes keys, values.
+        """idx (B, T) -> final hidden states (B, T, C). With a cache, its keys and values come
+        before those of idx, which are appended to it.
 
-        `positions` (B, T) and `visible` (B, T, S), which of the S keys a token sees, are for rows
-        that hold several texts; without them a token comes after, and sees, all before it. Where B
-        is 1, `visible` may be a mask (1, T_i, T_i) of each text in turn.
+        Rows that hold several texts need `positions` (B, T) and `visible` (B, T, S), True where a
+        token may see a key; the default is one causal sequence. If B is 1, `visible` may instead be
+        a list of masks (1, T_i, T_i), one for each text.
         """
         past = cache.length if cache is not None else 0
         T = idx.size(1)
@@ -184,15 +186,15 @@ class GPT2(nn.Module):
             x = x.bfloat16()
         mask: Any = None
         attend: Attend | None = None
-        if isinstance(visible, torch.Tensor):  # which the training's kernel may not be able to take
+        if isinstance(visible, torch.Tensor):  # not every training backend takes a mask
             mask, attend = visible.unsqueeze(1), sdpa.attend
         elif visible is not None:
             mask, attend = visible, sdpa.attend_each
         elif cache is None:
             mask = self._document_mask(idx)
-        again = self.compute.checkpointing == "block" and self.training
+        recompute = self.compute.checkpointing == "block" and self.training
         for layer, block in enumerate(self.h):
-            if again:
+            if recompute:
                 x = checkpoint(
                     block,
                     x,

@@ -45,9 +45,9 @@ class Measured:
 
     choice: str
     ms: dict[str, float]
-    """Median forward and backward of the candidates that ran and agreed."""
+    """Median time of forward and backward, of the candidates that ran and agreed."""
     excluded: dict[str, str] = field(default_factory=dict)
-    """The others, and what was wrong."""
+    """The others, and what was wrong with them."""
     date: str = ""
 
     def reason(self) -> str:
@@ -67,10 +67,10 @@ def fastest(
     prepare: Callable[[], tuple[Work, dict[str, Work]]],
     tolerance: float | None = None,
 ) -> Measured | None:
-    """The fastest of the candidates `names`, remembered or measured now. `prepare` makes the
-    reference, which is not timed, and the candidates, in order of preference; only a measurement
-    calls it. `tolerance` of the relative error, else TOLERANCE of the type. None when no candidate
-    ran and agreed with the reference."""
+    """The fastest of the candidates `names`, from the cache or measured now. Only a measurement
+    calls `prepare`, which returns the reference, which is not timed, and the candidates in order of
+    preference. `tolerance` bounds the relative error (default: TOLERANCE of the dtype). None if no
+    candidate ran and agreed with the reference."""
     sizes = " ".join(f"{letter}={n}" for letter, n in shape.items())
     key = f"{kind} | {device_name(device)} | torch {torch.__version__} | {dtype} {sizes} | "
     key += " ".join(names)
@@ -82,11 +82,11 @@ def fastest(
             return known
         try:
             found = measure(*prepare(), device, tolerance or TOLERANCE[dtype])
-        except torch.OutOfMemoryError:  # it does not fit beside what is there
+        except torch.OutOfMemoryError:  # no room beside what is already allocated
             found = None
         if device.type == "cuda":
             torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(device)  # a run's peak is not that of this
+            torch.cuda.reset_peak_memory_stats(device)  # not part of the run's own peak
         if found is not None:
             _write(path, _read(path) | {key: asdict(found)})
     return found
@@ -94,8 +94,8 @@ def fastest(
 
 @contextlib.contextmanager
 def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Let the processes of a host measure in turns: they would disturb each other, and must choose
-    alike. Who waits too long, or cannot, measures anyway."""
+    """One process of a host measures at a time: together they would disturb each other, and all
+    must choose the same. A process that waits too long, or cannot lock, measures anyway."""
     lock = None
     with contextlib.suppress(Timeout, OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +110,7 @@ def _one_at_a_time(path: Path) -> Iterator[None]:
 def measure(
     reference: Work, candidates: dict[str, Work], device: torch.device, tolerance: float
 ) -> Measured | None:
-    """Time the candidates in turns, so that a clock that changes changes for all."""
+    """Time the candidates in turns, so that a change of clock speed affects all alike."""
     expected = [x.detach() for x in reference()]
     excluded = {}
     for name, work in candidates.items():
@@ -118,9 +118,9 @@ def measure(
             for _ in range(WARM_UP):
                 results = work()
             synchronise(device)
-        except torch.OutOfMemoryError:  # of what others take just now: nothing to remember
+        except torch.OutOfMemoryError:  # says nothing about the kernel: do not remember it
             raise
-        except Exception as error:  # a kernel may fail in any way, and then another is taken
+        except Exception as error:  # a kernel may fail in any way; the others remain
             excluded[name] = first_line(error)[:120]
             continue
         worst = max(_error(x, e) for x, e in zip(results, expected, strict=True))
@@ -145,7 +145,7 @@ def measure(
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done all that it was given; a CPU has."""
+    """Wait until a GPU has finished all its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -157,13 +157,13 @@ def device_name(device: torch.device) -> str:
 
 
 def _error(x: torch.Tensor, expected: torch.Tensor) -> float:
-    """Relative error in the 2-norm; NaN where x has one."""
+    """Relative error in the 2-norm; NaN if x contains one."""
     difference = (x.detach().float() - expected.float()).norm()
     return float(difference / expected.float().norm().clamp_min(1e-12))
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What is remembered; nothing where the file is missing, damaged or another's."""
+    """The remembered measurements; none if the file is missing, damaged or not ours."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -181,7 +181,7 @@ def _parse(entry: object) -> Measured | None:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    """Remember, where that can be done: a folder that is read-only costs a measurement a run."""
+    """Remember if possible: with a read-only cache folder every run measures again."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_json(path, content)

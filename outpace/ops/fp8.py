@@ -1,10 +1,11 @@
-"""Products in 8 bits, for the head of a model that asks for it. Changes the numerics: opt-in.
+"""Matrix products in fp8 for the output head. They change the numerics, so they are opt-in.
 
-Operands are quantised with one scale a tensor so that their largest magnitude meets the type's
-(current scaling): e4m3 (3 bits of mantissa, up to 448) for hidden states and weight, e5m2 (2 bits,
-up to 57,344) for gradients, after Micikevicius et al. 2022, arXiv 2209.05433. Sums are in fp32;
-the forward allows the tensor cores' faster, shorter accumulation, the backward does not.
-`torch._scaled_mm` wants the first operand row-major, the second column-major, sizes in 16s.
+Operands are quantised with one scale per tensor, so that their largest magnitude becomes the
+dtype's (current scaling): e4m3 (3 bits of mantissa, up to 448) for hidden states and weight, e5m2
+(2 bits, up to 57,344) for gradients, after Micikevicius et al. 2022, arXiv 2209.05433. Sums are in
+fp32; the forward allows the tensor cores' faster, shorter accumulation, the backward does not.
+`torch._scaled_mm` wants a row-major first operand, a column-major second one, and sizes that are
+multiples of 16.
 
     x hidden states (N, C)   w weight (V, C)   g gradient of the logits (N, V)
 """
@@ -17,8 +18,8 @@ E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 MULTIPLE = 16
 """cuBLASLt's fp8 products want sizes in multiples of 16."""
 LOSS_GRADIENT = torch.finfo(E5M2).max
-"""What 1 is written as in the gradient of a summed cross-entropy, softmax minus one-hot, which is
-never larger: its scale is known without a pass over it."""
+"""The factor that the gradient of a summed cross-entropy is stored with. Softmax minus one-hot is
+at most 1 in magnitude, so its scale is known without a pass over it."""
 
 
 class Scaled(NamedTuple):
@@ -37,14 +38,14 @@ def fp8_linear(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
 
 
 def why_not(device: torch.device, dtype: torch.dtype, C: int, V: int) -> str | None:
-    """A reason why the head cannot be made in fp8 there, or None. V is the padded vocabulary."""
+    """Why the head cannot be computed in fp8 there, or None. V is the padded vocabulary."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
         return f"{torch.cuda.get_device_name(device)} has no fp8 products (compute capability 8.9)"
     return unsuited(dtype, C, V)
 
 
 def unsuited(dtype: torch.dtype, C: int, V: int) -> str | None:
-    """The same of any GPU that has fp8 products."""
+    """The same for any GPU that has fp8 products."""
     if dtype != torch.bfloat16:
         return f"fp8 products give bf16 logits, and the precision is {dtype}"
     if C % MULTIPLE or V % MULTIPLE:
@@ -73,7 +74,7 @@ def grad_weight(g: Scaled, x: torch.Tensor) -> torch.Tensor:
 
 
 def quantise(x: torch.Tensor, dtype: torch.dtype) -> Scaled:
-    """With the scale at which the largest magnitude is the type's."""
+    """Quantise with the scale that maps the largest magnitude to the dtype's maximum."""
     amax = x.abs().amax().float().clamp_min(1e-12)  # all zero: any scale will do
     scale = amax / torch.finfo(dtype).max
     return Scaled((x.float() / scale).to(dtype), scale)

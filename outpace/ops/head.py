@@ -1,8 +1,8 @@
-"""The head's three products, logits = x w^T and its two gradients, in the type of their operands or
-in fp8. For the rows of the cross-entropy table that make the gradients themselves.
+"""The output head's three products, logits = x w^T and its two gradients, in the dtype of their
+operands or in fp8. For the rows of the cross-entropy table that compute gradients themselves.
 
     x hidden states (N, C)   w weight (V, C)
-    g gradient of a summed cross-entropy by the logits (N, V), as `in_place.py` makes it
+    g gradient of a summed cross-entropy with respect to the logits (N, V), from `in_place.py`
 """
 
 import torch

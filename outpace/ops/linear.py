@@ -1,8 +1,9 @@
-"""A linear map whose bias' gradient is summed where the gradient of its output is made.
+"""A linear map whose bias gradient the compiler can fuse with the operator before it.
 
-`F.linear` sums it over all tokens at once, (B T, out) -> (out,): too long a sum for the compiler to
-join with the operator that made that gradient (GELU's, or the one that puts q, k and v together),
-so it reads all of it again. Sums of a sequence each, (B, T, out) -> (B, out), it does join.
+`F.linear` sums the bias gradient over all tokens at once, (B T, out) -> (out,). The compiler cannot
+fuse so long a reduction with the operator that produced that gradient (GELU's backward, or the
+concatenation of dq, dk and dv), so the whole gradient is read again. A reduction over one sequence,
+(B, T, out) -> (B, out), does fuse, and what remains to be summed is small.
 """
 
 import torch
@@ -16,7 +17,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.T
 
 
 class _Bias(torch.autograd.Function):
-    """What it is given, to which the bias was added."""
+    """The identity on y, which already contains the bias; its backward sums the bias gradient."""
 
     @staticmethod
     def forward(ctx, y, bias):  # type: ignore[no-untyped-def]

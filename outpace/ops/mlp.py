@@ -15,10 +15,10 @@ def gelu_linear(
 ) -> torch.Tensor:
     """gelu(x) weight^T + bias. x (..., 4C) -> (..., C).
 
-    The weight's gradient needs gelu(x), GELU's own needs x. `recompute` keeps only x, which saves
-    4C numbers per token and layer for one pointwise operator more (llm.c's `-r 1`, train_gpt2.cu).
-    A checkpoint ends its second pass when it has what the backward needs, so the product is not
-    made again; and a compiled model heeds it, where the compiler would keep gelu(x) otherwise.
+    The weight gradient needs gelu(x), GELU's own gradient needs x. `recompute` keeps only x, which
+    saves 4C numbers per token and layer for one more pointwise operator (llm.c's `-r 1`,
+    train_gpt2.cu). `checkpoint` stops recomputing once it has what the backward needs, so the
+    product is not repeated; and it keeps the compiler from storing gelu(x) after all.
     """
     if recompute and torch.is_grad_enabled():
         y: torch.Tensor = checkpoint(

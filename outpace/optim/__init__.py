@@ -10,5 +10,5 @@ OPTIMIZERS = Registry(
         "muon": "outpace.optim.muon:build",
     },
 )
-"""Entry: build(groups, lr, **options) -> torch.optim.Optimizer. Its `step` must leave everything as
-it is where the attribute `found_inf`, a device scalar, is 1; PyTorch's fused optimisers do."""
+"""Entry: build(groups, lr, **options) -> torch.optim.Optimizer. Its `step` must change nothing if
+its attribute `found_inf`, a device scalar, is 1; PyTorch's fused optimisers do so."""

@@ -15,9 +15,9 @@ def build(
 
 
 class ForeachAdamW(torch.optim.AdamW):
-    """The same update as PyTorch makes it by default: a pass over the state an operation, about 2.5
-    times the memory traffic (on a CPU a parameter at a time). What the fused one is measured
-    against. Leaves everything as it is where `found_inf` is 1, by asking the host."""
+    """PyTorch's default AdamW, the baseline of the fused one: the same update with one pass over
+    the state per operation, about 2.5 times the memory traffic (on a CPU one parameter at a time).
+    Where `found_inf` is 1 it skips the step, for which the host waits for the device."""
 
     def step(self, closure: Any = None) -> Any:
         found_inf = vars(self).pop("found_inf", None)  # PyTorch's loops refuse it

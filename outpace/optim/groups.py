@@ -14,9 +14,9 @@ from torch import nn
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """GPT-2's groups for an optimiser, each in the model's order.
 
-    `matrices` tells how many linear maps from one hidden state to another a weight holds: three
-    where q, k and v are stacked, one in the other weights of the blocks, none in the
-    embeddings (the head is one of them), biases and gains.
+    `matrices` is the number of matrices that Muon orthogonalises in each weight: 3 where q, k and v
+    are stacked, 1 for the other matrices of the blocks, 0 for embeddings (which include the tied
+    head), biases and gains.
     """
     groups = {
         "qkv": {"weight_decay": weight_decay, "matrices": 3},

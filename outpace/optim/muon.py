@@ -1,10 +1,10 @@
-"""Muon (Jordan et al. 2024): each matrix of the blocks moves by its momentum made orthogonal, as
-all of its directions counted alike. Embeddings, biases and LayerNorm gains move by AdamW.
+"""Muon (Jordan et al. 2024): the update of each matrix of the blocks is its orthogonalised
+momentum, so all directions count alike. AdamW updates embeddings, biases and LayerNorm gains.
 
-The update is scaled to the root mean square that AdamW's has, so learning rate and weight decay
-are AdamW's own (Liu et al. 2025, "Muon is Scalable for LLM Training"). Numbers are those of
-torch.optim.Muon with adjust_lr_fn="match_rms_adamw". It is not used itself because it asks neither
-whether to leave a step out, nor by what to divide the gradient, and takes a matrix at a time.
+The update is scaled to the root mean square of AdamW's, so learning rate and weight decay are
+AdamW's own (Liu et al. 2025, "Muon is Scalable for LLM Training"). The numbers are those of
+torch.optim.Muon with adjust_lr_fn="match_rms_adamw", which is not used itself because it knows
+neither `found_inf` nor `grad_scale` and handles one matrix at a time.
 """
 
 import math
@@ -18,8 +18,8 @@ MOMENTUM = 0.95
 RMS = 0.2
 """Root mean square of AdamW's update, before the learning rate (Liu et al. 2025, section 2.2)."""
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the iteration a X + b (X X') X + c (X X')^2 X, which brings singular values near
-one in few rounds (kellerjordan.github.io/posts/muon)."""
+"""Coefficients of the iteration a X + b (X X') X + c (X X')^2 X, which brings the singular values
+close to 1 in a few rounds (kellerjordan.github.io/posts/muon)."""
 ROUNDS = 5
 
 
@@ -31,8 +31,8 @@ def build(
 
 
 class Muon(torch.optim.AdamW):
-    """PyTorch's fused AdamW, with Muon for groups whose `matrices` is not 0. As the fused AdamW it
-    obeys `found_inf` and `grad_scale`, on the device."""
+    """PyTorch's fused AdamW, with Muon for groups whose `matrices` is not 0. Like the fused AdamW
+    it obeys `found_inf` and `grad_scale` on the device."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -63,7 +63,7 @@ class Muon(torch.optim.AdamW):
     def _momentum(
         self, p: torch.Tensor, skip: torch.Tensor | None, done: torch.Tensor | float
     ) -> torch.Tensor:
-        """Nesterov's, in bf16: the gradient, moved towards the average that it is already in."""
+        """Update the moving average of the gradient; returns Nesterov's momentum in bf16."""
         assert p.grad is not None
         state, gradient = self.state[p], p.grad
         if (scale := getattr(self, "grad_scale", None)) is not None:
@@ -78,7 +78,7 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonal(x: torch.Tensor) -> torch.Tensor:
-    """(n, R, C) in bf16: for x = U S V' about U V', with singular values of 0.7 to 1.2."""
+    """Orthogonalise x (n, R, C) in bf16: for x = U S V' about U V', singular values 0.7 to 1.2."""
     if tall := x.size(1) > x.size(2):
         x = x.mT
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)

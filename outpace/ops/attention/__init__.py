@@ -1,17 +1,17 @@
 """The attention table. A backend is a module, or an object, with three functions:
 
     attend(q, k, v, *, dropout_p) -> (B, H, T, D), from q (B, H, T, D), k and v (B, H, S, D)
-    why_not(device, dtype, head_dim) -> reason it cannot serve there, or None
+    why_not(device, dtype, head_dim) -> why it cannot be used there, or None
     kernel(device, dtype, head_dim, dropout_p) -> name of the kernel that runs
 
-A backend that can keep the documents of a sequence apart has one more, and takes what it returns:
+A backend that can keep the documents of a sequence apart has a fourth, whose result it takes:
 
-    document_mask(documents) -> mask, from documents (B, T), equal where the document is the same
+    document_mask(documents) -> mask, from documents (B, T), equal within a document
     attend(..., mask), kernel(..., masked)
 
-What a backend cannot do itself (a cache of keys, dropout, fp32) it leaves to `sdpa`, and says so.
-q, k and v may be views of one tensor, (B, T, H, D) transposed. All is causal, and the last query
-is in line with the last key: query t sees keys up to S - T + t.
+What a backend cannot do (a KV cache, dropout, fp32) it passes on to `sdpa`; its docstring says so.
+q, k and v may be views of one tensor, (B, T, H, D) transposed. Attention is causal, and the last
+query is aligned with the last key: query t sees keys up to S - T + t.
 Every backend is tested, forward and backward, against `reference`.
 """
 
@@ -44,12 +44,12 @@ MATERIALISING = ("math", "eager", "reference")
 """Rows that always store the T x S matrix."""
 
 MEASURED_BATCHES = (32, 8)
-"""Sequences to measure with: what a call takes on the device is then more than on the host. With 12
-heads of 1,024 tokens the reference needs 8 GB; where it does not fit, fewer."""
+"""Batch sizes to measure with, the second if the first does not fit: large enough that a call takes
+longer on the device than on the host. With 12 heads of 1,024 tokens the reference needs 8 GB."""
 
 
 def document_mask_why_not(name: str) -> str | None:
-    """A reason why a backend cannot keep documents apart."""
+    """Why a backend cannot keep documents apart, or None."""
     if hasattr(BACKENDS.load(name), "document_mask"):
         return None
     able = [n for n in BACKENDS.names() if hasattr(BACKENDS.load(n), "document_mask")]
@@ -57,7 +57,7 @@ def document_mask_why_not(name: str) -> str | None:
 
 
 def choose(device: torch.device, dtype: torch.dtype, H: int, T: int, D: int) -> tuple[str, str]:
-    """The backend to train (B, H, T, D) with when none was asked for, without dropout, and why.
+    """The backend for training (B, H, T, D) without dropout when none was asked for, and why.
     On a GPU the fused rows are measured, once per machine and shape."""
     if device.type != "cuda":
         return "sdpa", f"PyTorch has one fused kernel on a {device.type.upper()}"
@@ -76,7 +76,7 @@ def choose(device: torch.device, dtype: torch.dtype, H: int, T: int, D: int) -> 
 def _candidates(
     device: torch.device, dtype: torch.dtype, shape: dict[str, int], names: list[str]
 ) -> tuple[fastest.Work, dict[str, fastest.Work]]:
-    """Forward and backward of the reference and of each backend, on views as the model makes."""
+    """Forward and backward of the reference and of each backend, on views like the model's."""
     B, H, T, D = shape.values()
     generator = torch.Generator(device).manual_seed(0)
     made = torch.randn(4, B, T, H, D, device=device, dtype=dtype, generator=generator)

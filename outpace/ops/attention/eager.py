@@ -1,6 +1,6 @@
-"""Attention as it is written down, one PyTorch operator after the other: q k^T / sqrt(D), the mask,
-softmax, times v. Under autocast the products are in its type and the softmax in fp32. It stores the
-T x S matrix several times over; fused kernels are measured against it.
+"""Textbook attention, one PyTorch operator after the other: q k^T / sqrt(D), the mask, softmax,
+times v. Under autocast the products have its dtype and the softmax is fp32. It stores the T x S
+matrix several times over; it is the baseline of the fused kernels.
 """
 
 import math

@@ -1,7 +1,7 @@
 """The flash-attn packages, whichever is installed and suits the GPU: FlashAttention-3 (Hopper;
 Shah et al. 2024, arXiv 2407.08608), -4 (`flash_attn.cute`, Hopper and Blackwell), -2 (Ampere and
-later; Dao 2023, arXiv 2307.08691). All line the causal mask up with the last key, as the table
-does, so a cache of keys is theirs too; dropout only with -2, else it goes to `sdpa`, as does fp32.
+later; Dao 2023, arXiv 2307.08691). All align the causal mask with the last key, as the table does,
+so they also serve a KV cache. Only -2 has dropout; else dropout goes to `sdpa`, as fp32 does.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import torch
 from outpace.ops.attention import sdpa
 from outpace.ops.attention.fused import HALF
 
-# Loaded with this row, which only a run that asks for it, or measures it, loads.
+# Imported only when this backend is asked for or measured.
 try:
     from flash_attn_interface import flash_attn_func as flash_attn_3  # type: ignore[import-not-found]
 except ImportError:

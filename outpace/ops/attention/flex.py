@@ -1,6 +1,6 @@
 """FlexAttention (Dong et al. 2024, arXiv 2412.05496): a Triton kernel that PyTorch's compiler
-writes, here for the causal mask, whose empty blocks it skips. It has no dropout, and a cache of
-keys would compile anew for each length: both go to `sdpa`.
+generates for the causal mask, whose empty blocks it skips. It has no dropout, and a KV cache would
+recompile it for each length: both go to `sdpa`.
 """
 
 import functools
@@ -34,8 +34,8 @@ def attend(
 
 
 def document_mask(documents: torch.Tensor) -> BlockMask:
-    """documents (B, T), equal where the document is -> the blocks of queries and keys in which a
-    token sees its own document as far as itself."""
+    """documents (B, T), equal within a document -> the block mask with which a token sees its own
+    document up to itself."""
 
     def visible(
         b: torch.Tensor, h: torch.Tensor, query: torch.Tensor, key: torch.Tensor
@@ -87,5 +87,5 @@ def _causal_mask(T: int, device: torch.device) -> BlockMask:
 
 @functools.cache
 def _cached_mask(T: int, device: torch.device) -> BlockMask:
-    with torch.inference_mode(False):  # made for an evaluation, it serves a training step, too
+    with torch.inference_mode(False):  # a mask made in an evaluation is reused by a training step
         return _causal_mask(T, device)

@@ -1,12 +1,12 @@
 """PyTorch's kernels, each by its name: cuDNN, FlashAttention-2, the memory-efficient one, and its
-last resort, MATH, which stores the T x S matrix and computes in fp32.
+fallback, MATH, which stores the T x S matrix and computes in fp32.
 
-The operators that `F.scaled_dot_product_attention` would choose from are called themselves, not by
-way of `torch.nn.attention.sdpa_kernel`: inside a compiled model that context keeps the graph out
-of the compile cache (pytorch issue 194007; seen here with torch 2.13). Causal attention over
-whole sequences on a GPU only; a cache of keys goes to `sdpa`, and so does a dtype that the kernel
-has not (fp32 in cuDNN and FlashAttention, as in a checkpoint's check), and all on a CPU, where
-`flash` is what that runs.
+The operators behind `F.scaled_dot_product_attention` are called directly instead of through
+`torch.nn.attention.sdpa_kernel`: inside a compiled model that context manager keeps the graph out
+of the compile cache (pytorch issue 194007; seen here with torch 2.13). They serve causal attention
+over whole sequences on a GPU. Everything else goes to `sdpa`: a KV cache, a dtype that the kernel
+lacks (fp32 in cuDNN and FlashAttention, as when a checkpoint is verified), and all calls on a CPU,
+where `sdpa` runs the `flash` kernel.
 """
 
 from collections.abc import Callable
@@ -39,13 +39,13 @@ class Fused:
     ) -> torch.Tensor:
         """q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D)."""
         whole = q.size(-2) == k.size(-2) > 1  # cuDNN has no kernel for a single key
-        alike = q.dtype == k.dtype == v.dtype  # which cuDNN's kernel takes for granted
+        alike = q.dtype == k.dtype == v.dtype  # cuDNN's kernel assumes this
         if not (whole and alike) or q.dtype not in self.dtypes or q.device.type == "cpu":
             return sdpa.attend(q, k, v, dropout_p=dropout_p)
         return self.run(q, k, v, dropout_p)
 
     def why_not(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-        """What PyTorch says against this kernel, for training."""
+        """Why PyTorch cannot train with this kernel, or None."""
         if device.type != "cuda":
             runs = sdpa.kernel(device, dtype, head_dim, 0.0) == self.backend.name
             return None if runs else f"{self.backend.name} does not run on {device.type}"

@@ -25,7 +25,8 @@ def attend(
 
 
 def document_mask(documents: torch.Tensor) -> torch.Tensor:
-    """documents (B, T), equal where the document is -> the keys of its own, (B, 1, T, T) bool."""
+    """documents (B, T), equal within a document -> True where query and key share a document,
+    (B, 1, T, T)."""
     return (documents[:, :, None] == documents[:, None, :])[:, None]
 
 

@@ -1,6 +1,6 @@
 """PyTorch's fused attention: cuDNN on Hopper with torch >= 2.11, else FlashAttention or the
-memory-efficient kernel on CUDA, and a blocked kernel on CPU. PyTorch chooses; none of them stores
-the T x S matrix, but its last resort (MATH) does, so we ask which one it would take.
+memory-efficient kernel on CUDA, and a blocked kernel on CPU. PyTorch chooses. None of these stores
+the T x S matrix, but its fallback (MATH) does, so `kernel` asks which one it would take.
 """
 
 from collections.abc import Sequence
@@ -59,8 +59,8 @@ def attend_each(
     dropout_p: float = 0.0,
     mask: Sequence[torch.Tensor],
 ) -> torch.Tensor:
-    """Attention within each of the texts that one row holds end to end. q, k, v (1, H, T, D), a
-    mask (1, T_i, T_i) a text -> (1, H, T, D)."""
+    """Attention within each of the texts that lie end to end in one row: q, k, v (1, H, T, D) and
+    a mask (1, T_i, T_i) for each text -> (1, H, T, D)."""
     B, H, T, D = q.shape
     y = q.new_empty(B, T, H, D).transpose(1, 2)
     end = 0
@@ -72,13 +72,13 @@ def attend_each(
 
 
 def document_mask(documents: torch.Tensor) -> torch.Tensor:
-    """documents (B, T), equal where the document is -> what a token sees, (B, 1, T, T) bool: its
-    own document as far as itself. One for all heads and layers."""
+    """documents (B, T), equal within a document -> True where a query sees a key, (B, 1, T, T): its
+    own document up to itself. One mask for all heads and layers."""
     return reference.document_mask(documents).tril()
 
 
 def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    """A reason when only the materialising fall-back would run (dropout is asked in `kernel`)."""
+    """A reason if only the materialising fallback would run, leaving dropout aside."""
     if kernel(device, dtype, head_dim, 0.0) in MATERIALISING:
         return f"PyTorch has no fused kernel for {dtype} with head size {head_dim} on {device.type}"
     return None
@@ -87,7 +87,7 @@ def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | No
 def kernel(
     device: torch.device, dtype: torch.dtype, head_dim: int, dropout_p: float, masked: bool = False
 ) -> str:
-    """Name of the kernel PyTorch takes for training at this dtype, asked of PyTorch itself."""
+    """Name of the kernel that PyTorch itself says it would train with."""
     q = torch.zeros(1, 1, 128, head_dim, device=device, dtype=dtype, requires_grad=True)
     mask = torch.ones(1, 1, 128, 128, device=device, dtype=torch.bool) if masked else None
     choice = torch._fused_sdp_choice(q, q, q, mask, dropout_p, not masked)

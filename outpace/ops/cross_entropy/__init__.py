@@ -1,14 +1,14 @@
-"""The cross-entropy table: tied head and loss in one, next token, over a padded vocabulary.
+"""The cross-entropy table: tied output head and next-token loss in one, over a padded vocabulary.
 
 A row is a module with two functions:
 
     loss_sum(hidden, weight, targets, vocab_size, *, fp8=False) -> scalar
-    why_not(device, dtype, compiled, fp8=False) -> reason it cannot serve there, or None
+    why_not(device, dtype, compiled, fp8=False) -> why it cannot be used there, or None
 
 hidden (N, C), weight (V, C), targets (N,) -> the sum of -log p(target) in nats, in fp32. Targets
-of IGNORE count for nothing, and columns from vocab_size on take no share of the softmax. Under
-autocast the products are made in its type, and gradients have their parameter's. `fp8` makes the
-head's products in 8 bits (see `ops/fp8.py`). `compiled`: whether the model around it is compiled.
+equal to IGNORE do not count, and columns from vocab_size on get no probability. Under autocast the
+products have its dtype; gradients have the dtype of their parameter. `fp8` computes the head's
+products in fp8 (see `ops/fp8.py`). `compiled` says whether the model around it is compiled.
 Every row is tested, forward and backward, against the closed form in fp32.
 """
 
@@ -22,7 +22,7 @@ from outpace.core.registry import Registry
 from outpace.ops import fastest
 
 IGNORE = -100
-"""Targets with this value count for nothing."""
+"""Targets with this value do not count."""
 
 LOSSES = Registry(
     "cross-entropy",
@@ -37,8 +37,8 @@ LOSSES = Registry(
 
 
 def mask_padding(logits: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """Set the logits of the padding columns to -inf, so that they are never predicted and take no
-    share of the softmax. logits (..., V padded); changed in place where autograd allows."""
+    """Set the logits of the padding columns to -inf, in place, so that they get no probability and
+    are never predicted. logits (..., V padded)."""
     if logits.size(-1) > vocab_size:
         logits[..., vocab_size:] = float("-inf")
     return logits
@@ -51,12 +51,12 @@ def cross_entropy_sum(logits: torch.Tensor, targets: torch.Tensor, vocab_size: i
 
 
 def accumulation_dtype(x: torch.Tensor) -> torch.dtype:
-    """The type of softmax, sums and loss: fp32, or fp64 for fp64 (the tests' gradient checks)."""
+    """The dtype of softmax, sums and loss: fp32, or fp64 for fp64 (the tests' gradient checks)."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def compute_dtype(hidden: torch.Tensor) -> torch.dtype:
-    """The type of the head's products: autocast's where it is on, else hidden's own."""
+    """The dtype of the head's products: autocast's where it is on, else that of `hidden`."""
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
@@ -64,22 +64,23 @@ def compute_dtype(hidden: torch.Tensor) -> torch.dtype:
 
 
 MEASURED_TOKENS = (16_384, 4096)
-"""Tokens to measure with: two chunks of the chunked loss, and 10 GB for eager's copies; where they
-do not fit, fewer, whose 0.4 GB of bf16 logits no cache holds either."""
+"""Tokens to measure with, the second if the first does not fit: 16,384 are two chunks of the
+chunked loss, and eager's copies of their logits take 10 GB; the bf16 logits of 4,096 take 0.4 GB,
+still more than any cache holds."""
 
 FP8_TOLERANCE = 0.2
-"""Gradients have 2 bits of mantissa there: an error of some 7%."""
+"""Gradients in e5m2 have 2 bits of mantissa, an error of about 7%."""
 
 
 def choose(
     device: torch.device, dtype: torch.dtype, C: int, V: int, compiled: bool, fp8: bool = False
 ) -> tuple[str, str]:
-    """The row to train with when none was asked for, and why: the fastest. `dtype` is that of the
-    products; `compiled` whether the model is. On a GPU it is measured, once per machine and
+    """The row for training when none was asked for, and why. `dtype` is that of the products;
+    `compiled` says whether the model is. On a GPU the rows are measured, once per machine and
     shape."""
     if device.type != "cuda":
-        return "chunked", "on a CPU one buffer of logits in turn is faster than mapping them all"
-    # Without a compiler for the model there may be none for the loss.
+        return "chunked", "on a CPU reusing one buffer of logits is faster than allocating them all"
+    # Where the model is not compiled, the compiler may not work at all.
     useless = "eager" if compiled else "compiled"
     names = [
         name
@@ -102,7 +103,7 @@ def _candidates(
     names: list[str],
     fp8: bool = False,
 ) -> tuple[fastest.Work, dict[str, fastest.Work]]:
-    """Forward and backward of eager in fp32, the reference, and of each row in autocast."""
+    """Forward and backward of the reference (eager in fp32) and of each row under autocast."""
     N, C, V = shape.values()
     generator = torch.Generator(device).manual_seed(0)
     hidden = torch.randn(N, C, device=device, generator=generator).requires_grad_()

@@ -1,8 +1,8 @@
-"""The small row: logits of a few thousand tokens at a time, and their gradient taken at once, in
-the forward. Memory is O(chunk x V) instead of O(N x V), and no product is made twice.
+"""The row that needs least memory: logits of a few thousand tokens at a time, whose gradient is
+computed at once, in the forward. Memory is O(chunk x V) instead of O(N x V), and no product is
+computed twice.
 
-The gradient is known before the factor that the backward brings (1 / tokens, fp16's loss scale) and
-is multiplied by it then.
+The backward only multiplies these gradients by its upstream factor (1 / tokens, fp16's loss scale).
 """
 
 import torch
@@ -12,9 +12,9 @@ from outpace.ops.cross_entropy import accumulation_dtype, compute_dtype, cross_e
 from outpace.ops.cross_entropy.in_place import loss_and_gradient
 
 CHUNK_TOKENS = {"cuda": 8192, "cpu": 1024}
-"""Tokens at a time. Each chunk reads and writes the weight's fp32 gradient once more, 2 x 154 MB
-(0.1 ms on an H100 beside 2.4 ms of products at 8,192 tokens, where the bf16 logits take 0.8 GB).
-On a CPU 1,024 tokens are enough to hide it: 2 x 154 MB beside 237 GFLOP."""
+"""Tokens per chunk. Each chunk reads and writes the weight's fp32 gradient once more, 2 x 154 MB:
+with 8,192 tokens 0.1 ms on an H100, beside 2.4 ms of products, and the bf16 logits take 0.8 GB.
+On a CPU 1,024 tokens are enough to make it negligible, beside 237 GFLOP."""
 
 
 def loss_sum(
@@ -29,7 +29,7 @@ def loss_sum(
     dtype = compute_dtype(hidden)
     size = chunk_tokens(hidden)
     if torch.is_grad_enabled():
-        # On a CPU outside a compiled graph, which would make a new buffer for each chunk.
+        # On a CPU kept out of a compiled graph, which would allocate a buffer for each chunk.
         apply = _apply_eagerly if hidden.device.type == "cpu" else _Chunked.apply
         compiled = torch.compiler.is_compiling()
         loss: torch.Tensor = apply(hidden, weight, targets, vocab_size, dtype, fp8, size, compiled)
@@ -58,7 +58,7 @@ class _Chunked(torch.autograd.Function):
         total = torch.zeros((), dtype=accumulation_dtype(hidden), device=hidden.device)
         grad_w = torch.zeros_like(weight, dtype=accumulation_dtype(weight))
         grad_h = []
-        # One buffer for all chunks: on a CPU mapping new memory costs more than filling it.
+        # One buffer for all chunks: on a CPU allocating new memory costs more than filling it.
         reuse = hidden.device.type == "cpu" and not fp8
         logits = w.new_empty(min(size, len(hidden)), len(w)) if reuse else None
         for h, t in zip(hidden.split(size), targets.split(size), strict=True):
@@ -75,7 +75,7 @@ class _Chunked(torch.autograd.Function):
                 grad_w.addmm_(g.t(), h)
             else:
                 grad_w += head.grad_weight(g, h, fp8)
-            del g  # before the next chunk's, or both would be in memory
+            del g  # before the next chunk's is made, or both would be in memory
         ctx.save_for_backward(torch.cat(grad_h), grad_w)
         ctx.dtypes = hidden.dtype, weight.dtype
         return total

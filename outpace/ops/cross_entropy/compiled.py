@@ -1,5 +1,5 @@
-"""Head and loss compiled: with the model where that is compiled, else by themselves. Inductor
-fuses the chain of operators; logits and their gradient are kept, 2 x 2 bytes a logit in bf16.
+"""The eager head and loss, compiled: as part of the model if that is compiled, else on their own.
+Inductor fuses the operators; logits and their gradient are kept, 2 x 2 bytes per logit in bf16.
 """
 
 import functools
@@ -22,7 +22,7 @@ def loss_sum(
     if torch.compiler.is_compiling():
         return eager.loss_sum(hidden, weight, targets, vocab_size, fp8=fp8)
     if not torch.is_grad_enabled():
-        # An evaluation, whose model is not compiled: each of its shapes would be a compilation.
+        # Evaluation has many shapes, each of which would be compiled.
         return chunked.loss_sum(hidden, weight, targets, vocab_size, fp8=fp8)
     return _compiled()(hidden, weight, targets, vocab_size, fp8=fp8)
 

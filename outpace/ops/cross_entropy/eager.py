@@ -1,5 +1,5 @@
-"""PyTorch's own operators, one after the other. Keeps the logits and fp32 copies of them: some 36
-bytes of traffic and 12 of memory a logit (fp32 copy, log-softmax, its gradient).
+"""PyTorch's own operators, one after the other. Keeps the logits and fp32 copies of them: per logit
+about 36 bytes of traffic and 12 of memory (fp32 copy, log-softmax, its gradient).
 """
 
 import torch
@@ -16,7 +16,8 @@ def loss_sum(
     *,
     fp8: bool = False,
 ) -> torch.Tensor:
-    """See the table. A compiled model leaves it out of its graph (`train/assemble.py`)."""
+    """See the table. As a row of its own it stays outside a compiled model's graph
+    (`train/assemble.py`)."""
     dtype = compute_dtype(hidden)
     logits = head.linear(hidden.to(dtype), weight.to(dtype), fp8)  # (N, V)
     return cross_entropy_sum(logits, targets, vocab_size)

@@ -1,8 +1,8 @@
-"""Loss and gradient of a softmax in one go, the gradient written over the logits, or in 8 bits.
+"""Cross-entropy and its gradient in one operator; the gradient overwrites the logits, or is fp8.
 
 The gradient of -log softmax(z)[t] is softmax(z) - onehot(t): once the loss is known the logits are
-needed no more. One operator, opaque to the compiler, which therefore makes no copy of them. On a
-GPU a Triton kernel that reads and writes each logit once; elsewhere PyTorch's operators.
+no longer needed. The operator is opaque to the compiler, which therefore makes no copy of them. On
+a GPU it is a Triton kernel that reads and writes each logit once, elsewhere PyTorch's operators.
 """
 
 import functools
@@ -21,8 +21,8 @@ def loss_and_gradient(
     fp8: bool,
     compiled: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The losses (N,) in nats, fp32, and the gradient of their sum by the logits (N, V): written
-    over the logits, or in e5m2 for the products of `ops/fp8.py`."""
+    """The losses (N,) in nats, fp32, and the gradient of their sum with respect to the logits
+    (N, V): written over the logits, or with `fp8` in e5m2 for the products of `ops/fp8.py`."""
     if fp8:
         losses, gradient = softmax_gradient_fp8(logits, targets, vocab_size)
         return losses, gradient
@@ -33,9 +33,9 @@ def loss_and_gradient(
 def softmax_gradient_(
     logits: torch.Tensor, targets: torch.Tensor, vocab_size: int, compiled: bool = False
 ) -> torch.Tensor:
-    """logits (N, V padded) become their gradient, zero where the target is IGNORE and in columns
-    from vocab_size on; returns the losses (N,) in nats, fp32. `compiled`: on a CPU the softmax of
-    bf16 and fp16 may be a kernel of the compiler's, which makes no copy in fp32."""
+    """Overwrite logits (N, V padded) with their gradient, zero where the target is IGNORE and in
+    columns from vocab_size on; returns the losses (N,) in nats, fp32. With `compiled` the softmax
+    of bf16 and fp16 logits on a CPU is compiled, and needs no fp32 copy."""
     counts = (targets != IGNORE).unsqueeze(1)  # (N, 1)
     target = targets.clamp_min(0).unsqueeze(1)  # (N, 1)
     logits[:, vocab_size:] = float("-inf")
@@ -54,15 +54,15 @@ def softmax_gradient_(
 
 
 def _softmax_by_rows_(logits: torch.Tensor) -> torch.Tensor:
-    """logits (N, V) become their softmax; returns the logarithm of what it divided by (N, 1).
-    PyTorch's takes a row at a time, which the cache holds, and may write over it."""
+    """Overwrite logits (N, V) with their softmax; returns the log-sum-exp (N, 1). PyTorch's softmax
+    works row by row, which stays in the cache, and may write over its input."""
     largest = logits.amax(-1, keepdim=True)
     torch.softmax(logits, -1, out=logits)
     return largest - logits.amax(-1, keepdim=True).log()  # the largest share is 1 / total
 
 
 def _softmax_(logits: torch.Tensor) -> torch.Tensor:
-    """The same in operators that the compiler makes one loop of, over each row."""
+    """The same in operators that the compiler fuses into one loop over each row."""
     z = logits.to(accumulation_dtype(logits))
     largest = z.amax(-1, keepdim=True)
     shares = (z - largest).exp()
@@ -96,8 +96,8 @@ def _fake(
 def softmax_gradient_fp8(
     logits: torch.Tensor, targets: torch.Tensor, vocab_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The losses, and the gradient in e5m2 times LOSS_GRADIENT: half the bytes, and no pass that
-    makes them of bf16's."""
+    """The losses, and the gradient in e5m2 times LOSS_GRADIENT: half the bytes of bf16, and no
+    separate pass to convert it."""
     gradient = logits.clone()
     losses = softmax_gradient_(gradient, targets, vocab_size)
     return losses, (gradient.float() * LOSS_GRADIENT).to(E5M2)

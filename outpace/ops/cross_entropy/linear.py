@@ -1,7 +1,7 @@
 """PyTorch's own chunked head and loss, `F.linear_cross_entropy`, from torch 2.13 on.
 
-Losses a token are asked for and summed here: its own sum comes in the type of the hidden states,
-and in bf16 that is 3 digits. Its backward then makes the logits a second time.
+It returns the loss of each token, and they are summed here: its own sum would have the dtype of the
+hidden states, only 3 digits in bf16. The price: its backward computes the logits a second time.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""The Triton kernel behind `in_place`: needs Triton, so it is imported where it runs."""
+"""The Triton kernel of `in_place.py`, imported only where it runs, as it needs Triton."""
 
 import torch
 import triton
@@ -8,8 +8,8 @@ from outpace.ops.cross_entropy import IGNORE
 
 BLOCK = 8192
 """Columns at a time. A row of 50,304 bf16 logits is 100 kB: the second pass finds it in the L2
-cache (132 x 3 programs x 100 kB are 40 of its 50 MB on an H100), so HBM sees each logit read and
-written once. For that, rows stay until they are read again, and what is done with goes first."""
+cache (132 x 3 programs x 100 kB are 40 of its 50 MB on an H100), so each logit is read from and
+written to HBM once. The eviction policies tell the cache to keep a row until it is read again."""
 WARPS = 16
 
 
@@ -55,7 +55,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     out += row * out_stride
     target = tl.load(targets + row * target_stride)
     counts = target != IGNORED
-    # Before the first reduction, whose barrier keeps every later store behind this load.
+    # Loaded before the first reduction, whose barrier orders it before every store over the logits.
     at_target = tl.load(logits + target, mask=counts, other=0.0).to(tl.float32)
 
     largest = -float("inf")

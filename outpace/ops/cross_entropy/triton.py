@@ -1,5 +1,5 @@
-"""The fast row on a GPU: the loss kernel writes the gradient over the logits, so the logits exist
-once (2 bytes each in bf16, read once and written once) and the backward is two products.
+"""The fastest row on a GPU: the loss kernel writes the gradient over the logits, so there is only
+one copy of them (2 bytes each in bf16, read and written once), and the backward is two products.
 
 The same idea as Liger-Kernel's (Hsu et al. 2024, arXiv 2410.10989), without its chunks.
 """
@@ -51,8 +51,8 @@ class _InPlace(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream):  # type: ignore[no-untyped-def]
         h, w, g = ctx.saved_tensors
-        # The factor (1 / tokens, and fp16's loss scale) goes to the small operands: a pass over
-        # the (N, V) gradient would cost as much as the loss itself.
+        # The small operands are multiplied by the upstream factor (1 / tokens, fp16's loss scale):
+        # a pass over the (N, V) gradient would cost as much as the loss itself.
         grad_h = head.grad_hidden(g, w, ctx.fp8).to(ctx.dtypes[0]) * upstream
         grad_w = head.grad_weight(g, h * upstream, ctx.fp8).to(ctx.dtypes[1])
         return grad_h, grad_w, None, None, None, None
