@@ -220,7 +220,7 @@ def cost(folder: Path) -> dict[str, Any]:
     shape = ["--n_layer", "4", "--n_head", "4", "--n_embd", "256", "--context", "128"]
     with session(folder, [*TINY, *shape, "--micro_batch_size", "4", "--lr", "1e-4"]) as s:
         progress = Progress()
-        books = loop.Books(s, progress)
+        guard = loop.LaggedGuard(s, progress)
         s.watchdog.start()
         times: dict[bool, list[float]] = {True: [], False: []}
         steps = s.loader.steps(0, 2 * (PAIRS + WARM_UP))
@@ -237,7 +237,7 @@ def cost(folder: Path) -> dict[str, Any]:
                 )  # fmt: skip
                 assert result is not None
                 progress.step += 1
-                books.enter(result)
+                guard.enter(result)
             else:
                 result = train_step(s.trainable, batches, step=progress.step, lr=1e-4)
                 assert result is not None

@@ -36,7 +36,7 @@ from outpace.train.stop import StopRequest
 from outpace.train.watchdog import Watchdog
 
 MOST_SKIPPED = {"fp16": 30, "bf16": 5, "no": 5}
-"""Steps in a row that may be skipped; fp16 needs some while its loss scale settles."""
+"""Steps in a row that may be skipped; fp16 skips some until its loss scale has settled."""
 
 
 @dataclass
@@ -59,11 +59,11 @@ class Session:
     retention: Retention
     watchdog: Watchdog
     shard_check: BackgroundCheck | None
-    """Of the first process of each host."""
+    """Runs in the first process of each host."""
 
 
 def make_loader(plan: Plan, mixture: Mixture, rank: int, device: torch.device) -> Loader:
-    """The training batches of a process; DataError when there is too little data for a step."""
+    """The training batches of a process; DataError if there is too little data for one step."""
     micro, accumulation = plan.micro_batch_size, plan.gradient_accumulation_steps
     shape = BatchShape(micro, accumulation, rank, plan.world_size)
     return Loader(mixture, shape, plan.order, device=device)
@@ -71,8 +71,16 @@ def make_loader(plan: Plan, mixture: Mixture, rank: int, device: torch.device) -
 
 def choose_device(asked: str, local_rank: int) -> torch.device:
     """The device of this process; UsageError when a GPU was asked for and there is none."""
-    no_gpu = not torch.cuda.is_available()
-    if asked != "cpu" and no_gpu:
+    if asked != "cpu" and torch.cuda.is_available():
+        if local_rank >= (gpus := torch.cuda.device_count()):
+            raise UsageError(
+                "TOO-FEW-GPUS",
+                f"process {local_rank} of this host has no GPU of its own: there are {gpus}",
+                do=f"start at most {gpus} processes per host, or add --device cpu",
+            )
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank)
+    if asked != "cpu":
         why_not = unusable_gpu()
         if asked == "cuda":
             what, do = why_not or ("PyTorch sees no GPU", "--device cpu")
@@ -80,22 +88,13 @@ def choose_device(asked: str, local_rank: int) -> torch.device:
         if why_not and local_rank == 0:
             what, do = why_not
             warn(f"this runs on the CPU; there is a GPU, but {what}: {do}, or add --device cpu")
-    if asked == "cpu" or no_gpu:
-        use_huge_pages()
-        keep_memory()
-        return torch.device("cpu")
-    if local_rank >= (gpus := torch.cuda.device_count()):
-        raise UsageError(
-            "TOO-FEW-GPUS",
-            f"process {local_rank} of this host has no GPU of its own: there are {gpus}",
-            do=f"start at most {gpus} processes a host, or add --device cpu",
-        )
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
+    use_huge_pages()
+    keep_memory()
+    return torch.device("cpu")
 
 
 def capabilities(device: torch.device) -> Capabilities:
-    """What this machine can do, found out by asking."""
+    """What this machine can do, found out by probing it."""
 
     def backend(
         name: str, precision: str, head_dim: int, dropout: float, masked: bool
@@ -140,17 +139,17 @@ def capabilities(device: torch.device) -> Capabilities:
 
 
 def build_trainable(
-    config: RunConfig, plan: Plan, *, group: Group, end_of_text: int, begins: bool = True
+    config: RunConfig, plan: Plan, *, group: Group, end_of_text: int, fresh: bool = True
 ) -> Trainable:
-    """Model, compiled forward, optimiser and loss scaler as planned. Weights are the seed's, or
-    those of `--init_from`; any, unless it `begins`. Documents that are kept apart begin with the
-    token `end_of_text`."""
+    """Model, compiled forward, optimiser and loss scaler as planned. A `fresh` run has the seed's
+    initial weights, or those of `--init_from`; otherwise a checkpoint is loaded over them later.
+    `end_of_text` is the token that begins every document, for `--document_mask`."""
     device = group.device
     use_tf32(plan.tf32)
     use_deterministic_kernels(plan.deterministic)
     loss_sum = cross_entropy.LOSSES.load(plan.cross_entropy).loss_sum
     if plan.compile and plan.cross_entropy == "eager":
-        # Here and not on the function: it imports the compiler, which is half of all imports.
+        # Not a decorator on the function: that would import the compiler, half of all import time.
         loss_sum = torch.compiler.disable(loss_sum)
     backend = attention.BACKENDS.load(plan.attention_backend)
     compute = Compute(
@@ -163,7 +162,7 @@ def build_trainable(
         end_of_text=end_of_text,
     )
     model = GPT2(plan.shape, compute)
-    if begins:
+    if fresh:
         initialise(model, config.model.init_from, plan.seed)
     model.to(device).train()
     ddp = None
@@ -203,14 +202,14 @@ def assemble(
     stop: StopRequest,
     identity: dict[str, object],
     watchdog: Watchdog,
-    begins: bool,
+    fresh: bool,
 ) -> Session:
-    """Build all that the loop works with, as planned; unless the run `begins`, a checkpoint is
+    """Build all that the loop works with, as planned. Unless the run is `fresh`, a checkpoint is
     loaded over it later."""
     ranks = group.ranks
     tokenizer = get_tokenizer(mixture.tokenizer)
     trainable = build_trainable(
-        config, plan, group=group, end_of_text=tokenizer.end_of_text, begins=begins
+        config, plan, group=group, end_of_text=tokenizer.end_of_text, fresh=fresh
     )
     return Session(
         config=config,
@@ -238,9 +237,9 @@ def assemble(
 
 
 def initial_weights(s: Session) -> None:
-    """Put the model and the optimiser back to where the run began."""
+    """Reset the model and the optimiser to the beginning of the run."""
     fresh = GPT2(s.plan.shape)
-    # On the CPU, where it was done the first time.
+    # On the CPU, as the first time, for equal bits.
     initialise(fresh, s.config.model.init_from, s.plan.seed)
     s.model.load_state_dict(fresh.state_dict())
     s.trainable.optimizer.state.clear()

@@ -1,11 +1,11 @@
 """Bad numbers: what a step's loss and gradient norm may be, and what is done about the rest.
 
 A step whose loss or gradient is not finite changes nothing: that is decided on the device, in the
-step itself. This keeps the books on the host, one step behind the device, so that nobody waits:
-how many were skipped in a row, and which finite values are spikes. A spike lies far above the
-median of the last steps, measured in median absolute deviations (Iglewicz and Hoaglin 1993, "How to
-detect and handle outliers"); neither it nor what is not finite enters the window, so that detection
-goes on afterwards.
+step itself. The guard runs on the host, one step behind the device, so that nothing waits for it.
+It counts the steps skipped in a row and detects spikes: finite values far above the median of the
+last steps, measured in median absolute deviations (Iglewicz and Hoaglin 1993, "How to detect and
+handle outliers"). Neither spikes nor non-finite values enter the window, so they do not blunt
+later detection.
 """
 
 import math
@@ -16,16 +16,16 @@ from typing import Any
 
 WINDOW = 128
 WARM = 32
-"""Values before anything is called a spike, and spikes in a row that make a new normal."""
+"""Values before anything is called a spike, and spikes in a row that become the new normal."""
 MAD_TO_SIGMA = 1.4826
 """MAD of a normal distribution times this is its standard deviation."""
 LEAST_SIGMA = 0.01
-"""Of the median: a window that hardly varies does not make spikes of noise."""
+"""Least deviation, as a share of the median: where a window hardly varies, noise is no spike."""
 
 
 @dataclass(frozen=True)
 class Values:
-    """What the device said of one step."""
+    """One step's numbers, read from the device."""
 
     step: int
     loss: float
@@ -54,7 +54,7 @@ class Diverged(Exception):
 
 
 class Guard:
-    """The books on one run's loss and gradient norm; all of them are in its checkpoints."""
+    """The recent history of a run's loss and gradient norm; all of it is in each checkpoint."""
 
     def __init__(self, *, most_skipped: int, threshold: float, skip_spikes: bool) -> None:
         self.most_skipped, self.threshold, self.skip_spikes = most_skipped, threshold, skip_spikes
@@ -62,29 +62,29 @@ class Guard:
         self._norms: deque[float] = deque(maxlen=WINDOW)
         self._skipped_in_a_row = self._spikes_in_a_row = 0
         self.pending: Values | None = None
-        """A step that a checkpoint holds, and that is still to be absorbed."""
+        """A step from a checkpoint that is still to be absorbed."""
 
     def forget_streak(self) -> None:
-        """After a rollback: what follows is judged anew."""
+        """After a rollback, count from zero."""
         self._skipped_in_a_row = self._spikes_in_a_row = 0
         self.pending = None
 
     def limits(self) -> tuple[float, float]:
-        """Largest loss and gradient norm that are no spikes; infinite while there is no telling."""
+        """Largest loss and gradient norm that are no spikes; infinite at first."""
         return self._limit(self._losses), self._limit(self._norms)
 
     def skip_limits(self) -> tuple[float, float]:
-        """Beyond which a step is to be skipped."""
+        """Loss and gradient norm beyond which a step is to be skipped."""
         return self.limits() if self.skip_spikes else (math.inf, math.inf)
 
     def absorb(self, values: Values) -> Incident | None:
-        """Enter a step; what was wrong with it. Raises Diverged after too many skipped ones."""
+        """Take in a step; returns what was wrong with it. Raises Diverged after too many skips."""
         loss_limit, norm_limit = self.limits()
         finite = math.isfinite(values.loss) and math.isfinite(values.grad_norm)
         spike = finite and (values.loss > loss_limit or values.grad_norm > norm_limit)
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if values.skipped else 0
         self._spikes_in_a_row = self._spikes_in_a_row + 1 if spike else 0
-        if self._spikes_in_a_row >= WARM:  # that is where the run is now
+        if self._spikes_in_a_row >= WARM:  # the new normal
             self._losses.clear()
             self._norms.clear()
             self._spikes_in_a_row, spike = 0, False
@@ -108,7 +108,7 @@ class Guard:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Put `state` back. KeyError, TypeError or ValueError for what is none."""
+        """Restore `state`. KeyError, TypeError or ValueError if it is not valid."""
         pending = state["pending"]
         self.pending = None
         if pending is not None:

@@ -38,20 +38,20 @@ def train(
     *,
     until: int | None = None,
 ) -> bool:
-    """Train to the plan's end. Returns True when it is reached, False when asked to stop before, or
-    to go only `until` a step; either way the newest step is in a committed checkpoint. Raises
-    Diverged, the checkpoints as they are, when too many steps in a row were bad."""
+    """Train to the end of the plan, or to step `until`. Returns whether the plan's end was reached;
+    a stop request returns False. Either way the newest step is in a committed checkpoint. Raises
+    Diverged, saving nothing, when too many steps in a row were bad."""
     plan, saved_at = s.plan, progress.step
     end = plan.max_steps if until is None else min(until, plan.max_steps)
-    books = Books(s, progress)
+    guard = LaggedGuard(s, progress)
 
     def commit() -> None:
         nonlocal saved_at
         if progress.step > saved_at:
             s.watchdog.beat(f"saving step {progress.step}")
             s.saver.close()
-            agree(s)  # all know what the save before failed with
-            save(s, progress, books.guard_state(), environment)
+            agree(s)  # raises, in all processes, if the previous save failed
+            save(s, progress, guard.guard_state(), environment)
             saved_at = progress.step
 
     shown = s.group.ranks.is_main and until is None
@@ -77,17 +77,17 @@ def train(
                     break
                 progress.step += 1
                 step = progress.step
-                books.enter(result)
+                guard.enter(result)
                 last = step == end
 
                 if last or step == 1 or _due(step, plan.log_every_steps):
-                    record = measure(s, progress, books.newest(), lr, clock, machine)
+                    record = measure(s, progress, guard.newest(), lr, clock, machine)
                     if s.group.ranks.is_main:
                         s.folder.record(s.folder.metrics, record)
                     display.show(record, eta_s=clock.eta(plan.max_steps - step))
                 saves = _due(step, plan.save_every_steps) or asked == SAVE
                 if not last and (saves or evaluation.is_due(step)):
-                    books.newest()  # wait for the GPU, so that its steps count as training
+                    guard.newest()  # wait for the GPU, so that queued steps count as training time
                     with clock.paused():
                         if saves:
                             s.stop.wants_save = False
@@ -99,11 +99,11 @@ def train(
             clock.settle()
             commit()
             if finished:
-                books.close()
+                guard.close()
         finally:
             steps.close()
             s.saver.close()
-        agree(s)  # nobody leaves while the first process still writes, or has failed to
+        agree(s)  # no process leaves before the first has written the checkpoint, or failed to
         if finished:
             for line in evaluation.final():
                 display.line(line)
@@ -112,8 +112,9 @@ def train(
 
 
 def agree(s: Session, code: int = CONTINUE) -> int:
-    """What this process wants, and what all of them do: the largest code (see `stop.py`). Raises
-    what failed behind the training, here or elsewhere."""
+    """The largest of all processes' codes (see `stop.py`), which all of them follow; this one
+    contributes `code` and its stop request. Raises if a background thread failed, here or in
+    another process."""
     s.watchdog.beat()
     error = _failure(s)
     code = max(code, s.stop.code) if error is None else FAILED + error.exit_code
@@ -126,11 +127,12 @@ def agree(s: Session, code: int = CONTINUE) -> int:
 
 
 def _failure(s: Session) -> OutpaceError | None:
+    """What a background thread of this process failed with."""
     try:
         s.saver.poll()
         if s.shard_check is not None:
             s.shard_check.poll()
-    except Exception as error:  # of the writer thread: a bug, too, ends all processes
+    except Exception as error:  # even a bug in such a thread must end all processes
         return explain(error, s.folder.root)
     return None
 
@@ -138,7 +140,7 @@ def _failure(s: Session) -> OutpaceError | None:
 def _fitting_step(
     s: Session, progress: Progress, batches: Batches, lr: float, display: Display
 ) -> StepResult | None:
-    """`train_step`, its micro-batches halved for as long as they do not fit in memory."""
+    """`train_step`, halving the micro-batches until they fit in memory."""
     loss_limit, norm_limit = s.guard.skip_limits()
     while True:
         pieces = _cut(batches, progress.pieces)
@@ -149,7 +151,7 @@ def _fitting_step(
                 step=progress.step,
                 lr=lr,
                 agree=lambda code: agree(s, code),
-                begins=partial(display.micro_step, progress.step + 1, len(pieces)),
+                on_micro_step=partial(display.micro_step, progress.step + 1, len(pieces)),
                 loss_limit=loss_limit,
                 norm_limit=norm_limit,
             )
@@ -158,11 +160,11 @@ def _fitting_step(
 
 
 def _fit_together(s: Session, progress: Progress) -> None:
-    """Find out whether a micro-batch fits while no process waits for another in a backward.
+    """Halve micro-batches until they fit, before any process waits for another in a backward.
 
-    DistributedDataParallel groups gradients anew after the first backward that it synchronises, and
-    how they are grouped decides the order of a sum over three processes or more. So one comes
-    before the first step: its bits are then those that it has in a run that goes on."""
+    Ends with one synchronised backward: DistributedDataParallel regroups its gradient buckets after
+    the first one, which changes the order of sums over three or more processes. With it done here,
+    the first step has the same bits in a new run and in a resumed one."""
     with contextlib.closing(s.loader.steps(progress.data_step, progress.data_step + 1)) as one:
         batches = next(one)
     while True:
@@ -177,7 +179,7 @@ def _fit_together(s: Session, progress: Progress) -> None:
 
 
 def _cut(batches: Batches, pieces: int) -> list[MicroBatch]:
-    """Micro-batches of a `pieces`-th of the size: the same rows in the same order."""
+    """Cut each micro-batch into `pieces` smaller ones: the same rows in the same order."""
     return [
         MicroBatch(part, pieces * batch.position + i)
         for batch in batches
@@ -186,8 +188,8 @@ def _cut(batches: Batches, pieces: int) -> list[MicroBatch]:
 
 
 def _halve(s: Session, progress: Progress) -> None:
-    """Half the rows in a micro-batch and twice as many of them: the same gradient. OutOfMemory when
-    there is but one row."""
+    """Halve the rows of a micro-batch and double the micro-steps: the same gradient. OutOfMemory
+    if it has only one row."""
     rows = math.ceil(s.plan.micro_batch_size / progress.pieces)
     if rows == 1:
         raise OutOfMemory(
@@ -210,27 +212,28 @@ def _halve(s: Session, progress: Progress) -> None:
         )
 
 
-class Books:
-    """Enters each step in the guard's books one step late, when the device has long finished it, so
-    that the host never waits; has the batches of bad steps kept."""
+class LaggedGuard:
+    """Gives each step's numbers to the guard one step late, when the device has long computed them,
+    so that the host never waits for it; keeps the batches of bad steps."""
 
     def __init__(self, s: Session, progress: Progress) -> None:
         self.s, self.progress = s, progress
         self._waiting, s.guard.pending = s.guard.pending, None
-        """The step that is still to be entered."""
+        """The step that the guard has not seen yet."""
         self._reading: tuple[int, Reading] | None = None
-        """Of the newest step, while it has not been waited for."""
+        """The newest step, until its numbers have arrived."""
         self._newest = self._waiting
         self._data_step = progress.data_step - 1
 
     def enter(self, result: StepResult) -> None:
-        """A step was queued: enter the one before it. Raises Diverged."""
+        """Note a step that was just queued, and give the one before it to the guard. Raises
+        Diverged."""
         self.close()
         self._reading = self.progress.step, Reading(result)
         self._data_step = self.progress.data_step - 1
 
     def newest(self) -> Values:
-        """The newest step's numbers; waits for the device."""
+        """Wait for the device and return the newest step's numbers."""
         if self._reading is not None:
             step, reading = self._reading
             self._newest = self._waiting = Values(step, *reading.wait())
@@ -244,7 +247,7 @@ class Books:
         return self.s.guard.state(self._waiting)
 
     def close(self) -> None:
-        """Enter the newest step, too. Raises Diverged."""
+        """Give the newest step to the guard, too. Raises Diverged."""
         if self._reading is not None:
             self.newest()
         if self._waiting is not None:
@@ -292,7 +295,8 @@ def _due(step: int, every: int) -> bool:
 
 
 class _Clock:
-    """Time spent in steps, apart from evaluation, saving and the first, compiling step."""
+    """Time spent in steps, without evaluation and saving. The first step, which compiles, counts as
+    training time but not for the speed."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress

@@ -1,5 +1,5 @@
-"""The config says what was asked; the plan says what will happen, and why. Plain values; plans are
-made in `planner.py`.
+"""The config says what was asked; the plan says what will happen, and why. A plan is plain values;
+`planner.py` makes it.
 """
 
 import re
@@ -23,49 +23,49 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What the plan needs to know of a dataset."""
+    """What the plan needs to know about a dataset."""
 
     name: str
     vocab_size: int
     train_tokens: int
-    """Tokens of training in which all of it would be read once; with several datasets, the one
-    that ends first."""
+    """Training tokens after which all of it has been read once; of a mixture, after which the first
+    of its datasets has."""
     val_tokens: int
     unread: float = 0.0
     """Share of the text that `--bos_aligned` leaves out."""
     stored: int = 0
-    """Tokens on the disk, where they are not `train_tokens` and `val_tokens` together."""
+    """Tokens on disk, if that is not `train_tokens + val_tokens`; 0 if it is."""
 
     @property
     def pass_tokens(self) -> int:
-        """Tokens of training in a pass over what is read."""
+        """Training tokens in one epoch, without what is left unread."""
         return max(1, round(self.train_tokens * (1 - self.unread)))
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What was found out by trying, asked only when it matters."""
+    """What this machine can do: each is probed only when the plan asks."""
 
     attention: Callable[[str, str, int, float, bool], tuple[str | None, str]]
-    """(backend, precision, head_dim, dropout, documents kept apart) -> why not, and the kernel that
-    runs."""
+    """(backend, precision, head_dim, dropout, document_mask) -> why it cannot be used or None, and
+    the kernel that runs."""
     compile_why_not: Callable[[], str | None]
-    """Why it cannot compile."""
+    """Why torch.compile does not work here, or None."""
     fastest_attention: Callable[[str, GPT2Shape], tuple[str, str]]
-    """(precision, shape) -> the backend that is fastest here, and how that is known."""
+    """(precision, shape) -> the fastest backend here, and how that is known."""
     fastest_cross_entropy: Callable[[str, GPT2Shape, bool, bool], tuple[str, str]]
-    """(precision, shape, compiled, fp8) -> the row that is fastest, and how that is known."""
+    """(precision, shape, compiled, fp8) -> the fastest row, and how that is known."""
     cross_entropy_why_not: Callable[[str, str, bool, bool], str | None]
-    """(row, precision, compiled, fp8) -> why it cannot serve."""
+    """(row, precision, compiled, fp8) -> why it cannot be used, or None."""
     fp8_why_not: Callable[[str, GPT2Shape], str | None]
-    """(precision, shape) -> why the head cannot be made in fp8."""
+    """(precision, shape) -> why the head cannot be computed in fp8, or None."""
     compile_reason: str = "a probe compiled and ran"
-    """How it is known that it can."""
+    """How it is known that torch.compile works."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A setting that was left to us, what we took, and why."""
+    """A setting that was `auto`, the value chosen for it, and why."""
 
     setting: str
     value: Any
@@ -74,7 +74,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that will happen. Saved as plan.json and shown in the report."""
+    """Every setting of the run, decided. Saved as plan.json and shown in the report."""
 
     model_size: str
     n_layer: int
@@ -141,8 +141,8 @@ class Plan:
         return OrderSpec(self.context, self.seed, self.order_chunk, self.phase, self.bos_aligned)
 
     def mfu(self, tokens_per_second: float | None, peak_flops: float | None) -> float | None:
-        """Model FLOP/s of all processes by the peak of their devices, one of which has
-        `peak_flops`; None where either is not known."""
+        """Model FLOP/s utilisation: of all processes, over the peak of their devices (`peak_flops`
+        each). None if either is not known."""
         if not tokens_per_second or not peak_flops:
             return None
         return tokens_per_second * self.flops_per_token / (peak_flops * self.world_size)
@@ -166,7 +166,7 @@ class Plan:
 
 @dataclass
 class Planning:
-    """One planning: what it depends on, and the reasons and warnings gathered on the way."""
+    """A plan in the making: its inputs, and the choices and warnings gathered so far."""
 
     config: RunConfig
     set_by: SetBy
@@ -179,7 +179,7 @@ class Planning:
 
     @cached_property
     def shape(self) -> GPT2Shape:
-        """What the flags ask for."""
+        """The model's shape, as the config asks."""
         preset, m = size(self.config.model.model_size), self.config.model
         return GPT2Shape(
             preset.n_layer if m.n_layer == "auto" else m.n_layer,
@@ -192,12 +192,12 @@ class Planning:
         )
 
     def choose(self, setting: str, value: T, reason: str) -> T:
-        """Take `value` for a setting that was left open, and keep the reason."""
+        """Record `value` and its reason for a setting that was `auto`; returns `value`."""
         self.choices.append(Choice(setting, value, reason))
         return value
 
     def who(self, setting: str) -> str:
-        """Who set it: a flag, a recipe, ... or the default."""
+        """Who set it: a flag, a recipe or the default."""
         return self.set_by.get(setting, "default")
 
     @property
@@ -208,7 +208,7 @@ class Planning:
         return count(cost.parameters(self.shape))
 
 
-UNSAID: dict[str, Any] = {
+LEGACY_DEFAULTS: dict[str, Any] = {
     "vocab_multiple": VOCAB_MULTIPLE,
     "bf16_residual": False,
     "fp8_head": False,
@@ -218,23 +218,16 @@ UNSAID: dict[str, Any] = {
     "bos_aligned": False,
     "document_mask": False,
 }
-"""What runs had before there was a choice. It is left out of a run's identity."""
+"""Values that older runs had for settings added since. They are left out of a run's identity, which
+is therefore the same as before."""
 
 
 def identity(config: RunConfig, plan: Plan, fingerprint: str) -> dict[str, Any]:
     """What makes two runs the same run on any machine: model, data, batch, recipe."""
     o, s = config.optimizer, config.schedule
-    later = {
-        "vocab_multiple": plan.vocab_multiple,
-        "bf16_residual": plan.bf16_residual,
-        "fp8_head": plan.fp8_head,
-        "order": ORDER_VERSION,
-        "order_chunk": plan.order_chunk,
-        "phase": plan.phase,
-        "bos_aligned": plan.bos_aligned,
-        "document_mask": plan.document_mask,
-    }
-    return {name: now for name, now in later.items() if now != UNSAID[name]} | {
+    now = {"order": ORDER_VERSION, **vars(plan)}
+    added = {name: now[name] for name, old in LEGACY_DEFAULTS.items() if now[name] != old}
+    return added | {
         "n_layer": plan.n_layer,
         "n_head": plan.n_head,
         "n_embd": plan.n_embd,
@@ -261,7 +254,7 @@ def identity(config: RunConfig, plan: Plan, fingerprint: str) -> dict[str, Any]:
 
 
 def run_name(plan: Plan, dataset: str, identity: dict[str, Any]) -> str:
-    """`SIZE-DATASET-HASH`: the same settings find the same run again. A dataset names itself; what
-    is no plain name in it is left out."""
+    """`SIZE-DATASET-HASH`, so that the same settings find the same run again. Special characters in
+    a dataset's name become dashes."""
     name = re.sub(r"[^\w.-]+", "-", dataset)[:60]
     return f"{plan.model_size}-{name}-{sha256_json([identity, plan.max_steps])[:8]}"

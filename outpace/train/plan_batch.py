@@ -9,16 +9,17 @@ from outpace.model.memory import Memory
 from outpace.train.plan import Planning
 
 MEMORY_SHARE = 0.85
-"""Share of a machine's memory that a plan may fill; the rest is for fragmentation and others."""
+"""Share of a machine's memory that a plan may fill; the rest is for fragmentation and other
+programs."""
 USEFUL_TOKENS = {"cpu": 4096, "cuda": 65_536}
-"""Tokens of a micro-batch from which on more are no faster. A CPU's: docs/lab-log.md. A GPU's: the
-weights' casts and gradients, 0.7 ms on an H100, are then a hundredth of the micro-step."""
+"""Tokens in a micro-batch beyond which more are no faster. CPU: measured, docs/lab-log.md. GPU:
+casting the weights and adding gradients, 0.7 ms on an H100, is then 1 % of the micro-step."""
 STEPS_A_PASS = 4
-"""Steps that a pass over the text has at least, unless the batch was asked for."""
+"""Least number of steps in an epoch, unless the batch size was asked for."""
 
 
 def batch(p: Planning, memory: Memory) -> tuple[int, int]:
-    """Micro-batch and accumulation that keep the invariant with all that is hard."""
+    """Micro-batch and accumulation that keep the invariant with every value that was asked for."""
     b, T, W = p.config.batch, p.shape.context, p.world_size
     S, A, M = b.tokens_per_step, b.gradient_accumulation_steps, b.micro_batch_size
     if S != "auto" and A != "auto" and M != "auto":
@@ -55,8 +56,8 @@ def batch(p: Planning, memory: Memory) -> tuple[int, int]:
 
 
 def _target(p: Planning) -> tuple[int, str]:
-    """Tokens a step when none were asked for: the recipe's, or what a small text has steps for, and
-    then why."""
+    """Tokens per step if none were asked for: the reference batch; or for a small text fewer, and
+    the reason."""
     most = p.dataset.pass_tokens // STEPS_A_PASS
     if most >= REFERENCE_TOKENS_PER_STEP:
         return REFERENCE_TOKENS_PER_STEP, ""
@@ -69,7 +70,7 @@ def _target(p: Planning) -> tuple[int, str]:
 def _fitting(
     p: Planning, wanted: int, fits: int, memory: Memory, divisor_of: int | None = None
 ) -> int:
-    """The largest micro-batch up to `wanted` that fits and is of use."""
+    """The largest useful micro-batch, at most `wanted`, that fits in memory."""
     T = p.shape.context
     limit, reason = wanted, f"{wanted} x {T} tokens fit"
     if fits < wanted:
@@ -94,7 +95,7 @@ def _fitting(
 
 
 def _checked(p: Planning, micro: int, memory: Memory) -> int:
-    """Refuse a micro-batch that cannot fit in the machine at all; warn when it is close."""
+    """Refuse a micro-batch that cannot fit in the machine; warn if it exceeds what is free now."""
     need = memory.peak(micro * p.shape.context)
     if need > p.machine.memory_bytes:
         smaller = "a smaller --micro_batch_size with more --gradient_accumulation_steps, or "
@@ -113,7 +114,7 @@ def _checked(p: Planning, micro: int, memory: Memory) -> int:
 
 
 def _chosen(p: Planning, A: int, tokens: int, why: str) -> None:
-    """The accumulation, and the tokens per step where a small text decides them."""
+    """Record the accumulation, and the tokens per step if a small text decided them."""
     p.choose("gradient_accumulation_steps", A, f"to reach {tokens:,} tokens per step")
     if why and tokens * STEPS_A_PASS <= p.dataset.pass_tokens:
         p.choose("tokens_per_step", tokens, why)

@@ -1,4 +1,4 @@
-"""The plan's kernels: precision, attention, loss, compiling, and what decides among them."""
+"""The plan's compute settings: precision, attention, loss, compiling."""
 
 from dataclasses import replace
 
@@ -8,9 +8,9 @@ from outpace.model.memory import Attention, Memory, Moment, StepSettings, traini
 from outpace.train.plan import Planning
 
 NOT_DETERMINISTIC = ("cudnn", "flash_attn")
-"""Attention whose backward adds in any order on a GPU, or is not known not to."""
+"""Attention backends whose backward may add in any order on a GPU."""
 CPU_FLOPS_PER_CORE = 100e9
-"""Rough rate of one core, to judge whether compiling pays."""
+"""Rough speed of one core, to judge whether compiling pays."""
 NO_BF16_CODE = "PyTorch compiles no bf16 for a GPU without it"
 """It says so once a graph, and runs what it was given (`compile_fx`, SkipFrame)."""
 
@@ -81,7 +81,7 @@ def attention(p: Planning, precision: str, deterministic: bool) -> tuple[str, st
 
 
 def _without_flash(p: Planning, precision: str) -> str:
-    """What to do where no fused kernel can be had."""
+    """The advice where no fused kernel can be used."""
     if p.shape.dropout:
         return "set --dropout 0"
     if _lacks_bf16(p, precision):
@@ -191,7 +191,7 @@ def cross_entropy(p: Planning, precision: str, compiled: bool, fp8: bool) -> str
 
 
 def micro_batch_memory(p: Planning, settings: StepSettings, compiled: bool | None) -> Memory:
-    """What a micro-batch needs: the most of either case where compiling is undecided."""
+    """What a micro-batch needs: while compiling is undecided, the larger of both cases."""
     asked = p.config.compute.cross_entropy
     moments: list[Moment] = []
     for way in (False, True) if compiled is None else (compiled,):
@@ -205,7 +205,7 @@ def micro_batch_memory(p: Planning, settings: StepSettings, compiled: bool | Non
 
 
 def is_materialised(kernel: str) -> bool:
-    """Whether the T x T matrix is stored: by plain operators, or by PyTorch's last resort."""
+    """Whether the T x T matrix is stored: by plain operators, or by PyTorch's fallback."""
     return kernel in ("MATH", "ERROR") or kernel.startswith("materialised")
 
 

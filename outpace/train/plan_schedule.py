@@ -8,14 +8,14 @@ from outpace.train.plan import Planning
 
 DEFAULT_TOKENS = 10_000_000_000
 MOST_EPOCHS = 4
-"""Up to 4 passes repeated text is nearly as good as new (Muennighoff et al. 2023)."""
+"""Up to 4 epochs, repeated text is nearly as good as new text (Muennighoff et al. 2023)."""
 MANY_EPOCHS = 16
-"""From about here on another pass teaches next to nothing (the same)."""
+"""Beyond about this many, another epoch teaches next to nothing (same paper)."""
 BATCH_POWER = 0.25
-"""By which the learning rate follows a smaller batch: between 0, which is right where curvature is
-the limit, and 1/2, where noise is (Malladi et al. 2022). Measured: docs/lab-log.md."""
+"""Exponent with which the learning rate follows a smaller batch. Theory: 0 where curvature limits
+it, 1/2 where gradient noise does (Malladi et al. 2022); measured: docs/lab-log.md."""
 TRAINED_LR = 0.1
-"""Share of the pre-training rate for weights that are trained already (OpenAI's guide to
+"""For fine-tuning, the learning rate as a share of the pre-training one (OpenAI's guide to
 fine-tuning: 0.02 to 0.2)."""
 
 
@@ -23,7 +23,7 @@ def max_steps(p: Planning, tokens_per_step: int) -> int:
     s = p.config.schedule
     given = [name for name in ("max_tokens", "max_steps") if getattr(s, name) != "auto"]
     flags = [name for name in given if p.set_by.get(name) == "flag"]
-    by = flags if len(flags) == 1 else given  # one flag counts before a recipe
+    by = flags if len(flags) == 1 else given  # a single flag overrides a recipe
     if "max_tokens" in by:
         assert s.max_tokens != "auto"
         steps = s.max_tokens // tokens_per_step

@@ -1,9 +1,9 @@
-"""How a plan is made: settings that were left open are decided here, the weightier with a reason.
-The kernels are chosen in `plan_compute.py`, the batch in `plan_batch.py`, the length and the
-learning rate in `plan_schedule.py`.
+"""How a plan is made: here every `auto` setting is decided, the important ones with a reason.
+Kernels are chosen in `plan_compute.py`, the batch in `plan_batch.py`, length and learning rate in
+`plan_schedule.py`.
 
-`make_plan` is pure: it depends on the config, the machine, the dataset's size and what the caller
-found out about kernels and compilers, all plain values, so that any machine can be planned for.
+`make_plan` is pure: it depends only on the config, the machine, the dataset's size and what
+`Capabilities` says about kernels and compilers, so any machine can be planned for.
 """
 
 import math
@@ -27,8 +27,8 @@ def make_plan(
     world_size: int,
     can: Capabilities,
 ) -> Plan:
-    """Decide everything that was left open. UsageError when what was asked is not known or
-    contradicts itself, OutOfMemory when it cannot fit."""
+    """Decide everything that was left open. UsageError if the config contradicts itself or asks
+    for something unknown, OutOfMemory if it cannot fit."""
     OPTIMIZERS.check(config.optimizer.optimizer)
     p = Planning(config, set_by, machine, dataset, world_size, can)
     c, shape = p.config, p.shape
@@ -48,8 +48,8 @@ def make_plan(
         ddp=p.world_size > 1,
         device=p.machine.device,
     )
-    # On a CPU, whether to compile depends on the length, that on the batch, and the batch on
-    # the memory, which depends on whether it is compiled: so plan the batch for either.
+    # On a CPU this is circular: whether to compile depends on the length, that on the batch, and
+    # the batch on the memory, which depends on whether it is compiled. So the batch fits both.
     known = p.machine.device == "cuda" or c.compute.compile != "auto"
     compiled = plan_compute.compiled(p, precision, math.inf) if known else None
     micro, accumulation = plan_batch.batch(

@@ -18,7 +18,7 @@ from outpace.train.assemble import assemble
 from outpace.train.corpus import trained_on
 from outpace.train.environment import describe_environment
 from outpace.train.loop import train
-from outpace.train.plan import UNSAID, identity
+from outpace.train.plan import LEGACY_DEFAULTS, identity
 from outpace.train.progress import Progress
 from outpace.train.resume import environment_changes, load_checkpoint
 from outpace.train.run import plan_run
@@ -80,7 +80,7 @@ def _prove(folder: RunFolder, scratch: Path, at: int | None) -> Proof | None:
             do="put back the dataset it was trained on",
         )
     same = identity(config, plan, mixture.fingerprint)
-    if changed := differences(UNSAID | target.state["identity"], UNSAID | same):
+    if changed := differences(LEGACY_DEFAULTS | target.state["identity"], LEGACY_DEFAULTS | same):
         processes = target.state["environment"]["world_size"]
         raise UsageError(
             "OTHER-RUN",
@@ -100,7 +100,7 @@ def _prove(folder: RunFolder, scratch: Path, at: int | None) -> Proof | None:
             stop=StopRequest(),
             identity=same,
             watchdog=Watchdog(0.0, scratch, ranks.rank, lambda error: None),
-            begins=begin is None,
+            fresh=begin is None,
         )
         progress = Progress(run=target.run)
         if begin is not None:

@@ -25,7 +25,7 @@ from outpace.evals.probe import changed_since
 from outpace.interop.declared import check_shape
 from outpace.train.assemble import Session
 from outpace.train.audit import acknowledged
-from outpace.train.plan import UNSAID, Plan
+from outpace.train.plan import LEGACY_DEFAULTS, Plan
 from outpace.train.progress import Progress
 from outpace.train.save import save
 
@@ -105,7 +105,7 @@ def check_startable(
             kept=f"the run, at step {checkpoint.step}",
             do="continue where it was trained, or without --strict_resume",
         )
-    changed = differences(UNSAID | checkpoint.state["identity"], UNSAID | same)
+    changed = differences(LEGACY_DEFAULTS | checkpoint.state["identity"], LEGACY_DEFAULTS | same)
     if not changed:
         return
     if any(c.startswith("dataset:") for c in changed):

@@ -134,7 +134,7 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str], stop: StopRequest) ->
             stop=stop,
             identity=same,
             watchdog=watchdog,
-            begins=not goes_on(config, folder),
+            fresh=not goes_on(config, folder),
         )
         if ranks.is_main:
             folder.create()

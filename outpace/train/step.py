@@ -1,6 +1,4 @@
-"""One optimiser step: the only one of the project. The loop, the benchmarks and
-the tests all call this.
-"""
+"""One optimiser step: the loop, the benchmarks and the tests all call this one."""
 
 import contextlib
 import math
@@ -24,12 +22,12 @@ CLIP_EPS = 1e-6
 
 @dataclass
 class Trainable:
-    """What a step changes, and what it computes with."""
+    """Everything that a step needs: what it updates and what it computes with."""
 
     model: GPT2
-    """The bare model: the one that is saved and evaluated."""
+    """The bare model, which is saved and evaluated."""
     forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    """The model as trained, compiled or not, (idx, targets) -> summed loss."""
+    """The model as trained, maybe compiled and wrapped in DDP: (idx, targets) -> summed loss."""
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     device: torch.device
@@ -40,23 +38,23 @@ class Trainable:
     dropout: float = 0.0
     group: Group = field(default_factory=lambda: Group(Ranks(), torch.device("cpu")))
     guard: bool = True
-    """Leave out updates that are not finite."""
+    """Skip updates whose loss or gradient is not finite."""
 
 
 @dataclass
 class StepResult:
-    """Device scalars; reading them is the caller's host synchronisation."""
+    """Scalars on the device: the host waits for the step only when it reads them."""
 
     loss: torch.Tensor
     """Mean over the targets of all processes, nats."""
     grad_norm: torch.Tensor
     """Global norm before clipping."""
     skipped: torch.Tensor
-    """1 where nothing was updated, else 0."""
+    """1 if nothing was updated, else 0."""
 
 
 class Reading:
-    """A step's three numbers on their way to the host, behind the work that is queued there."""
+    """An asynchronous copy of a step's three numbers to the host."""
 
     def __init__(self, result: StepResult) -> None:
         values = torch.stack([result.loss, result.grad_norm, result.skipped])  # (3,)
@@ -85,29 +83,30 @@ def train_step(
     step: int,
     lr: float,
     agree: Callable[[int], int] = lambda code: code,
-    begins: Callable[[int], None] = lambda micro_step: None,
+    on_micro_step: Callable[[int], None] = lambda micro_step: None,
     loss_limit: float = math.inf,
     norm_limit: float = math.inf,
 ) -> StepResult | None:
     """Accumulate the gradient of `batches` and update once.
 
     The gradient is that of the mean loss over all targets of all micro-batches and processes, so
-    micro-batches weigh by their tokens and accumulation equals one large batch. Where loss or
-    gradient norm is not finite, or beyond its limit, neither weights nor moments change; that is
-    decided on the device. `agree` is called before each micro-step with this process's code (see
-    `stop.py`) and returns that of all: STOP ends the step, nothing changed, with None; `begins` is
-    called with the number of the micro-step. Raises TooLarge, nothing changed, when a process runs
-    out of memory.
+    each micro-batch weighs by its tokens and accumulation equals one large batch. If loss or
+    gradient norm is not finite or exceeds its limit, neither weights nor moments change; this is
+    decided on the device.
+
+    Before each micro-step `agree` gets this process's code (see `stop.py`) and returns the one that
+    all processes follow, and `on_micro_step` gets the micro-step's number. Returns None if the code
+    was STOP; raises TooLarge if a process ran out of memory. In both cases nothing has changed.
     """
     tokens = sum(b.targets.numel() for b in batches)
-    # The mean over this process's targets; DDP averages over processes, all of which have as many.
+    # The mean over this process's targets. DDP averages over processes, all with equally many.
     scale = 1.0 / tokens
     loss_sum = torch.zeros((), device=t.device)
     code = CONTINUE
     for i, batch in enumerate(batches):
         if _ended(t, agree(code)):
             return None
-        begins(i)
+        on_micro_step(i)
         synchronise = i == len(batches) - 1 and t.ddp is not None
         if t.dropout:
             seed_micro_step(t.seed, step, batch.position)
@@ -134,7 +133,7 @@ def train_step(
         good = torch.isfinite(grad_norm) & torch.isfinite(loss)
         good &= (grad_norm <= norm_limit) & (loss <= loss_limit)
         skipped = (~good).float()
-        # The fused kernel leaves everything as it is where this is 1: a skip without a host sync.
+        # Where this is 1 the fused kernel changes nothing: a skip without waiting for the device.
         t.optimizer.found_inf = skipped  # type: ignore[attr-defined]
     t.optimizer.step()
     t.scaler.update()
@@ -143,8 +142,8 @@ def train_step(
 
 
 def _backward(t: Trainable, batch: MicroBatch, scale: float, *, synchronise: bool) -> torch.Tensor:
-    """Add `scale` times the gradient of a micro-batch's summed loss to what is there, with
-    `synchronise` that of all processes; returns the loss."""
+    """Add `scale` times the gradient of a micro-batch's summed loss to the accumulated gradient;
+    with `synchronise`, average it over all processes. Returns the summed loss."""
     with t.ddp.no_sync() if t.ddp and not synchronise else contextlib.nullcontext():
         with autocast(t.device, t.precision):
             loss = t.forward(batch.inputs, batch.targets)
@@ -154,7 +153,7 @@ def _backward(t: Trainable, batch: MicroBatch, scale: float, *, synchronise: boo
 
 def _clip(t: Trainable, parameters: list[torch.nn.Parameter], grad_norm: torch.Tensor) -> None:
     """Scale the gradient to a norm of at most `grad_clip`, as torch.nn.utils.clip_grad_norm_ does.
-    A fused optimiser divides by `grad_scale` while it reads the gradient: no pass of its own."""
+    A fused optimiser divides by `grad_scale` as it reads the gradient, which saves a pass."""
     if t.optimizer.defaults.get("fused"):
         scale = ((grad_norm + CLIP_EPS) / t.grad_clip).clamp_min(1.0)
         t.optimizer.grad_scale = scale  # type: ignore[attr-defined]
@@ -163,9 +162,8 @@ def _clip(t: Trainable, parameters: list[torch.nn.Parameter], grad_norm: torch.T
 
 
 def try_micro_batch(t: Trainable, batch: MicroBatch, *, synchronise: bool = False) -> bool:
-    """Whether a forward and backward of `batch` fits in memory; nothing changes. With several
-    processes this is found out before any of them waits for another inside a backward, as they do
-    with `synchronise`: then memory that is short is an error."""
+    """Whether a forward and backward of `batch` fits in memory; nothing changes. With `synchronise`
+    processes wait for each other in the backward, so running out of memory there is an error."""
     fits = True
     try:
         _backward(t, batch, 1.0 / batch.targets.numel(), synchronise=synchronise)
@@ -178,7 +176,7 @@ def try_micro_batch(t: Trainable, batch: MicroBatch, *, synchronise: bool = Fals
 
 
 def _ended(t: Trainable, code: int) -> bool:
-    """Whether all processes end this step; TooLarge when memory ran out."""
+    """Whether to abandon this step, by the code that all follow; TooLarge when memory ran out."""
     if code < STOP:
         return False
     t.optimizer.zero_grad(set_to_none=True)

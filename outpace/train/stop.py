@@ -14,15 +14,15 @@ from typing import Any, Literal
 from outpace.core.signals import SAME_STOP_S, leave_at_once, stop_signals
 
 CONTINUE, SAVE, STOP, OUT_OF_MEMORY, FAILED = 0, 1, 2, 3, 100
-"""What processes agree on: the largest counts. FAILED + n: a process ends with exit code n."""
+"""What processes agree on: the largest wins. FAILED + n: a process ends with exit code n."""
 
 
 class StopRequest:
     """Whether and why the run should save, or save and stop.
 
-    Those of `core/signals.py` stop it; a second of them ends the process at once. SIGUSR2 saves and
-    goes on. `--max_hours` acts like the first. As a context manager it gives the signals back at
-    its end: a notebook's next Ctrl-C is its own again.
+    The signals of `core/signals.py` stop it, and a second one ends the process at once. SIGUSR2
+    saves and continues. `--max_hours` acts like a first signal. As a context manager it gives the
+    signals back at its end: a notebook's next Ctrl-C is its own again.
     """
 
     def __init__(self, max_hours: float | Literal["auto"] = "auto") -> None:
