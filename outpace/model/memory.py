@@ -1,9 +1,9 @@
 """Peak memory of a training step, from its settings alone. No torch.
 
-A step has moments at which memory may peak; each is a sum of what is alive then, a constant and a
-part that grows with the tokens of a micro-batch. Counted is what PyTorch's allocator hands out to
-tensors on a GPU, plus a workspace; not the CUDA context (some 0.5 GB, outside the allocator) and
-not fragmentation, for which a plan leaves room.
+There are a few moments of a step at which memory may peak. What is alive at each is a constant plus
+a part that grows with the tokens of a micro-batch. This counts what PyTorch's allocator hands out
+to tensors on a GPU, plus a workspace. It leaves out the CUDA context (about 0.5 GB, outside the
+allocator) and fragmentation, for which a plan leaves room.
 
     N parameters   C channels   L layers   H heads   T context   V padded vocabulary
     e bytes of a compute value (fp32 4, else 2)
@@ -11,6 +11,7 @@ not fragmentation, for which a plan leaves room.
 `bench/memory_tracker.py` counts the same step under fake tensors; the tests compare the two.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,20 +45,20 @@ class StepSettings:
     optimizer: str = "adamw"
     compiled: bool = False
     accumulates: bool = True
-    """Several micro-batches a step: gradients of the earlier ones stay."""
+    """Several micro-batches per step, so that gradients of the earlier ones are held."""
     ddp: bool = False
     device: str = "cuda"
 
 
 @dataclass(frozen=True)
 class Moment:
-    """A moment of the step, and the bytes that are alive at it."""
+    """A moment of the step, and the bytes that are alive then."""
 
     name: str
     fixed: float
     per_token: float
     per_chunk_token: float = 0.0
-    """Bytes a token, for the tokens of one chunk of the loss."""
+    """Bytes per token of one chunk of the loss."""
     chunk_tokens: int = CHUNK_TOKENS["cuda"]
 
     def bytes(self, tokens: int) -> float:
@@ -81,16 +82,7 @@ class Memory:
     def most_sequences(self, context: int, room: float) -> int:
         """The largest micro-batch, in sequences of `context` tokens, whose peak is within `room`
         bytes; 0 when none is."""
-        fits, too_many = 0, 1
-        while self.peak(too_many * context) <= room:
-            fits, too_many = too_many, 2 * too_many
-        while too_many - fits > 1:
-            middle = (fits + too_many) // 2
-            if self.peak(middle * context) <= room:
-                fits = middle
-            else:
-                too_many = middle
-        return fits
+        return bisect_right(range(1, 1 << 40), room, key=lambda n: self.peak(n * context))
 
 
 def training_memory(s: StepSettings) -> Memory:
@@ -102,17 +94,17 @@ def _moments(s: StepSettings) -> list[Moment]:
     shape, e = s.shape, _compute_bytes(s)
     C, V, N = shape.n_embd, shape.padded_vocab_size, parameters(shape, padded=True)
     head = V * C  # numbers in the head's weight, and in its gradient
-    # Weights and two moments in fp32, of Muon's one; gradients of earlier micro-steps; DDP's
-    # buckets, in which gradients live from the last backward on.
+    # Weights and two moments in fp32 (one for Muon's matrices); gradients of earlier micro-steps;
+    # DDP's buckets, in which gradients live from the last backward on.
     buckets = 4 * N if s.ddp else 0
     weights = 12 * N - (4 * matrices(shape) if s.optimizer == "muon" else 0)
     always = weights + (4 * N if s.accumulates else 0) + buckets + WORKSPACE
     kept = _kept(s)
     blocks = 1 if s.checkpointing == "block" else shape.n_layer  # whose insides are kept at a time
     masks = float(blocks * shape.context**2) if s.attention != "fused" else 0.0
-    # The head's gradient waits for that of the embedding, which is the same parameter.
+    # The head's gradient is held until it is added to that of the embedding, the same parameter.
     waiting = 4 * head
-    sums = 3 if s.accumulates else 2  # the two, and where they are not the gradient yet, their sum
+    sums = 3 if s.accumulates else 2  # both of these, and while accumulating also their sum
     return [
         *_loss_moments(s, always + masks, kept),
         Moment(
@@ -130,11 +122,11 @@ def _moments(s: StepSettings) -> list[Moment]:
 
 
 def _update(s: StepSettings) -> float:
-    """What the optimiser makes beside weights, moments and gradients."""
+    """Temporary tensors of the optimiser, beside weights, moments and gradients."""
     match s.optimizer:
         case "adamw_foreach":  # the root of the second moment
             return 4 * parameters(s.shape, padded=True)
-        case "muon":  # of the MLP's matrices, which are of one shape: the iteration's, in bf16
+        case "muon":  # the iteration in bf16 over the MLP's matrices, the largest of one shape
             return 9 * 4 * s.shape.n_layer * s.shape.n_embd**2
         case _:
             return 0.0
@@ -206,7 +198,7 @@ def _cast_block(s: StepSettings) -> float:
 
 
 def _kept(s: StepSettings) -> float:
-    """Bytes a token that autograd keeps from the forward for the backward, without the loss."""
+    """Bytes per token that autograd keeps from the forward for the backward, without the loss."""
     C = s.shape.n_embd
     last = C * (_norm_input_bytes(s) + _compute_bytes(s)) + 24  # ln_f, ids and targets
     return _kept_by_blocks(s) + last + (C if s.shape.dropout else 0)
@@ -219,8 +211,8 @@ def _kept_by_blocks(s: StepSettings) -> float:
 
 
 def _layer(s: StepSettings) -> float:
-    """Bytes a token that one block keeps: the inputs of two LayerNorms and their statistics, what
-    goes into its four linear maps and into GELU, q, k and v, and attention's log-sum-exp."""
+    """Bytes per token that one block keeps: the inputs of two LayerNorms and their statistics, the
+    inputs of its four linear maps and of GELU, q, k and v, and attention's log-sum-exp."""
     C, H, T, e = s.shape.n_embd, s.shape.n_head, s.shape.context, _compute_bytes(s)
     ins = 2 * _norm_input_bytes(s) * C + 16
     linear = e * C * (1 + 1 + 1 + (0 if s.checkpointing == "gelu" else 4))
@@ -244,7 +236,7 @@ def _norm_input_bytes(s: StepSettings) -> int:
 
 
 def _block_backward(s: StepSettings) -> float:
-    """Bytes a token that exist beside what was kept while the last block is differentiated."""
+    """Bytes per token that exist, beside what was kept, during the backward of the last block."""
     C, H, T, e = s.shape.n_embd, s.shape.n_head, s.shape.context, _compute_bytes(s)
     again = 0.0
     if s.checkpointing == "gelu":

@@ -1,4 +1,4 @@
-"""What a person watches: a live line on a terminal, now and then a plain line elsewhere."""
+"""What a person watches: a live line on a terminal, elsewhere a plain line now and then."""
 
 import sys
 import time
@@ -12,13 +12,13 @@ from outpace.core.log import say
 from outpace.core.units import duration
 
 LINE_EVERY_S = 10.0
-"""Seconds between plain lines when nobody watches a terminal, and of a step before it tells how far
-it is."""
+"""Seconds between plain lines where there is no terminal, and after which a slow step shows its
+progress."""
 BAR = 24
 WHOLE_LINE = 132
-"""Columns of a terminal from which on there is room for the bar."""
+"""Terminal width from which there is room for the bar."""
 LESS_WANTED = ("GiB", "grad norm", "lr", "MFU")
-"""What leaves a line that is too long, the least wanted first."""
+"""What is dropped from a line that is too long, the least important first."""
 
 
 class Display:
@@ -63,8 +63,8 @@ class Display:
                 say(f"step {record['step']}/{self.total}  {text}")
 
     def micro_step(self, step: int, of: int, done: int) -> None:
-        """`done` of `of` micro-steps of a step are queued: shown in steps that take long, as those
-        of a large model on a CPU do."""
+        """`done` of `of` micro-steps are queued. Shown only if a step takes long, as with a large
+        model on a CPU."""
         now = time.monotonic()
         if done == 0:
             self._step_began = now
@@ -84,7 +84,7 @@ class Display:
             say(f"step {step}/{self.total}  {text}")
 
     def passing(self, text: str) -> None:
-        """How far an evaluation is: shown in the live line, elsewhere now and then."""
+        """The progress of an evaluation: shown in the live line, elsewhere now and then."""
         if self._progress:
             self._progress.update(self._task, text=text)
         elif self.enabled and time.monotonic() - self._last_line >= LINE_EVERY_S:

@@ -1,5 +1,5 @@
-"""What a run measures of itself: validation loss, HellaSwag, samples. It reads the bare model and
-generators of its own, so training goes on as if nothing had been asked.
+"""Evaluations during a run: validation loss, HellaSwag, samples. They use the bare model and their
+own random generators, so they do not change the training.
 """
 
 import contextlib
@@ -31,14 +31,14 @@ from outpace.train.validate import validate
 
 FINAL_SAMPLES = 2
 ALWAYS_S = 20.0
-"""Evaluations at intervals may take this long in all, however short the training."""
+"""Evaluations at intervals may always take this long in total, however short the training."""
 
 
 class Evaluation:
     """Evaluations of one run, each due at its own interval and all at the end."""
 
     def __init__(self, s: Session, progress: Progress, watch: Callable[[str], None]) -> None:
-        """`watch` is told how far one is."""
+        """`watch` gets the progress of an evaluation, as text."""
         self.s, self.progress, self.watch = s, progress, watch
         self.complete = False
         self.questions_fault = ""
@@ -46,11 +46,11 @@ class Evaluation:
         self.share = _TimeShare(s, progress)
 
     def is_due(self, step: int) -> bool:
-        """Whether anything falls on this step."""
+        """Whether any evaluation is due at this step."""
         return bool(self._falls_on(step))
 
     def due(self, step: int) -> Iterator[str]:
-        """Run what falls on this step; yields lines to show."""
+        """Run what is due at this step; yields lines to show."""
         tasks = self._falls_on(step)
         ours = self.s.config.evaluation.eval_every_steps == "auto"
         if ours and "validation" in tasks and self.share.refuses():
@@ -59,8 +59,8 @@ class Evaluation:
         yield from self._run(tasks, samples=1)
 
     def missed(self) -> Iterator[str]:
-        """Run what fell on the step of a resume and was cut off by what ended the run before; of
-        weights that were trained already, the loss before the first step."""
+        """After a resume, run what was due at this step and was interrupted. When fine-tuning,
+        measure the loss before the first step."""
         step = self.progress.step
         tasks = self._falls_on(step)
         if step == 0:
@@ -95,8 +95,7 @@ class Evaluation:
 
     @contextlib.contextmanager
     def _giving_up(self, task: str) -> Iterator[None]:
-        """What does not fit in memory, or is not finite, is recorded as failed, and training goes
-        on."""
+        """Record an evaluation that runs out of memory or is not finite as failed, and go on."""
         try:
             yield
         except (OutOfMemory, NumericsError) as error:
@@ -240,7 +239,7 @@ class Evaluation:
 
 
 class _TimeShare:
-    """Time that evaluations took, against the time that training took, in this process."""
+    """The time that evaluations took in this process, compared with training."""
 
     def __init__(self, s: Session, progress: Progress) -> None:
         self.s, self.progress = s, progress
@@ -251,7 +250,7 @@ class _TimeShare:
 
     @contextlib.contextmanager
     def counted(self, whole: bool) -> Iterator[None]:
-        """Time inside counts; `whole` where it is what the next one will take, too."""
+        """Time inside counts; if `whole`, it also predicts what the next evaluation will take."""
         begun = time.perf_counter()
         try:
             yield
@@ -262,13 +261,13 @@ class _TimeShare:
                 self._last = seconds
 
     def refuses(self) -> bool:
-        """Whether an evaluation whose interval was left to us is left out, the same in all
-        processes: with it, evaluations would take more than their share."""
+        """Whether to skip an evaluation whose interval is `auto`, because evaluations would take
+        more than their share; the same answer in all processes."""
         allowed = max(ALWAYS_S, self.s.config.evaluation.eval_time_share * self._trained)
         return bool(self.s.group.largest(int(self._took + self._last > allowed)))
 
     def why(self, step: int) -> Iterator[str]:
-        """Why one is left out, the first time."""
+        """Why one is skipped; said once."""
         if not self._said:
             self._said = True
             share = f"{self.s.config.evaluation.eval_time_share:.0%}"
@@ -278,7 +277,7 @@ class _TimeShare:
             )
 
     def summary(self) -> Iterator[str]:
-        """How much it was in all."""
+        """The totals."""
         if self._took and self._trained:
             yield f"evaluation took {self._took:.1f} s, training {self._trained:.1f} s"
 

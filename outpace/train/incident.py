@@ -1,5 +1,5 @@
-"""The batches of steps whose numbers were bad, kept in the run folder so that they can be looked at
-and run again.
+"""Batches of steps whose numbers were bad, kept in the run folder, so that `outpace replay` can run
+them again.
 
     incidents/step-00000123/incident.json         what was wrong; -r1 after a rollback
                             process-0.safetensors tokens (B, T + 1) of each micro-batch
@@ -23,8 +23,8 @@ MOST = 20
 
 
 def record(s: Session, progress: Progress, incident: Incident, data_step: int) -> None:
-    """Tell, and keep the batch, which is read again; every process keeps its own. Never stops the
-    training."""
+    """Report an incident and save its batch, read again from the dataset; every process saves its
+    own. Failing to do so never stops the training."""
     values, main = incident.values, s.group.ranks.is_main
     about = {
         "bad": incident.kind,

@@ -1,4 +1,4 @@
-"""How far training is. All of it is in a checkpoint."""
+"""How far training has come; saved in each checkpoint."""
 
 import math
 import uuid
@@ -8,14 +8,14 @@ from typing import Any
 
 @dataclass
 class Progress:
-    """Changes from step to step; a resume puts it back."""
+    """The part of a run's state that is not weights, moments or the guard's history."""
 
     step: int = 0
     """Optimiser steps done."""
     elapsed_s: float = 0.0
-    """Seconds spent in steps, over all processes' lives; not in evaluation or saving."""
+    """Seconds spent in steps, over all interruptions; without evaluation and saving."""
     run: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
-    """Name of the run, made up when it started."""
+    """Random name of the run, made when it started."""
     left_at: list[int] = field(default_factory=list)
     """Step to which each rollback returned."""
     oldest: int = 0
@@ -23,7 +23,7 @@ class Progress:
     data_shift: int = 0
     """Steps' worth of data that rollbacks have skipped."""
     pieces: int = 1
-    """Parts into which each micro-batch is cut, because memory was short."""
+    """Into how many parts each micro-batch is cut because memory was short."""
 
     @property
     def lineage(self) -> int:
@@ -32,7 +32,7 @@ class Progress:
 
     @property
     def data_step(self) -> int:
-        """Place in the order of the data."""
+        """Position in the order of the data, in steps."""
         return self.step + self.data_shift
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Going on from the newest good checkpoint after an interruption, and refusing to go on with
+"""Resuming from the newest good checkpoint after an interruption, and refusing to resume with
 another run's settings.
 """
 
@@ -30,7 +30,7 @@ from outpace.train.progress import Progress
 from outpace.train.save import save
 
 NO_PATH = "auto", "never"
-"""What `--resume` may be besides a checkpoint."""
+"""Values of `--resume` that are not a checkpoint."""
 
 
 def check_startable(
@@ -41,8 +41,8 @@ def check_startable(
     same: dict[str, Any],
     environment: dict[str, Any],
 ) -> None:
-    """Refuse, before anything is written, a folder in use, a used one when a new run was asked for,
-    and the continuation of another run."""
+    """Before anything is written, refuse a run folder that is in use, one that holds a run if a new
+    one was asked for, and continuing a run with other settings."""
     if any((folder.root / name).exists() for name in (MANIFEST, JOURNAL)):
         raise UsageError(
             "RUN-DIR-USED", f"{folder.root} holds a dataset", do="choose another --run_dir"
@@ -124,14 +124,13 @@ def check_startable(
 
 
 def goes_on(config: RunConfig, folder: RunFolder) -> bool:
-    """Whether the run goes on from a checkpoint: `resume` then loads one, or refuses."""
+    """Whether the run continues from a checkpoint, which `resume` then loads or refuses."""
     return config.run.resume not in NO_PATH or bool(store.paths(folder.checkpoints))
 
 
 def begun_shape(config: RunConfig, argv: list[str]) -> GPT2Shape | None:
-    """Shape of the run with `--init_from` that this command goes on with, as its checkpoints tell;
-    None where there is no telling, or none. A folder that was not named is one that the same
-    command has begun."""
+    """The shape in the checkpoints of the `--init_from` run that this command continues, or None.
+    Without --run_dir that is the run that the same command began."""
     if not config.model.init_from or config.run.resume == "never":
         return None
     named = config.run.run_dir
@@ -148,8 +147,8 @@ def begun_shape(config: RunConfig, argv: list[str]) -> GPT2Shape | None:
 
 
 def resume(s: Session, environment: dict[str, Any]) -> Progress:
-    """Load the newest good checkpoint into the session; every process reads the same files. A run
-    that begins with what was trained elsewhere saves that first, for it may go away or change."""
+    """Load the newest good checkpoint into the session; every process reads the same files. A new
+    run with --init_from first saves those weights, because the source may change or go away."""
     main = s.group.ranks.is_main
     checkpoint = _to_resume(s.config.run.resume, s.folder, set_aside=main)
     if checkpoint is None:
@@ -193,8 +192,8 @@ def resume(s: Session, environment: dict[str, Any]) -> Progress:
 
 
 def environment_changes(checkpoint: store.Checkpoint, environment: dict[str, Any]) -> list[str]:
-    """What is no longer as it was where bits depend on it: equal bits are promised where nothing
-    is, elsewhere the same data in the same order."""
+    """What changed in the environment that the bits depend on. If nothing did, equal bits are
+    promised; otherwise only the same data in the same order."""
     return differences(checkpoint.state["environment"], environment)
 
 
@@ -220,8 +219,8 @@ def _to_resume(
 
 
 def _continuation(path: Path, folder: RunFolder, *, set_aside: bool) -> store.Checkpoint | None:
-    """The newest checkpoint of `folder`, where a run begun elsewhere at `path` has gone on in it:
-    then the same command goes on from there, even if `path` is gone."""
+    """The newest checkpoint of `folder`, if a run resumed from `path` has already continued there.
+    The same command then continues from it, even if `path` is gone."""
     if _is_of(path, folder):
         return None
     own = store.latest(folder.checkpoints, set_aside=set_aside)
@@ -242,8 +241,8 @@ def _is_of(path: Path, folder: RunFolder) -> bool:
 
 
 def load_checkpoint(s: Session, checkpoint: store.Checkpoint) -> Progress:
-    """Put a checkpoint's weights, moments, scale and guard into the session. CheckpointError where
-    its state, though its hashes are right, is not one that a run has written."""
+    """Load a checkpoint's weights, moments, loss scale and guard into the session. CheckpointError
+    if its hashes are right but its state is not one that a run has written."""
     cpu, state = torch.device("cpu"), checkpoint.state
     load_weights(s.model, checkpoint.model(cpu))
     load_optimizer(s.model, s.trainable.optimizer, checkpoint.optimizer(cpu))
@@ -257,8 +256,8 @@ def load_checkpoint(s: Session, checkpoint: store.Checkpoint) -> Progress:
 
 
 def _pieces(s: Session, pieces: int, then: dict[str, Any], now: dict[str, Any]) -> int:
-    """Into how many parts each micro-batch is cut: where memory was short on this device, to as
-    many sequences as fitted."""
+    """Into how many parts to cut each micro-batch: if memory was short on this device before, so
+    many that a part has no more sequences than fitted then."""
     if pieces == 1 or then.get("device") != now["device"]:
         return 1
     before, rows_now = int(then["micro_batch_size"]), s.plan.micro_batch_size

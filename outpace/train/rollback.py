@@ -1,4 +1,4 @@
-"""Going back after too many bad steps, to an older checkpoint, and on behind their data."""
+"""Rolling back after too many bad steps: to an older checkpoint, then on past the bad data."""
 
 from outpace.checkpoint import store
 from outpace.checkpoint.retention import is_due, on_the_way
@@ -14,9 +14,9 @@ CLEAN_STEPS = 10
 
 
 def roll_back(s: Session, progress: Progress, diverged: Diverged) -> Progress:
-    """Load the newest checkpoint that `CLEAN_STEPS` good steps followed, or else the oldest, or
-    else what the run began with, and go on behind the data that led here. NumericsError when the
-    run has rolled back too often."""
+    """Load the newest checkpoint that was followed by `CLEAN_STEPS` good steps, else the oldest,
+    else the initial weights, and skip the data up to here. NumericsError if the run has rolled back
+    too often."""
     if progress.lineage >= s.config.safety.max_rollbacks:
         raise NumericsError(
             "NON-FINITE",

@@ -63,8 +63,7 @@ LENGTH = re.compile("--max[_-](?:steps|tokens)(=.*)?")
 def plan_run(
     config: RunConfig, set_by: SetBy, ranks: distributed.Ranks, *, make_data: bool = False
 ) -> tuple[Plan, Machine, Mixture, torch.device]:
-    """Everything up to the plan. Nothing is written, but for the default dataset with
-    `make_data`."""
+    """Everything up to the plan. Writes nothing, except the default dataset with `make_data`."""
     device = choose_device(config.compute.device, ranks.local_rank)
     mixture = open_mixture(config.data.dataset, make=make_data, is_main=ranks.local_rank == 0)
     plan, machine = plan_for(config, set_by, ranks, facts_of(mixture, config), device)
@@ -78,14 +77,14 @@ def plan_for(
     facts: DatasetFacts,
     device: torch.device,
 ) -> tuple[Plan, Machine]:
-    """The plan of a run on this machine, on a dataset of which these facts are known."""
+    """The plan of a run on this machine, on a dataset with these facts."""
     machine = _share(detect(device.type), ranks)
     plan = make_plan(config, set_by, machine, facts, ranks.world_size, capabilities(device))
     return plan, machine
 
 
 def _share(machine: Machine, ranks: distributed.Ranks) -> Machine:
-    """Processes of one host that train on its CPU share its memory."""
+    """The machine as one process sees it: processes on the CPU of one host share its memory."""
     here = ranks.local_world_size
     if machine.device != "cpu" or here == 1:
         return machine
@@ -98,7 +97,7 @@ def _share(machine: Machine, ranks: distributed.Ranks) -> Machine:
 
 @switches_put_back()
 def run(config: RunConfig, set_by: SetBy, argv: list[str], stop: StopRequest) -> tuple[int, Path]:
-    """Train. Returns the exit code (0 or 75) and the run folder; raises OutpaceError else."""
+    """Train. Returns the exit code (0 or 75) and the run folder, or raises OutpaceError."""
     # Before a dataset is made, or anything measured.
     config = take_shape(config, set_by, begun_shape(config, argv))
     ranks = distributed.from_environment()
@@ -124,7 +123,8 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str], stop: StopRequest) ->
         if ranks.world_size > 1:
             check_alike(group, same | _told(config, plan), MEASURED)
         watchdog = _watchdog(config, folder, ranks)
-        # Assembling refuses a model, optimiser or dataset that cannot serve; only then write.
+        # Assemble first: it refuses an unusable model, optimiser or dataset before anything is
+        # written.
         session = assemble(
             config,
             plan,
@@ -174,7 +174,7 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str], stop: StopRequest) ->
             raise
         raise known from error
     finally:
-        with contextlib.ExitStack() as last:  # from the last to the first, whatever fails
+        with contextlib.ExitStack() as last:  # runs in reverse order, all of it, whatever fails
             if lock is not None:
                 last.callback(lock.release)
             if session is not None:
@@ -188,8 +188,9 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str], stop: StopRequest) ->
 
 
 def _tell_of_others(config: RunConfig, folder: RunFolder, argv: list[str]) -> None:
-    """Where this very command does not go on with the run that it began, since `--dataset auto`
-    finds another dataset than it did, or with one that it continues but for its length."""
+    """Mention a run that the user may mean to continue, but which this command does not: one that
+    this very command began, when `--dataset auto` found another dataset; or one that differs only
+    in its length."""
     for other, began in runs_begun():
         if other == folder:
             continue
@@ -219,8 +220,8 @@ def _but_for_length(argv: list[str]) -> list[str]:
 
 
 def _check_hellaswag(config: RunConfig, set_by: SetBy, plan: Plan, mixture: Mixture) -> None:
-    """DataError when questions that were asked for by a flag are not there; else that is noted, for
-    nobody reads of a score that is missing."""
+    """If there are no HellaSwag questions: DataError if a flag asked for them, else a note, since a
+    missing score is easily overlooked."""
     e = config.evaluation
     if plan.hellaswag_limit == 0 or mixture.tokenizer != "gpt2" or Path(e.hellaswag_path).exists():
         return
@@ -235,8 +236,8 @@ def _check_hellaswag(config: RunConfig, set_by: SetBy, plan: Plan, mixture: Mixt
 
 
 def _is_finished(folder: RunFolder, plan: Plan) -> bool:
-    """Whether the run was trained to its last step, and its checkpoint is good: then only an
-    evaluation may be missing."""
+    """Whether the run was trained to its last step and that checkpoint is good, so that at most an
+    evaluation is missing."""
     with contextlib.suppress(UsageError, OSError):
         state = read_state(folder)
         if state["state"] == "finished" and state.get("last_step") == plan.max_steps:
@@ -246,7 +247,7 @@ def _is_finished(folder: RunFolder, plan: Plan) -> bool:
 
 
 def _check_room(config: RunConfig, plan: Plan, folder: RunFolder) -> None:
-    """StorageError without space for the checkpoints that will exist at the same time."""
+    """StorageError if there is no space for the checkpoints that will exist at the same time."""
     if not config.run.space_check:
         return
     below = existing_folder(folder.root)
@@ -274,7 +275,7 @@ def _watchdog(config: RunConfig, folder: RunFolder, ranks: distributed.Ranks) ->
 
 
 def _told(config: RunConfig, plan: Plan) -> dict[str, Any]:
-    """What all processes must have alike, beside the run's identity."""
+    """What must be equal in all processes, beside the run's identity."""
     evaluation = {k: v for k, v in vars(config.evaluation).items() if k != "hellaswag_path"}
     questions = Path(config.evaluation.hellaswag_path)
     digest = sha256_file(questions)[:8] if plan.hellaswag_limit and questions.is_file() else "none"
@@ -282,7 +283,7 @@ def _told(config: RunConfig, plan: Plan) -> dict[str, Any]:
 
 
 def _check_agreement(group: distributed.Group, step: int) -> None:
-    """All processes must be at the same step: they read the run folder each for themselves."""
+    """CheckpointError unless all processes, which each read the run folder, are at one step."""
     if not group.agrees(step):
         raise CheckpointError(
             "RANKS-DISAGREE",
@@ -314,7 +315,7 @@ def _write_start(
 
 
 def _changed_settings(folder: RunFolder, config: RunConfig) -> list[str]:
-    """What the command line asks otherwise than the one before it."""
+    """What this command line sets differently from the run's previous one."""
     try:
         before = tomllib.loads(folder.config.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -329,8 +330,8 @@ def _changed_settings(folder: RunFolder, config: RunConfig) -> list[str]:
 
 
 def _write_end(s: Session, progress: Progress, finished: bool, before: bool) -> None:
-    """Tell how it ended, and write it down; the record of a run that was finished `before` stays
-    that of the process that trained it."""
+    """Print and record how the run ended. If it was finished `before`, its record stays that of the
+    process that trained it."""
     last = _last_checkpoint(s.folder)
     where = f"{progress.step:,} of {s.plan.max_steps:,} steps"
     if finished:

@@ -28,9 +28,9 @@ def save(
     *,
     due: bool | None = None,
 ) -> None:
-    """Save a checkpoint by the protocol of `checkpoint.store`; the first process writes, behind the
-    training. `due`, whether a rollback may go there, follows from the step unless it is given.
-    Every process calls this."""
+    """Save a checkpoint by the protocol of `checkpoint.store`. Every process calls this; the first
+    one writes, in the background. `due` says whether a rollback may return to it; by default, if
+    the step is a multiple of --save_every_steps."""
     if s.config.safety.guard:
         _check_replicas(s)
     if not s.group.ranks.is_main:
@@ -93,7 +93,7 @@ def save(
 
 
 def _sync_records(folder: RunFolder) -> None:
-    """Make the records of the steps before a checkpoint survive what the checkpoint survives."""
+    """Write the records of the steps before a checkpoint through to the disk, as it is itself."""
     for path in (folder.metrics, folder.evals, folder.samples, folder.events):
         with contextlib.suppress(OSError), open(path, "r+b") as f:
             os.fsync(f.fileno())
@@ -111,7 +111,7 @@ def validation_losses(folder: RunFolder) -> dict[int, float]:
 
 
 def _check_replicas(s: Session) -> None:
-    """PeerLost when the processes' weights are no longer the same bits."""
+    """PeerLost if the processes' weights are no longer bit-identical."""
     if s.group.ranks.world_size == 1:
         return
     mine = checksum(s.model)
@@ -126,8 +126,8 @@ def _check_replicas(s: Session) -> None:
 
 @torch.no_grad()
 def checksum(model: torch.nn.Module) -> int:
-    """A number that any one changed bit of the weights changes; made on the device."""
+    """A checksum of the weights, computed on the device: any single changed bit changes it."""
     total = torch.zeros((), dtype=torch.int64, device=next(model.parameters()).device)
     for place, p in enumerate(model.parameters(), 1):
         total += place * p.detach().contiguous().view(torch.int32).sum(dtype=torch.int64)
-    return int(total) & (1 << 63) - 1  # without its sign, for its negative is sent, too
+    return int(total) & (1 << 63) - 1  # positive, because `Group.agrees` also sends its negative
