@@ -1,8 +1,8 @@
-"""Which checkpoints stay: the newest few, milestones, and the best by validation loss.
+"""Which checkpoints are kept: the newest few, milestones, and the best by validation loss.
 
-Only those count that verify and that lie on the way to where the run is: not those of another
-run in the same folder, nor those that a rollback left behind. One that a stop or a signal asked for
-takes no place of one that was due: a rollback would find others than without the stop.
+Only checkpoints count that verify and that led to where the run is now: not those of another run in
+the same folder, nor those that a rollback abandoned. A checkpoint saved because of a stop or signal
+never replaces a regular one: otherwise an interrupted run would roll back to another step.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from outpace.core.errors import StorageError
 from outpace.core.log import warn
 
 LEAST = 2
-"""Good checkpoints that are always left."""
+"""Good checkpoints that are always kept."""
 
 
 @dataclass
@@ -24,11 +24,11 @@ class Retention:
     """What to keep of one run's checkpoints."""
 
     last: int = LEAST
-    """How many of the newest."""
+    """How many of the newest to keep."""
     every_steps: int = 0
-    """When they are due; 0: at the end only."""
+    """Steps between regular checkpoints; 0: at the end only."""
     milestone_every_steps: int = 0
-    """Keep every checkpoint whose step is a multiple; 0: none."""
+    """Keep every checkpoint whose step is a multiple of this; 0: none."""
     best: bool = False
     """Keep the one with the lowest validation loss."""
     verified: set[Path] = field(default_factory=set)
@@ -42,9 +42,9 @@ class Retention:
         left_at: Sequence[int] = (),
         losses: Mapping[int, float] | None = None,
     ) -> list[Path]:
-        """Let go of what need not be kept, and return it. `left_at[i]` is the step at which the
-        run left lineage i; `losses` is validation loss by step. Touches nothing when the newest
-        does not verify, or when fewer than two would be left."""
+        """Delete what need not be kept, and return it. `left_at[i]` is the step at which the run
+        left lineage i; `losses` is the validation loss by step. Deletes nothing if the newest does
+        not verify, or if fewer than two good ones would be left."""
         candidates = [p for p in store.paths(folder) if store.run_of(p) in (run, "", None)]
         way = [p for p in candidates if on_the_way(p, left_at)]
         if not way or not self._good(way[-1]):
@@ -61,10 +61,10 @@ class Retention:
         return [p for p in candidates if p not in stay and self._let_go(p)]
 
     def lasting(self, due: Sequence[Path], oldest: int = 0) -> tuple[list[Path], int]:
-        """Those of `due`, oldest first, that are there whatever the losses were and whenever the
-        run was interrupted, since a rollback goes by them; and the step of the oldest that is no
-        milestone. `oldest` is that step as of the rollback before: what is older, the run has
-        let go of since, or would have."""
+        """Those of `due`, oldest first, that exist whatever the losses were and however the run was
+        interrupted, because a rollback may use no others; and the step of the oldest of them that
+        is not a milestone. `oldest` is that step at the previous rollback: an uninterrupted run
+        would have deleted anything older by now."""
         newest = [p for p in due if store.step_of(p) >= oldest][-max(self.last, LEAST) :]
         lasting = [p for p in due if p in newest or self._is_milestone(p)]
         return lasting, store.step_of(newest[0]) if newest else oldest
@@ -74,7 +74,7 @@ class Retention:
         return set(itertools.islice(good, max(self.last, LEAST)))
 
     def _let_go(self, path: Path) -> bool:
-        """Delete a checkpoint. One that cannot be deleted is warned of: it is no reason to stop."""
+        """Delete a checkpoint; warn if that fails, which is no reason to stop training."""
         try:
             store.discard(path)
         except OSError as error:
@@ -95,14 +95,14 @@ class Retention:
 
 
 def on_the_way(path: Path, left_at: Sequence[int]) -> bool:
-    """Whether a run that left lineage i at step `left_at[i]` has passed through a checkpoint."""
+    """Whether a run that left lineage i at step `left_at[i]` went through this checkpoint."""
     lineage, step = store.place(path) or (0, 0)
     return lineage <= len(left_at) and all(step <= left for left in left_at[lineage:])
 
 
 def is_due(path: Path, every_steps: int) -> bool:
-    """Whether a checkpoint is one that the run makes every so many steps: so many as it made them
-    at that time, which its manifest says, or else `every_steps`."""
+    """Whether this is a regular checkpoint: as its manifest says, since the interval may have
+    changed; else by `every_steps`."""
     with contextlib.suppress(*store.UNREADABLE):
         if isinstance(due := store.read_manifest(path).get("due"), bool):
             return due

@@ -1,5 +1,5 @@
-"""Saving behind the training: the training thread waits for a copy in host memory; a writer thread
-hashes it, writes it and commits it. One save at a time. What fails is raised by the next `poll`.
+"""Saving in the background: the training thread waits only for a copy in host memory; a writer
+thread hashes, writes and commits it. One save at a time. If it fails, the next `poll` raises.
 """
 
 import threading
@@ -18,18 +18,18 @@ from outpace.core.units import gib
 
 RETRY_AFTER_S = 1.0
 SPARE_BYTES = 1 << 30
-"""Host memory that a copy leaves to others."""
+"""Host memory that a copy leaves free."""
 Files = Mapping[str, Tensors]
 """File name -> tensors by name."""
 Write = Callable[[Files], Path]
 """Commits tensors and returns the checkpoint's folder."""
 Done = Callable[[Path, float, float], None]
-"""Told of a committed checkpoint, the seconds that training waited, and those it took in all."""
+"""Called with a committed checkpoint, the seconds that training waited, and the seconds in all."""
 
 
 class Saver:
-    """Commits checkpoints behind the training or, where memory is short or `background` is off, in
-    front of it."""
+    """Commits checkpoints in the background, or while training waits if memory is short or
+    `background` is off."""
 
     def __init__(self, *, background: bool) -> None:
         self.background = background
@@ -37,11 +37,11 @@ class Saver:
         self._error: Exception | None = None
         self._buffers: dict[str, dict[str, torch.Tensor]] = {}
         self._waited_s = 0.0
-        """For the save before, since the last one began: a part of the next one's stall."""
+        """Seconds waited for the previous save; they count as part of the next one's stall."""
 
     def save(self, files: Files, write: Write, done: Done) -> None:
-        """Commit `files`. Waits for the save before, if it is still under way, and raises what that
-        failed with; what this one fails with is `poll`'s to tell."""
+        """Commit `files`. First waits for the previous save, and raises if that failed; if this one
+        fails, `poll` raises."""
         self.wait()
         started = time.perf_counter() - self._waited_s
         self._waited_s = 0.0
@@ -61,13 +61,13 @@ class Saver:
         self._thread = thread
 
     def poll(self) -> None:
-        """Raise what a save failed with, once."""
+        """Raise, once, what a save failed with."""
         error, self._error = self._error, None
         if error is not None:
             raise error
 
     def wait(self) -> None:
-        """Return when nothing is being written; raises what failed."""
+        """Return when nothing is being written; raises if a save failed."""
         self.close()
         self.poll()
 
@@ -93,7 +93,7 @@ class Saver:
                 time.sleep(RETRY_AFTER_S)
                 try:
                     path = write(files)
-                except CheckpointError:  # the name is taken, by the first try
+                except CheckpointError:  # the first try has taken the name
                     raise error from None
             seconds = time.perf_counter() - started
             done(path, seconds if stall_s is None else stall_s, seconds)
@@ -101,8 +101,8 @@ class Saver:
             self._error = error
 
     def _copy(self, files: Files) -> Files | None:
-        """The tensors in host memory of our own, or None when that is short. The next save
-        overwrites the copy."""
+        """A copy of the tensors in host memory, or None if memory is short. The next save reuses
+        its buffers."""
         try:
             copied = {
                 file: {name: self._copy_one(file, name, t) for name, t in tensors.items()}
@@ -131,7 +131,7 @@ class Saver:
 
 
 def check_finite(files: Files) -> None:
-    """NumericsError when a tensor holds what is not a number: such a state is never saved."""
+    """NumericsError if a tensor holds NaN or infinity: such a state is never saved."""
     for file, tensors in files.items():
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):

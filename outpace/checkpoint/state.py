@@ -1,4 +1,4 @@
-"""The state of training, to tensors by name and back: weights, moments, loss scaler."""
+"""Training state to tensors by name, and back: weights and the optimiser's moments."""
 
 from typing import Any
 
@@ -24,8 +24,8 @@ def optimizer_tensors(
 def load_optimizer(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
 ) -> None:
-    """Put `optimizer_tensors` back, and nothing else. CheckpointError when they belong to another
-    model."""
+    """Restore `optimizer_tensors`, dropping any other state. CheckpointError if they belong to
+    another model."""
     parameters = dict(model.named_parameters())
     optimizer.state.clear()
     for full_name, tensor in tensors.items():

@@ -1,18 +1,23 @@
-"""The commit protocol: how a checkpoint comes to be, is checked and is found.
+"""The commit protocol: how a checkpoint is written, verified and found.
 
     checkpoints/step-00001000/model.safetensors  optimizer.safetensors  state.json  MANIFEST.json
     checkpoints/LATEST      the newest one's name: a hint for people, never trusted
 
-Saving: a temporary folder; each file hashed while it is written, then fsynced; the manifest with
-size and SHA-256 of each file, what it is a checkpoint of, and a hash of itself, fsynced; fsync of
-the folder; rename to its final name, which never overwrites; fsync of the parent. Only then is it
-committed, and only then are older ones deleted (retention.py). A kill or power loss at any point
-leaves the older checkpoints and, at most, a temporary folder that the next start removes.
+To save a checkpoint:
 
-A run that rolled back goes on as a new lineage, and names its checkpoints `step-00001000-r1`: the
-newest checkpoint is that of the highest lineage, then of the highest step.
+1. write each file to a temporary folder, hashing it on the way, and fsync it;
+2. write and fsync the manifest: size and SHA-256 of each file, what it is a checkpoint of, and a
+   hash of itself;
+3. fsync the folder, rename it to its final name, which never overwrites, and fsync the parent.
 
-Tensors are safetensors and all else JSON: loading runs no code.
+Only then is it committed, and only then are older ones deleted (retention.py). A kill or power loss
+at any point leaves the older checkpoints and, at most, a temporary folder that the next start
+removes.
+
+A run that rolled back continues as a new lineage, whose checkpoints are named `step-00001000-r1`.
+The newest checkpoint is the one with the highest lineage, then the highest step.
+
+Tensors are safetensors, the rest is JSON: loading runs no code.
 """
 
 import contextlib
@@ -42,13 +47,14 @@ FORMAT = 2
 READABLE = (1, 2)
 """Format 1 had no run, lineage, tokens or hashes of settings in its manifest."""
 UNKNOWN_FORMAT = "its format is"
-"""With this begins the fault of what another release wrote: whole, but not ours to judge."""
+"""How `fault` begins for a checkpoint of another release, which may be fine but cannot be judged
+here."""
 MODEL, OPTIMIZER, STATE, MANIFEST = (
     "model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json",
 )  # fmt: skip
 LATEST = "LATEST"
 SLACK_BYTES = 1 << 18
-"""Room for names, JSON and the file system's own books, besides the tensors."""
+"""Room for file names, JSON and the file system's metadata, besides the tensors."""
 MOST_MANIFEST_BYTES = 1_000_000
 _NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,17})(?:-r([1-9][0-9]{0,5}))?")
 _TEMPORARY = re.compile(
@@ -61,23 +67,23 @@ _DTYPES = {
     torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 UNREADABLE = OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError
-"""What reading something that may hold anything raises."""
+"""What may be raised by reading a file with arbitrary content."""
 NOT_DAMAGE = {
     errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EPERM, errno.ESTALE,
     errno.ETIMEDOUT,
 }  # fmt: skip
-"""A file that cannot be read just now, or by this user, is none the worse."""
+"""Errors that do not mean a file is damaged: it cannot be read just now, or by this user."""
 LISTINGS = 5
-"""How often a reader looks again at checkpoints that the run deletes meanwhile."""
+"""How often a reader lists checkpoints again when the run deletes them meanwhile."""
 Tensors = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a checkpoint is a checkpoint of; in its manifest."""
+    """What a checkpoint is a checkpoint of; part of its manifest."""
 
     run: str = ""
-    """Made up when a run starts; the same through all its interruptions."""
+    """Random name, made when a run starts and kept through all interruptions."""
     lineage: int = 0
     """How often the run has rolled back."""
     tokens: int = 0
@@ -85,7 +91,7 @@ class Origin:
     dataset: str = ""
     environment_sha256: str = ""
     due: bool | None = None
-    """Whether it was made because the run makes one every so many steps."""
+    """Whether it was saved because of --save_every_steps."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ class Checkpoint:
         return _load_tensors(self.path / MODEL, device)
 
     def optimizer(self, device: torch.device) -> dict[str, torch.Tensor]:
-        """Moments by parameter; CheckpointError for a checkpoint of weights alone."""
+        """Moments by parameter; CheckpointError if the checkpoint holds only weights."""
         if not (self.path / OPTIMIZER).exists():
             raise CheckpointError(
                 "WEIGHTS-ONLY", f"{self.path} holds weights only", do="use it with --init_from"
@@ -124,13 +130,13 @@ def save(
 ) -> Path:
     """Commit a checkpoint of `step` below `folder` and return its path.
 
-    `tensors` maps file names to tensors by name. Raises StorageError, leaving nothing behind, when
-    the disk is full or fails or `folder` is gone, which is never made anew under a running process,
-    and CheckpointError when that step is already there.
+    `tensors` maps file names to tensors by name. Leaving nothing behind, raises StorageError if the
+    disk is full or fails, or if `folder` was deleted under the running process, and CheckpointError
+    if there already is a checkpoint of that step.
     """
     origin = origin or Origin()
     final = folder / name_of(step, origin.lineage)
-    if final.is_symlink() or final.is_file():  # which `paths` does not take for a checkpoint
+    if final.is_symlink() or final.is_file():  # `paths` ignores these
         _set_aside(final)
         warn(f"[CKPT-BAD] {final} is no folder, and was renamed")
     save_as(final, step, tensors, state, origin)
@@ -146,7 +152,7 @@ def save_as(
     state: dict[str, Any],
     origin: Origin | None = None,
 ) -> Path:
-    """`save` under a name of one's own, without a hint."""
+    """`save` under any name, without updating LATEST."""
     folder = final.parent
     temporary = folder / f".tmp-{step}-{uuid.uuid4().hex[:8]}"
     if final.exists():
@@ -164,8 +170,9 @@ def save_as(
         try:
             fsync_folder(folder)
         except OSError:
-            with contextlib.suppress(OSError):  # a disk that is read-only by now keeps the name
-                os.rename(final, temporary)  # a power loss could take it back: it is not committed
+            # Not committed, as a power loss could undo the rename: undo it here.
+            with contextlib.suppress(OSError):  # impossible if the disk is read-only by now
+                os.rename(final, temporary)
             raise
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -187,7 +194,7 @@ def size_of(tensors: Mapping[str, Tensors]) -> int:
 
 
 def check_space(folder: Path, need_bytes: int) -> None:
-    """Raise StorageError when `folder` has no room for a checkpoint of `need_bytes`."""
+    """Raise StorageError if `folder` has no room for a checkpoint of `need_bytes`."""
     free = shutil.disk_usage(folder).free
     if free < need_bytes + SLACK_BYTES:
         raise StorageError(
@@ -215,8 +222,8 @@ def step_of(path: Path) -> int:
 
 
 def fault(path: Path) -> str | None:
-    """Why the folder is not a whole checkpoint, or None when every hash is right. StorageError when
-    that cannot be told just now."""
+    """Why the folder is not a whole checkpoint, or None if every hash is right. StorageError if it
+    cannot be read just now."""
     try:
         manifest = read_manifest(path)
         if manifest["format"] not in READABLE:
@@ -234,7 +241,7 @@ def fault(path: Path) -> str | None:
                 return f"{name} has the wrong size"
             if sha256_file(file) != entry["sha256"]:
                 return f"{name} does not have the SHA-256 it was written with"
-        # Right hashes can be made by anyone: what is opened next must be what it is taken for.
+        # Anyone can forge matching hashes, so check what is about to be opened.
         if type(manifest["step"]) is not int:
             return "its step is not a number"
         if not isinstance(json.loads((path / STATE).read_bytes()), dict):
@@ -252,26 +259,26 @@ def fault(path: Path) -> str | None:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint; ValueError, KeyError, TypeError or OSError when it is damaged.
-    Tells nothing of the other files."""
+    """The manifest of a checkpoint; ValueError, KeyError, TypeError or OSError if it is damaged.
+    Does not check the other files."""
     if (path / MANIFEST).stat().st_size > MOST_MANIFEST_BYTES:
         raise ValueError("the manifest is too large")
     text = (path / MANIFEST).read_bytes()
     manifest: dict[str, Any] = json.loads(text)
     body = {k: v for k, v in manifest.items() if k != "sha256"}
-    # Byte for byte as it was written: neither other spaces nor a key that occurs twice.
+    # Byte for byte as it was written: no other spacing, no key twice.
     if hashlib.sha256(_json(body)).hexdigest() != manifest["sha256"] or text != _json(manifest):
         raise ValueError("the manifest is damaged")
     return manifest
 
 
 def written_place(manifest: Mapping[str, Any]) -> tuple[int, int]:
-    """(lineage, step) that a manifest names; no lineage before format 2."""
+    """(lineage, step) in a manifest; format 1 had no lineage."""
     return manifest.get("lineage", 0), manifest["step"]
 
 
 def run_of(path: Path) -> str | None:
-    """The run that a manifest names; "" before format 2, None when it cannot be read."""
+    """The run in a manifest; "" in format 1, None if it cannot be read."""
     try:
         return str(read_manifest(path).get("run", ""))
     except UNREADABLE:
@@ -279,7 +286,7 @@ def run_of(path: Path) -> str | None:
 
 
 def load(path: Path) -> Checkpoint:
-    """Verify every hash of one checkpoint, and open it; CheckpointError when it is damaged."""
+    """Verify every hash of one checkpoint, and open it; CheckpointError if it is damaged."""
     if why := fault(path):
         if not path.is_dir():
             raise CheckpointError("NO-CKPT", f"{path} is gone", do="use a newer one of the run")
@@ -299,7 +306,7 @@ def _refuse_other_release(path: Path, why: str) -> None:
 
 
 def open_verified(path: Path) -> Checkpoint:
-    """Open a checkpoint in which `fault` found nothing; hashes nothing again."""
+    """Open a checkpoint that `fault` has verified, without hashing it again."""
     manifest = read_manifest(path)
     lineage, step = written_place(manifest)
     state = json.loads((path / STATE).read_text())
@@ -307,9 +314,9 @@ def open_verified(path: Path) -> Checkpoint:
 
 
 def latest(folder: Path, *, set_aside: bool = True) -> Checkpoint | None:
-    """The newest checkpoint that verifies; None when there is none. Bad newer ones are warned
-    of, and renamed out of the way with `set_aside`, which needs the run's lock; when none is good,
-    or another release wrote a newer one, CheckpointError: training never restarts silently."""
+    """The newest checkpoint that verifies; None if there is none. Warns about bad newer ones, and
+    with `set_aside`, which needs the run's lock, renames them out of the way. CheckpointError
+    if all are bad, or another release wrote a newer one: training never restarts silently."""
     for _ in range(LISTINGS):
         listed = paths(folder)
         bad: list[tuple[Path, str]] = []
@@ -359,15 +366,15 @@ def paths(folder: Path) -> list[Path]:
 
 
 def discard(path: Path) -> None:
-    """Delete a checkpoint: out of its name first, so that half of one is never taken for whole."""
+    """Delete a checkpoint. It is renamed first, so that a half-deleted one is never found."""
     doomed = path.with_name(f".del-{uuid.uuid4().int % 10**6}-{uuid.uuid4().hex[:8]}")
     os.rename(path, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a killed save, prune or replacement of a record left, and only that. Call with
-    the run's lock held."""
+    """Remove what a killed save, prune or replacement of a record left behind, and nothing else.
+    Call with the run's lock held."""
     for path in _remains(folder):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -390,7 +397,7 @@ def _remains(folder: Path) -> list[Path]:
 
 
 def weights_sha256(tensors: Tensors) -> str:
-    """SHA-256 over names, shapes and bytes, in order of name: equal weights, equal hash."""
+    """SHA-256 over names, shapes and bytes, sorted by name: equal weights have equal hashes."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name} {tuple(tensors[name].shape)} ".encode())
@@ -408,8 +415,8 @@ def _load_tensors(path: Path, device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def _write_tensors(path: Path, tensors: Tensors) -> dict[str, Any]:
-    """Write the safetensors format in one pass, hashing, with no copy of all tensors in memory:
-    length of the header (u64), header in JSON padded to 8 bytes, then the raw tensors."""
+    """Write and hash a safetensors file in one pass, without a copy of all tensors: length of the
+    header (u64), header in JSON padded to 8 bytes, then the raw tensors."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, tensor in tensors.items():
