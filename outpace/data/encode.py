@@ -1,8 +1,8 @@
-"""A chunk of text to tokens: a pure function of the chunk and the work to be done, so that threads,
-other processes and other machines may do it, and the result is the same.
+"""From a chunk of text to tokens: a pure function of the chunk and the work to be done, so threads,
+other processes and other machines all give the same result.
 
-What one document alone decides is decided here (empty, filtered, contaminated); what depends on
-others (copies, split, limits, the borders of shards) is the consumer's (prepare.py).
+What depends on one document alone is decided here (empty, filtered, contaminated); what depends on
+others (copies, split, limits, shard borders) is left to the consumer (prepare.py).
 """
 
 import functools
@@ -26,16 +26,16 @@ from outpace.tokenizer.ids import Ids
 from outpace.tokenizer.shared import shared
 
 REASONS = ("", "empty", "filtered", "contaminated", "exact copy", "near duplicate")
-"""Why a document is left out, by number; 0 is kept. The last two are not decided here."""
+"""Why a document is left out, by number; 0 is kept. The last two are decided in ledger.py."""
 KEPT, EMPTY, FILTERED, CONTAMINATED, COPY, NEAR = range(6)
 DIGEST = "xxh3-64"
 CHECKED = 1024
-"""One document in so many is encoded again with tiktoken, chosen by its hash."""
+"""One document in so many, chosen by its hash, is encoded again with tiktoken as a check."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """All that decides what becomes of a chunk. It can be pickled."""
+    """Everything that decides how a chunk is encoded. It can be pickled."""
 
     tokenizer: str = "gpt2"
     engine: str = "auto"
@@ -44,17 +44,17 @@ class Work:
     near_duplicates: bool = False
     decontaminate: tuple[Benchmark, ...] = ()
     cut_fraction: float | None = None
-    """Documents are to be cut in two, the last this share of their characters."""
+    """If set, each document is cut in two, the second part this share of its characters."""
 
 
 @dataclass
 class Piece:
-    """Some documents of a chunk, in order, as tokens; arrays have an entry a document."""
+    """Some documents of a chunk, in order, as tokens; arrays have one entry per document."""
 
     first: int
     """Number in the chunk of the first document."""
     ids: Ids
-    """Tokens of all documents, without end-of-text; of what is left out, none."""
+    """Tokens of all documents that are kept, without end-of-text."""
     lengths: Int64
     digests: UInt64
     """`digest` of the text."""
@@ -65,7 +65,7 @@ class Piece:
     notes: dict[str, int] = field(default_factory=dict)
     labels: list[str] | None = None
     details: dict[int, str] = field(default_factory=dict)
-    """More on why a document is left out, by its place in the piece."""
+    """More about why a document is left out, by its place in the piece."""
     sketches: UInt64 | None = None
     sketch_sizes: Int64 | None = None
     beginnings: list[str] | None = None
@@ -78,14 +78,14 @@ class Piece:
 
 
 def encode_chunk(chunk: Chunk, work: Work, skip: int = 0) -> Iterator[Piece]:
-    """Yield the pieces of a chunk, but for those that lie wholly in its first `skip` documents."""
+    """Yield the pieces of a chunk, except those wholly within its first `skip` documents."""
     for first, batch in batches(chunk, work):
         if first + batch_len(batch) > skip or (batch.notes and not skip):
             yield encode(chunk, first, batch, work)
 
 
 def batches(chunk: Chunk, work: Work) -> Iterator[tuple[int, Batch]]:
-    """(number of the first document, batch) of a chunk: the part that is done in order."""
+    """(number of the first document, batch) of a chunk: the part of the work that is in order."""
     first = 0
     for batch in chunk.read(columns_of(work.filters)):
         yield first, batch
@@ -97,8 +97,8 @@ def batch_len(batch: Batch) -> int:
 
 
 def encode(chunk: Chunk, first: int, batch: Batch, work: Work) -> Piece:
-    """One batch to one piece. DataError for tokens beyond the vocabulary, and for a difference
-    between tokenisers."""
+    """Encode one batch. DataError for tokens beyond the vocabulary, or if the check with the other
+    tokenizer finds a difference."""
     tokenizer = tokenizer_of(work)
     if batch.lengths is not None:
         return _pass_through(chunk, first, batch, tokenizer, work)
@@ -163,8 +163,8 @@ def _pass_through(
 
 
 def digest(data: Buffer) -> int:
-    """64-bit hash of a document. XXH3, as a cryptographic hash costs a tenth of all the work: it
-    tells texts apart, and not by an enemy's choice, which 64 bits never do."""
+    """64-bit hash of a document. XXH3, because a cryptographic hash would cost a tenth of all the
+    work; 64 bits would not resist deliberate collisions in any case."""
     return xxhash.xxh3_64_intdigest(data)
 
 
@@ -183,7 +183,7 @@ def tokenizer_of(work: Work) -> Tokenizer:
 
 
 def _encodable(batch: Batch) -> tuple[list[str], Sequence[Buffer]]:
-    """Texts and their UTF-8, lone surrogates replaced once and for all."""
+    """Texts and their UTF-8, with lone surrogates replaced."""
     texts = batch.texts
     if batch.encoded is not None:
         return texts, batch.encoded
@@ -236,8 +236,8 @@ def reference(name: str) -> Tokenizer:
 
 
 def cut_of(text: str, fraction: float) -> int:
-    """Where the last `fraction` of a text begins, at a line's start if one is near; its length for
-    a text of one character, which has no last part."""
+    """Where the last `fraction` of a text begins: at the start of a line if one is near. A text of
+    one character is not cut, so its length."""
     if len(text) < 2:
         return len(text)
     at = min(max(1, round(len(text) * (1 - fraction))), len(text) - 1)

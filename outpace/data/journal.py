@@ -1,8 +1,8 @@
-"""`.prepare.json`, where an interrupted preparation goes on; and the files beside it that grow.
+"""`.prepare.json`, from which an interrupted preparation continues, and the growing files beside.
 
-It is replaced whenever a shard is finished, and says how much of everything else counts:
-half-filled shards, hashes of the documents so far, the list of what was left out. What stands
-behind that was written after it, and is cut off.
+It is replaced whenever a shard is finished, and records the valid length of everything else:
+half-filled shards, hashes of the documents so far, the list of what was left out. Anything beyond
+that length was written later and is cut off.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ class Journal:
 
     spec: str
     settings: dict[str, Any]
-    """What `spec` is a hash of, but for the text, as the manifest will say it."""
+    """The settings behind `spec`, as the manifest will record them."""
     stamps: str = ""
     shards: list[ShardFile] = field(default_factory=list)
     chunk: int = 0
@@ -40,7 +40,7 @@ class Journal:
     """Bytes of the growing files that count."""
     ledger: dict[str, Any] = field(default_factory=dict)
     decision: dict[str, Any] | None = None
-    """How the split is made where the fraction alone would leave one side empty."""
+    """How to split if the fraction alone would leave one side empty."""
 
     def write(self, folder: Path) -> None:
         replace_json(folder / JOURNAL, asdict(self))
@@ -73,7 +73,7 @@ class Journal:
 
 
 class Growing:
-    """A file beside the shards that is appended to, and cut back where a restart goes on."""
+    """A file beside the shards that is appended to, and truncated when a restart continues it."""
 
     def __init__(self, folder: Path, name: str, size: int) -> None:
         self.path, self.size = folder / GROWING[name], size
@@ -97,7 +97,7 @@ class Growing:
         self.size += len(data)
 
     def read(self) -> bytes:
-        """What counts of it, as it is on disk."""
+        """Its valid part."""
         if not self.size:
             return b""
         if self._file is not None:
@@ -106,7 +106,7 @@ class Growing:
             return f.read(self.size)
 
     def save(self) -> int:
-        """Bring it to the disk; its size."""
+        """Flush it to the disk; returns its size."""
         try:
             if self._file is not None:
                 self._file.flush()

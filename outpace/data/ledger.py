@@ -1,5 +1,5 @@
-"""What is decided of documents in their order: which are copies, on which side of the split they
-fall, where a limit ends the work; and the counts of it all.
+"""Decisions that need the documents in order: which are copies, on which side of the split each
+falls, where a limit is reached; and the counts.
 """
 
 import json
@@ -27,7 +27,7 @@ from outpace.data.sketch import THRESHOLD, NearDuplicates
 RECORD = np.dtype([("digest", "<u8"), ("why", "u1")])
 """A document in `.documents.tmp`."""
 MOST_LABELS = 2000
-"""Places that documents come from, counted; beyond twice that the rarest are forgotten."""
+"""How many places of origin are counted; beyond twice as many the rarest are dropped."""
 
 
 @dataclass(frozen=True)
@@ -46,21 +46,21 @@ class Rules:
 
 @dataclass
 class Judged:
-    """A piece from its document `start` on, up to `stop`."""
+    """The documents `start` to `stop` of a piece, with the decisions on them."""
 
     piece: Piece
     start: int
     stop: int
     why: UInt8
-    """Reason a document of the piece, or 0."""
+    """For each document of the piece why it is left out, or 0."""
     val: Bools
     shares: dict[int, float] = field(default_factory=dict)
-    """Of near duplicates: how much of their sketch was seen."""
+    """For near duplicates: the share of their sketch that was seen before."""
 
 
 @dataclass
 class Ledger:
-    """The counts so far, in a form that the journal keeps; and the sets behind them."""
+    """The counts so far, which the journal saves, and the sets behind them."""
 
     rules: Rules
     documents: int = 0
@@ -71,7 +71,8 @@ class Ledger:
     lowest: int = 2**64 - 1
     highest: int = 0
     candidates: int = 0
-    """Documents that are kept, or would be without a limit; lowest and highest hash of them."""
+    """Documents that are kept, or would be without a limit; `lowest` and `highest` are the extremes
+    of their hashes."""
     notes: dict[str, int] = field(default_factory=dict)
     labels: dict[str, list[int]] = field(default_factory=dict)
     """Documents and tokens kept of each place."""
@@ -106,8 +107,8 @@ class Ledger:
         return self.full and (self.rules.val_fraction == 0 or self.kept["val"] > 0)
 
     def judge(self, piece: Piece, start: int, held_out: bool | None = None) -> Judged:
-        """Decide on the documents of a piece from `start` on. `held_out` says which side of the
-        split all of it is on, where that is known."""
+        """Decide on the documents of a piece from `start` on. `held_out`, if given, says on which
+        side of the split all of them are."""
         why = piece.removed.copy()
         fresh = why[start:] == KEPT
         if self.rules.copies:
@@ -127,7 +128,7 @@ class Ledger:
         return judged
 
     def _validation(self, piece: Piece, start: int) -> Bools:
-        """Which documents are validation, wherever they end up."""
+        """Which documents belong to validation, kept or not."""
         match self.rules.decision:
             case {"rule": "lowest", "digest": digest}:
                 return np.equal(piece.digests, np.uint64(digest))
@@ -156,8 +157,8 @@ class Ledger:
                 self.near.add(sketch)
 
     def _limit(self, judged: Judged) -> None:
-        """Find where the limit is reached, and leave out what comes after it but for the first
-        validation document."""
+        """Find where the limit is reached, and leave out all that follows, except the first
+        validation document if there is none yet."""
         kept = np.flatnonzero(judged.why == KEPT)
         kept = kept[kept >= judged.start]
         sizes = judged.piece.lengths[kept] + 1
@@ -181,8 +182,8 @@ class Ledger:
             judged.stop = int(found[0]) + 1
 
     def account(self, judged: Judged, start: int, stop: int, place: str) -> bytes:
-        """Count documents `start` up to `stop` of a piece, all from `place` if they do not say
-        where from; their records."""
+        """Count the documents `start` to `stop` of a piece, which come from `place` unless they
+        have labels. Returns their records."""
         piece, why = judged.piece, judged.why[start:stop]
         self.documents += stop - start
         candidates = piece.digests[start:stop][(why == KEPT) | (why == BEYOND)]
@@ -253,6 +254,6 @@ class Ledger:
 
 
 BEYOND = 255
-"""Kept, were it not for the limit."""
+"""Would be kept but for the limit."""
 FINAL = (FILTERED, CONTAMINATED)
-"""Reasons of the document alone: copies of it are judged anew."""
+"""Reasons that depend on the document alone: a copy of it gets the same reason, not COPY."""

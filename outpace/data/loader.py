@@ -1,8 +1,8 @@
 """Micro-batches of a rank, read ahead by a thread.
 
-Step `s` covers the samples [s G, (s + 1) G), G sequences a global batch. Rank r of W takes the r-th
-of W equal runs of them, and cuts it into its micro-batches. How far training is, is therefore one
-integer, the step, and any number of processes sees the same global batch.
+With G sequences in a global batch, step `s` covers the samples [s G, (s + 1) G). Rank r of W takes
+the r-th of W equal runs of them, and cuts it into its micro-batches. So the position in the data is
+one integer, the step, and any number of processes sees the same global batch.
 """
 
 import math
@@ -22,9 +22,9 @@ from outpace.data.order import Order, OrderSpec, Samples, Source
 from outpace.data.staging import Arrival, Staging
 
 AHEAD = 4
-"""Steps kept ready."""
+"""Steps read ahead."""
 AT_ONCE = 1024
-"""Samples whose places are worked out together."""
+"""Samples whose places in the data are computed together."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class MicroBatch:
     tokens: torch.Tensor
     """(B, T + 1) int64."""
     position: int
-    """Place of this micro-batch in the global batch."""
+    """Index of this micro-batch in the global batch."""
 
     @property
     def inputs(self) -> torch.Tensor:
@@ -74,7 +74,7 @@ class _Known:
 
 
 class Loader:
-    """Iterate over the steps of the training splits, from any step on."""
+    """The batches of the training splits, starting at any step."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Loader:
         self._check_size(mixture)
 
     def _check_size(self, mixture: Mixture) -> None:
-        """DataError when a step would read a sample twice."""
+        """DataError if there is so little data that a step would read a sample twice."""
         rows = zip(mixture.datasets, self.streams, self.order.blocks, mixture.shares, strict=True)
         for dataset, stream, blocks, share in rows:
             if blocks < (needed := math.ceil(share * self.shape.sequences_per_step)):
@@ -115,18 +115,18 @@ class Loader:
                 )
 
     def read(self, samples: Samples, out: UInt16) -> None:
-        """Fill the rows of `out` (n, T + 1), a row a sample."""
+        """Fill the rows of `out` (n, T + 1) with one sample each."""
         for number, stream in enumerate(self.streams):
             rows = np.flatnonzero(samples.source == number)
             if len(rows):
                 stream.read_rows(samples.start[rows], out, rows)
 
     def read_step(self, step: int, out: UInt16) -> None:
-        """Fill `out` with all that this rank has of a step."""
+        """Fill `out` with this rank's samples of a step."""
         self.read(self._samples(step), out)
 
     def _samples(self, step: int) -> Samples:
-        """This rank's samples of a step; those of the next steps are worked out with them."""
+        """This rank's samples of a step; computed together with those of the next steps."""
         rows = self.shape.sequences_of_rank
         known = self._known
         if known is None or not known.first <= step < known.last:
@@ -139,7 +139,7 @@ class Loader:
         return known.samples[at : at + rows]
 
     def micro_batch(self, step: int, micro_step: int) -> MicroBatch:
-        """Read one micro-batch of this rank, by itself and into the host's memory."""
+        """Read a single micro-batch of this rank into host memory."""
         s = self.shape
         position = s.rank * s.gradient_accumulation_steps + micro_step
         rows = np.empty((s.micro_batch_size, self.spec.context + 1), np.uint16)
@@ -162,7 +162,7 @@ class Loader:
         def read_ahead() -> None:
             try:
                 if self.device.type == "cuda":
-                    torch.cuda.set_device(self.device)  # a thread begins on the first one
+                    torch.cuda.set_device(self.device)  # a new thread starts on GPU 0
                 rows, width = self.shape.sequences_of_rank, self.spec.context + 1
                 staging = Staging(self.device, rows, width, number=2)
                 for step in range(first, last):
@@ -170,7 +170,7 @@ class Loader:
                         return
                     self.read_step(step, staging.buffer().numpy())
                     put(staging.send())
-            except BaseException as error:  # handed to the consumer, which raises it
+            except BaseException as error:  # the consumer raises it
                 put(error)
 
         thread = threading.Thread(target=read_ahead, name="outpace-loader", daemon=True)

@@ -1,4 +1,4 @@
-"""Whose turn it is when several datasets are mixed by weight: a fixed sequence of slots, repeated.
+"""Which dataset comes next when several are mixed by weight: a fixed sequence of slots, repeated.
 
 The shares are exact, and at every position the number of samples taken from a dataset differs from
 its share of all samples by less than one. That is the chairman assignment problem (Tijdeman 1980,
@@ -19,7 +19,8 @@ import numpy as np
 from outpace.data.arrays import Int64
 
 MOST_SLOTS = 1 << 16
-"""Weights of up to four decimals are exact; others are rounded to a multiple of a 65,536th."""
+"""Longest sequence. Weights of up to four decimals are exact; others are rounded to multiples of
+1/65,536."""
 
 
 class Shares:
@@ -29,7 +30,7 @@ class Shares:
         counts = slots(weights)
         self.period = sum(counts)
         self.exact = [Fraction(count, self.period) for count in counts]
-        """Share of each dataset, as it is taken."""
+        """Share of each dataset, after rounding."""
         self._counts = np.array(counts, np.int64)
         self._source = sequence(tuple(counts))  # (period,)
         self._rank = np.empty(self.period, np.int64)  # place of a slot among its dataset's
@@ -44,8 +45,8 @@ class Shares:
 
 
 def slots(weights: Sequence[Fraction]) -> list[int]:
-    """Slots of each dataset in one period: the weights themselves where a period of MOST_SLOTS can
-    hold them, else rounded by largest remainder, and at least one."""
+    """Slots of each dataset in one period: the exact weights if they fit in MOST_SLOTS, else
+    rounded by largest remainder, at least one each."""
     assert weights and min(weights) > 0, weights
     shares = [weight / sum(weights, Fraction(0)) for weight in weights]
     period = math.lcm(*(share.denominator for share in shares))

@@ -1,15 +1,14 @@
-"""Which tokens each sample is: a pure function of (seed, spec, position).
+"""Which tokens each sample has: a pure function of (seed, spec, position).
 
 A dataset is one stream of tokens. Its sample number `turn` reads `context + 1` tokens from
 
     start = phase(epoch) + context * block,   epoch, i = divmod(turn, blocks),
     block = permutation(i)
 
-where the permutation of each epoch is a Feistel network over [0, blocks), and the phase moves the
-windows' borders between epochs. Which dataset a position of the run belongs to, and the number of
-its turn, is said by its share (`mixing.py`). Nothing is stored, no sample repeats within an epoch
-of its dataset, and neither the number of processes nor the micro-batch changes which samples a
-step sees.
+where the permutation of each epoch is a Feistel network over [0, blocks), and the phase shifts the
+windows' borders between epochs. With several datasets, `mixing.py` decides which one a position
+belongs to, and its turn there. Nothing is stored, no sample repeats within an epoch of its dataset,
+and neither the number of processes nor the micro-batch size changes which samples a step sees.
 """
 
 import functools
@@ -26,37 +25,37 @@ from outpace.data.mixing import Shares
 
 ROUNDS = 6
 VERSION = 2
-"""Of the order: a run keeps to the one it began with."""
+"""Version of the order, part of a run's identity: a run never changes it."""
 
 
 @dataclass(frozen=True)
 class OrderSpec:
-    """How datasets are cut into samples, and what may follow what."""
+    """How datasets are cut into samples and shuffled."""
 
     context: int
-    """Tokens of a sample (T); it reads one more, the last target."""
+    """Tokens of a sample (T); one more is read, the last target."""
     seed: int
     chunk: int = 1
-    """Windows that lie one after the other in the stream and are read so."""
+    """Consecutive windows that stay together when shuffled."""
     phase: bool = True
-    """Whether the windows' borders move between epochs."""
+    """Whether the windows' borders shift between epochs."""
     bos_aligned: bool = False
     """Samples begin where documents do (`documents.py`); they have no phase."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What the order needs to know of a dataset."""
+    """What the order needs to know about a dataset."""
 
     tokens: int
     weight: Fraction = Fraction(1)
     starts: Int64 | None = None
-    """Where its samples begin, if not at the multiples of the context."""
+    """Where its samples begin, if not at multiples of the context."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Where samples are, each array with one entry a sample."""
+    """Where samples are; each array has one entry per sample."""
 
     source: Int64
     epoch: Int64
@@ -87,12 +86,12 @@ class Order:
         self._sides = np.array([sides(int(n)) for n in self._chunks], np.uint64).T
 
     def samples(self, first: int, count: int) -> Samples:
-        """The samples at the positions [first, first + count), at least one."""
+        """The samples at positions [first, first + count); count is at least 1."""
         return self.at(np.arange(first, first + count, dtype=np.int64))
 
     def at(self, positions: Int64) -> Samples:
-        """The samples at these positions, at least one. A call costs about as much as a thousand
-        samples do."""
+        """The samples at these positions, at least one. The overhead of a call is about the cost of
+        a thousand samples."""
         source, turn = self.shares.turns(positions)
         epoch, place = np.divmod(turn, self.blocks[source])
         pairs, which = np.unique(epoch * len(self.blocks) + source, return_inverse=True)
@@ -114,8 +113,8 @@ class Order:
         return int(_keys(self.spec.seed, source, epoch)[ROUNDS] % np.uint64(self.spec.context))
 
     def _permuted(self, place: Int64, source: Int64, keys: UInt64) -> Int64:
-        """The block at each place of an epoch. Chunks are permuted as wholes; the blocks that fill
-        none come last, and a rotation makes those others in each epoch."""
+        """The block at each place of an epoch. Whole chunks are permuted; the blocks left over come
+        last. A rotation makes other blocks left over in each epoch."""
         chunk, blocks = self.spec.chunk, self.blocks[source]
         if chunk == 1:
             return permute(place, blocks, self._sides[:, source], keys)
@@ -130,12 +129,12 @@ class Order:
 
 
 def permute(index: Int64, size: Int64, side: UInt64, keys: UInt64) -> Int64:
-    """Map each index (n,) in [0, size) by a permutation of [0, size) that its keys (ROUNDS or
-    more, n) choose; `side` (2, n) holds `sides` of each size.
+    """Permute each index (n,) within [0, size), by the permutation that its keys (at least ROUNDS,
+    n) choose; `side` (2, n) holds `sides` of each size.
 
-    A Feistel network over pairs of numbers below two sides whose product is hardly larger than the
-    size; what falls beyond the size walks on until it is inside (Black and Rogaway 2002, "Ciphers
-    with arbitrary finite domains").
+    A Feistel network over a rectangle with these sides, whose area is hardly larger than the size.
+    A result beyond the size is permuted again until it is inside, "cycle walking" (Black and
+    Rogaway 2002, "Ciphers with arbitrary finite domains").
     """
     out = _rounds(index.astype(np.uint64), side, keys).view(np.int64)
     todo = np.flatnonzero(out >= size)
@@ -153,7 +152,7 @@ def _rounds(x: UInt64, side: UInt64, keys: UInt64) -> UInt64:
         mixed *= np.uint64(0x9E3779B97F4A7C15)
         mixed ^= mixed >> np.uint64(32)
         mixed *= np.uint64(0xD6E8FEB86659FD93)
-        mixed >>= np.uint64(29)  # the high bits, and room for the sum
+        mixed >>= np.uint64(29)  # keep the high bits, leaving room for the sum
         mixed += left
         mixed %= a
         left, right, a, b = right, mixed, b, a
@@ -162,7 +161,7 @@ def _rounds(x: UInt64, side: UInt64, keys: UInt64) -> UInt64:
 
 
 def sides(size: int) -> tuple[int, int]:
-    """Two sides, as equal as can be, of a rectangle of at least `size` places."""
+    """The sides, as equal as possible, of a rectangle with at least `size` places."""
     a = math.isqrt(max(1, size) - 1) + 1
     return a, -(-max(1, size) // a)
 

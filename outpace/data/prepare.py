@@ -1,9 +1,10 @@
-"""Documents to shards: one pass over a source, restartable, the result independent of the number
-of workers, of the engine, and of interruptions.
+"""Documents to shards: one restartable pass over a source. The result does not depend on the number
+of workers, the engine, or interruptions.
 
-An engine (threads.py, by default) turns the source's chunks to pieces of tokens, in order. Here
-they are judged (ledger.py) and written (writer.py). The journal is written with every shard, so
-that the same command goes on where an earlier one ended.
+An engine (by default threads.py) turns the source's chunks into pieces of tokens, in order. The
+ledger decides which documents are kept and on which side of the split (ledger.py), and the writer
+writes them (writer.py). The journal is written with every shard, so that the same command continues
+where an earlier one ended.
 """
 
 import contextlib
@@ -57,13 +58,13 @@ from outpace.tokenizer import TOKENIZERS, Tokenizer
 from outpace.tokenizer.shared import preload, release
 
 Engine = Callable[[Sequence[Task], Work], Generator[tuple[int, Piece], None, None]]
-"""Turns (number, chunk, documents to skip) to (number, piece), in order; closed, it stops."""
+"""Turns (number, chunk, documents to skip) into (number, piece), in order; closing it stops it."""
 SPLITS_BY = ("hash", "nanogpt")
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What decides the shards, besides the source."""
+    """Everything besides the source that decides what the shards hold."""
 
     tokenizer: str = "gpt2"
     val_fraction: float = 0.01
@@ -85,7 +86,7 @@ def prepare(
     engine: Engine | None = None,
     tokenizer_engine: str = "auto",
 ) -> Dataset:
-    """Tokenise `source` into `output` and return the dataset; continues what was interrupted."""
+    """Tokenise `source` into `output` and return the dataset; continues an interrupted run."""
     _check(options, source)
     started = time.perf_counter()
     workers = workers or usable_cores()
@@ -93,7 +94,7 @@ def prepare(
     preload(options.tokenizer, tokenizer_engine)
     work = work_of(options, tokenizer_engine)
     chunks = source.chunks()
-    reference(options.tokenizer)  # there is time: the other one is still being loaded
+    reference(options.tokenizer)  # load it now, while the fast one is still loading
     tokenizer = tokenizer_of(work)
     settings = _settings(source, options)
     spec, strict = (_spec(source, chunks, tokenizer, options, out) for out in ((), ("errors",)))
@@ -154,8 +155,9 @@ def _spec(
     options: PrepareOptions,
     without: Sequence[str],
 ) -> str:
-    """Hash of what decides the bytes of the shards, but for the text itself. Without `errors` it is
-    that of a preparation that met none, or would have ended."""
+    """Hash of everything that decides the bytes of the shards, except the text itself. `without`
+    names parts of the source's description to leave out: --errors makes no difference to a
+    preparation that met none."""
     left_out = {"normalisation", *without}
     described = {k: v for k, v in source.describe().items() if k not in left_out}
     sizes = [[c.size_bytes, c.documents] for c in chunks]
@@ -171,7 +173,7 @@ def _told(options: PrepareOptions) -> dict[str, Any]:
 
 
 def _settings(source: Source, options: PrepareOptions) -> dict[str, Any]:
-    """What a manifest says of a dataset's source and options, to say in what another differs."""
+    """Source and options as a manifest records them, to say in what another dataset differs."""
     return settings_in({"source": {"kind": source.name, **source.describe()},
                         "options": _told(options)})  # fmt: skip
 
@@ -179,7 +181,7 @@ def _settings(source: Source, options: PrepareOptions) -> dict[str, Any]:
 def _already_there(
     output: Path, specs: set[str], settings: dict[str, Any], chunks: Sequence[Chunk], work: Work
 ) -> Dataset:
-    """The finished dataset, if it is of this source."""
+    """The finished dataset, if it was made from this source; else DataError."""
     dataset = open_dataset(output)
     stamps = stamps_of(chunks)
     same = dataset.manifest.get("spec") in specs
@@ -196,8 +198,8 @@ def _already_there(
 
 
 class _Run:
-    """One preparation: as many passes as it needs, which is one, but for a source so small that the
-    fraction leaves one side of the split empty."""
+    """One preparation. It takes one pass, or two for a source so small that the fraction leaves one
+    side of the split empty."""
 
     def __init__(
         self,
@@ -257,7 +259,7 @@ class _Run:
         return open_dataset(self.output)
 
     def _tell_of_an_empty_side(self) -> None:
-        """Where validation is text of its own, and nothing of it or of the rest is left."""
+        """Warn if validation is separate text, and none of it, or of the training text, is left."""
         if isinstance(self.source, WithValidation):
             for split, text in (("train", "training"), ("val", "validation")):
                 if not self.ledger.kept[split]:
@@ -276,7 +278,7 @@ class _Run:
         )
 
     def _pass(self, engine: Engine) -> None:
-        """Read on from where the journal is, to the end or a limit."""
+        """Continue from where the journal is, to the end or to a limit."""
         work = self.work
         if (self.journal.decision or {}).get("rule") == "cut":
             work = replace(work, cut_fraction=self.options.val_fraction)
@@ -299,13 +301,13 @@ class _Run:
                     break
 
     def _is_validation(self, chunk: int) -> bool | None:
-        """Whether a chunk is validation; None where the split goes by document."""
+        """Whether a chunk is validation; None if the split is by document."""
         if not isinstance(self.source, WithValidation):
             return None
         return chunk >= self.source.validation_from
 
     def _decision(self) -> dict[str, Any] | None:
-        """How to split where the fraction left one side empty, though there is text for both."""
+        """How to split instead, if the fraction left one side empty but there is enough text."""
         ledger, fraction = self.ledger, self.options.val_fraction
         if fraction == 0 or self.held_out is not None or self.journal.decision is not None:
             return None
@@ -324,7 +326,7 @@ class _Run:
         return hashlib.sha256(records["digest"].tobytes()).hexdigest()
 
     def _check_second_pass(self) -> None:
-        """DataError when the source is no longer what the split was decided on."""
+        """DataError if the source has changed since the split was decided."""
         first = self.journal.decision
         if first is None or (self.ledger.full and first["documents"] > self.ledger.documents):
             return
@@ -363,7 +365,7 @@ class _Run:
 
 
 def _count(chunks: Sequence[Chunk], work: Work) -> int:
-    """Documents of a source, by reading where nobody knows."""
+    """Number of documents in a source, reading it where the number is not known."""
     total = 0
     for chunk in chunks:
         if chunk.documents is not None:

@@ -29,7 +29,7 @@ from outpace.data.stream import TokenStream
 from outpace.tokenizer import TOKENIZERS
 
 MANIFEST, JOURNAL = "manifest.json", ".prepare.json"
-"""Written last; and until then, the shards that are finished."""
+"""The manifest is written last; until then the journal lists the finished shards."""
 MANIFEST_FORMAT = 1
 CHECKED_AT_ONCE = 1 << 22
 """Tokens of a shard held in memory while it is verified."""
@@ -57,8 +57,8 @@ class Dataset:
 
     @property
     def unigram_entropy(self) -> float:
-        """Entropy of the training tokens' frequencies in nats: the loss of a model that knows
-        nothing but how common each token is."""
+        """Entropy of the training tokens' frequencies in nats: the loss of a model that knows only
+        how common each token is."""
         return float(self.manifest["unigram_entropy"])
 
     @property
@@ -85,7 +85,7 @@ class Dataset:
 
 
 def open_dataset(folder: Path) -> Dataset:
-    """Read a prepared folder's manifest and check that its shards are there and whole in size."""
+    """Read a prepared folder's manifest; check that its shards exist and have the right size."""
     path = folder / MANIFEST
     if not path.exists() and (folder / JOURNAL).exists():
         raise DataError(
@@ -147,7 +147,7 @@ def verify_dataset(dataset: Dataset) -> None:
 
 
 def _content_fault(dataset: Dataset, shard: ShardFile) -> DataError | None:
-    """What is wrong inside a shard that has the right hash: whoever wrote it erred."""
+    """What is wrong inside a shard whose hash is right: an error of the program that wrote it."""
     path, lengths_path = dataset.folder / shard.file, dataset.folder / shard.lengths
     if (found := read_header(path)) != shard.tokens:
         return damaged(path, f"it holds {found} tokens, the manifest says {shard.tokens}")

@@ -1,20 +1,21 @@
-"""Tokens on their way from the disk to the device: 2 bytes each until they are there.
+"""Tokens on their way from the disk to the device: 2 bytes each until they arrive.
 
-Read into pinned uint16 buffers by one thread, copied on a stream of their own beside the training,
-widened to the int64 of the embedding on the device. A buffer is filled again once its copy is done.
+One thread reads them into pinned uint16 buffers. They are copied on a separate CUDA stream during
+training, and widened on the device to the int64 that the embedding needs. A buffer is reused once
+its copy is done.
 """
 
 import torch
 
 
 class Arrival:
-    """Tokens that are on the device, or soon will be."""
+    """Tokens that are being copied to the device."""
 
     def __init__(self, tokens: torch.Tensor, copied: torch.cuda.Event | None) -> None:
         self._tokens, self._copied = tokens, copied
 
     def wait(self) -> torch.Tensor:
-        """(rows, T + 1) int64. What is queued on the current stream from now on finds them."""
+        """(rows, T + 1) int64, ready for whatever is queued on the current stream from now on."""
         if self._copied is not None:
             current = torch.cuda.current_stream(self._tokens.device)
             current.wait_event(self._copied)
@@ -23,7 +24,7 @@ class Arrival:
 
 
 class Staging:
-    """`number` buffers of (rows, T + 1), taken in turn."""
+    """`number` buffers of (rows, T + 1), used in turn."""
 
     def __init__(self, device: torch.device, rows: int, width: int, number: int) -> None:
         self.device, on_gpu = device, device.type == "cuda"
@@ -35,13 +36,13 @@ class Staging:
         self._turn = 0
 
     def buffer(self) -> torch.Tensor:
-        """The next buffer to fill; waits until the copy of what it held before is done."""
+        """The next buffer to fill; waits until its previous contents have been copied."""
         if (copied := self._copied[self._turn]) is not None:
             copied.synchronize()
         return self._buffers[self._turn]
 
     def send(self) -> Arrival:
-        """Begin to move what was filled in."""
+        """Begin to copy the buffer that was just filled."""
         buffer = self._buffers[self._turn]
         turn, self._turn = self._turn, (self._turn + 1) % len(self._buffers)
         if self._stream is None:

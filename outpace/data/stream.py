@@ -17,8 +17,8 @@ _PREADV = getattr(os, "preadv", None)  # not everywhere
 
 
 class TokenStream:
-    """Read with plain reads: a file cut short under us is a clear error, where a memory map would
-    kill the process. Threads may share it."""
+    """Uses plain reads: if a file is cut short meanwhile, they give a clear error, while a memory
+    map would kill the process. Threads may share it."""
 
     def __init__(self, folder: Path, files: list[str], vocab_size: int) -> None:
         self.folder, self.files, self.vocab_size = folder, files, vocab_size
@@ -33,7 +33,7 @@ class TokenStream:
         return self._first[-1]
 
     def read(self, start: int, out: UInt16) -> None:
-        """Fill `out` with the tokens from `start` on, over shard borders."""
+        """Fill `out` with the tokens from `start` on, across shard borders."""
         assert start >= 0 and start + len(out) <= len(self), (start, len(out), len(self))
         done = 0
         while done < len(out):
@@ -45,8 +45,8 @@ class TokenStream:
             done += take
 
     def read_rows(self, starts: Int64, out: UInt16, rows: Int64) -> None:
-        """Fill the given rows of `out` (any, T), contiguous, each with the tokens from its start
-        on: one system call a row, about a microsecond."""
+        """Fill the given rows of `out` (any, T), which is contiguous, with the tokens from each
+        start on: one system call per row, about a microsecond."""
         width = out.shape[1]
         shards = np.searchsorted(self._borders, starts, "right") - 1
         inside = starts + width <= self._borders[shards + 1]
@@ -57,7 +57,7 @@ class TokenStream:
             for i, (row, is_inside, shard, place) in enumerate(wanted):
                 buffer = into[row * size : (row + 1) * size]
                 if not (is_inside and self._pread(shard, buffer, place)):
-                    rest.append(i)  # over a border, or to say what is wrong
+                    rest.append(i)  # crosses a border, or failed: `read` says why
         filled = out if len(rows) == len(out) else out[rows]
         if filled.max(initial=0) >= self.vocab_size:
             rest = list(range(len(rows)))
@@ -93,7 +93,7 @@ class TokenStream:
         if shard not in self._open:
             if len(self._open) >= most_open_files():
                 self._open.pop(next(iter(self._open))).close()
-            # Again at each opening: the file may have been replaced since.
+            # Checked at each opening, as the file may have been replaced since.
             tokens = self._first[shard + 1] - self._first[shard]
             if _identity(path) != self._seen[shard] or read_header(path) != tokens:
                 raise damaged(path, "it was replaced while it was in use")
@@ -107,12 +107,12 @@ class TokenStream:
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    """Changes when a file is written again. Not its inode, which some network mounts make up."""
+    """Changes when a file is rewritten. Without its inode, which some network mounts invent."""
     found = path.stat()
     return found.st_size, found.st_mtime_ns
 
 
 def most_open_files() -> int:
-    """Shards kept open at once: a quarter of what the process may have open (`ulimit -n`)."""
+    """Shards kept open at once: at most a quarter of the process's limit (`ulimit -n`)."""
     allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return max(1, min(MOST_OPEN_FILES, allowed // 4 if allowed > 0 else MOST_OPEN_FILES))

@@ -1,7 +1,7 @@
-"""Pieces in order to shards, restartable: after each shard the journal says where to go on.
+"""From pieces, in order, to shards; after each shard the journal says where a restart continues.
 
-Everything here depends on the sequence of documents alone, neither on how these were cut into
-pieces nor on interruptions, so a restarted run writes the same bytes as one that was never stopped.
+The output depends only on the sequence of documents, not on how they were cut into pieces or on
+interruptions, so a restarted run writes the same bytes as one that was never stopped.
 """
 
 import itertools
@@ -59,7 +59,7 @@ class ShardWriter:
                 self._finish(split, chunk, judged.piece.first + at)
 
     def _overflow(self, judged: Judged, split: str, at: int) -> int:
-        """The first document from `at` on that does not fit the split's shard any more."""
+        """The first document from `at` on that no longer fits into the split's shard."""
         mine = np.flatnonzero(judged.why[at : judged.stop] == KEPT) + at
         if judged.piece.cuts is None:
             mine = mine[judged.val[mine] == (split == "val")]
@@ -99,7 +99,7 @@ class ShardWriter:
             self._append(split, self._marked(chosen, sizes), sizes + 1)
 
     def _write_cut(self, ids: UInt16, cut: int) -> None:
-        """The only document there is: its first part to training, its last to validation."""
+        """Of a single document: its first part goes to training, its last to validation."""
         for split, part in (("train", ids[:cut]), ("val", ids[cut:])):
             if len(part):
                 size = np.array([len(part)], np.int64)

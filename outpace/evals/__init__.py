@@ -1,4 +1,4 @@
-"""Level 4: what a model is worth. Evaluation never touches the training's random numbers."""
+"""Level 4: evaluation. It never touches the random numbers of training."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -8,15 +8,15 @@ import torch
 from outpace.config.presets import GPT2Shape
 
 KeepGoing = Callable[[float], bool]
-"""Asked between batches, with the share of the work that is done; False ends an evaluation early,
-without a result."""
+"""Called between batches with the share of the work done; False ends the evaluation early, without
+a result."""
 Visible = torch.Tensor | Sequence[torch.Tensor]
-"""Which tokens a token sees, (B, T, T); or, of the texts that one row holds end to end, a mask
-(1, T_i, T_i) each."""
+"""Which tokens a token sees: a mask (B, T, T); or, where one row holds texts end to end, a mask
+(1, T_i, T_i) for each text."""
 
 
 class LanguageModel(Protocol):
-    """What evaluation needs of a model."""
+    """What evaluation needs from a model."""
 
     shape: GPT2Shape
 

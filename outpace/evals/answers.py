@@ -1,4 +1,4 @@
-"""What a model answered, question by question: of its evaluation, or a file of `--details`."""
+"""A model's answers, question by question: from an evaluation, or a file of `--details`."""
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -18,12 +18,13 @@ PREDICTION = "pred"
 
 @dataclass(frozen=True)
 class Answers:
-    """One model's answers to a task under a protocol; lists and arrays have an entry a question."""
+    """A model's answers to a task under a protocol; lists and arrays have one entry per
+    question."""
 
     task: str
     protocol: str
     names: list[str]
-    """What tells each question from the others, whoever answered."""
+    """Identifies each question, the same for every model."""
     labels: list[int]
     sources: list[str]
     """The video or article that a question is about; its name where it has none."""
@@ -47,16 +48,16 @@ class Answers:
 
 
 def question_name(keys: Mapping[str, Any]) -> str:
-    """The name of a question, from the keys of its record. HellaSwag's `ind` alone will not do:
-    WikiHow and ActivityNet count apart, and 433 numbers belong to two questions."""
+    """The name of a question, from the keys of its record. HellaSwag's `ind` is not unique: WikiHow
+    and ActivityNet number their questions separately, and 433 numbers occur twice."""
     if "row" in keys:
         return f"row {keys['row']}"
     return f"{str(keys.get('source_id', '')).partition('~')[0]} {keys['ind']}".strip()
 
 
 def collect(examples: Iterable[JsonObject]) -> list[Answers]:
-    """Records of examples as Answers, one a task and protocol, in the order of the records.
-    ValueError, LookupError or TypeError where one is no record of an example."""
+    """Records of examples as Answers, one for each task and protocol, in the order of the records.
+    ValueError, LookupError or TypeError if one is not the record of an example."""
     groups: dict[tuple[str, str], list[JsonObject]] = {}
     for example in examples:
         key = str(example.get("task", "hellaswag")), str(example.get("protocol", "completion"))
@@ -92,7 +93,7 @@ def _answers(task: str, protocol: str, rows: Sequence[JsonObject]) -> Answers:
 
 
 def read(path: Path) -> list[Answers]:
-    """The file of `outpace evaluate --details`; DataError where it is none."""
+    """Read a file of `outpace evaluate --details`; DataError if it is not one."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
         found = collect([json.loads(line) for line in lines if line.strip()])

@@ -1,5 +1,5 @@
-"""Multiple choice: the continuation with the highest log-likelihood wins, or the one with the
-highest per token, character or byte. The first of equals, as `argmax` has it.
+"""Multiple choice: the continuation with the highest log-likelihood wins, in total or per token,
+character or byte. Of equals the first wins, as with `argmax`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -35,8 +35,8 @@ METRICS = {
 def tally(
     items: Sequence[Item], requests: Sequence[Request], scores: Scores, by: dict[str, Lengths]
 ) -> tuple[Record, list[Record]]:
-    """Accuracies of all items, and of each group that they belong to; and a record of each:
-    its keys, `label`, `pred`, a `pred_NAME` for each normaliser, and `log_likelihoods`."""
+    """Accuracies over all items and over each of their groups; and a record of each item: its keys,
+    `label`, `pred`, a `pred_NAME` for each normaliser, and `log_likelihoods`."""
     examples, at = [], 0
     for item in items:
         n = len(item.contexts)
@@ -69,7 +69,7 @@ def tally(
 def harness(
     items: Sequence[Item], requests: Sequence[Request], scores: Scores, protocol: str
 ) -> tuple[Record, list[Record]]:
-    """`tally` as lm-eval normalises."""
+    """`tally` with lm-eval's normalisation."""
     return tally(items, requests, scores, HARNESS)
 
 

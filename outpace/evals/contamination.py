@@ -1,4 +1,4 @@
-"""A benchmark's passages to be looked for in a corpus, and the record of those that were found."""
+"""The passages of a benchmark to look for in a corpus, and the record of those found."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -15,8 +15,8 @@ FORMAT = 1
 
 
 def passages(items: Sequence[Item]) -> Iterator[tuple[str, str]]:
-    """(name, text) of each question with each of its endings, as they would be in a document:
-    without the labels that PIQA and ARC are asked with."""
+    """(name, text) of each question with each of its endings, as a document would have them:
+    without the "Question:" and "Answer:" of PIQA's and ARC's prompts."""
     for item in items:
         name = question_name(item.keys)
         contexts = (
@@ -29,7 +29,7 @@ def passages(items: Sequence[Item]) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Contamination:
-    """Which questions of a task occur in a dataset."""
+    """The questions of a task that occur in a dataset."""
 
     task: str
     dataset: str
@@ -38,7 +38,7 @@ class Contamination:
     """Names of those found."""
 
     def clean(self, examples: Sequence[JsonObject]) -> JsonObject:
-        """Accuracies over the examples of all other questions; none where no other is left."""
+        """Accuracies over the examples of all other questions, if there are any."""
         (kept,) = answers.collect(examples)
         kept = answers.without(kept, self.questions)
         record: JsonObject = {"dataset": self.dataset, "questions": len(kept)}
@@ -48,12 +48,12 @@ class Contamination:
 
 
 def file_name(task: str, split: str = "train") -> str:
-    """Of the record in the dataset's folder."""
+    """Name of the record in the dataset's folder."""
     return f"contamination-{task}{'' if split == 'train' else f'-{split}'}.json"
 
 
 def read(path: Path) -> Contamination:
-    """The record that `outpace contamination` wrote; DataError where it is none."""
+    """Read a record of `outpace contamination`; DataError if it is not one."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["format"] != FORMAT:

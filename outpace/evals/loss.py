@@ -1,6 +1,6 @@
-"""Validation loss over a fixed range of tokens: the first ones of the split, in windows that do not
-overlap, the same for any batch and any number of processes; also in bits per byte, which does not
-depend on the tokenizer.
+"""Validation loss over the first tokens of the split, in windows that do not overlap: the same
+tokens for any batch size and number of processes. Also in bits per byte, which does not depend on
+the tokenizer.
 """
 
 import math
@@ -27,7 +27,7 @@ class Loss:
     """Mean loss over `tokens_scored` targets."""
 
     loss: float
-    """Nats a token."""
+    """Nats per token."""
     perplexity: float
     bits_per_byte: float
     tokens_scored: int
@@ -49,10 +49,9 @@ def validation_loss(
     batch_size: int | None = None,
     keep_going: KeepGoing = always,
 ) -> Loss | None:
-    """Score `tokens` targets. `loss_sum(idx, targets)` is the model's summed loss, `read(start,
-    out)` fills `out` from the split's stream. None if it was told to stop. A batch that does not
-    fit in memory is scored in halves; OutOfMemory, on all processes, when one window does not fit.
-    """
+    """Score `tokens` targets. `loss_sum(idx, targets)` is the model's summed loss; `read(start,
+    out)` fills `out` from the split's stream. None if told to stop. A batch that does not fit in
+    memory is scored in halves; OutOfMemory, in all processes, if a single window does not fit."""
     width = min(context, tokens)
     device = group.device
     batch_size = batch_size or max(1, BATCH_TOKENS[device.type] // width)
@@ -78,7 +77,7 @@ def validation_loss(
             break
         try:
             in_halves(score, mine[first : first + batch_size])
-        except OutOfMemory:  # told to the other processes first, who wait below
+        except OutOfMemory:  # raised below, once the waiting processes know
             total[3] += 1
             break
     nats, n_bytes, interrupted, failed = group.sum(total).tolist()

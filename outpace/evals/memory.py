@@ -1,4 +1,4 @@
-"""Evaluations that do not fit in memory: a batch in halves, down to one row at a time."""
+"""When an evaluation runs out of memory: batches are halved, down to one row at a time."""
 
 import gc
 from collections.abc import Callable, Sequence
@@ -13,9 +13,8 @@ T = TypeVar("T")
 
 
 def in_halves(work: Callable[[Sequence[T]], None], items: Sequence[T]) -> None:
-    """`work(items)`, or, where that runs out of memory, `work` on each half of them in turn, and so
-    on. `work` must have changed nothing when it raises. OutOfMemory when a single item does not
-    fit."""
+    """`work(items)`; if that runs out of memory, `work` on each half in turn, and so on. `work`
+    must change nothing when it raises. OutOfMemory if a single item does not fit."""
     try:
         return work(items)
     except (RuntimeError, MemoryError) as error:
@@ -23,7 +22,7 @@ def in_halves(work: Callable[[Sequence[T]], None], items: Sequence[T]) -> None:
             raise
         if len(items) == 1:
             raise no_memory() from error
-    gc.collect()  # only here, behind the handler, has the error released its tensors
+    gc.collect()  # outside the handler, where the error no longer holds tensors
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     middle = (len(items) + 1) // 2
@@ -32,7 +31,7 @@ def in_halves(work: Callable[[Sequence[T]], None], items: Sequence[T]) -> None:
 
 
 def no_memory() -> OutOfMemory:
-    """The error of an evaluation that does not fit even one row at a time."""
+    """The error of an evaluation that does not fit even with one row at a time."""
     return OutOfMemory(
         "EVAL-MEMORY",
         "an evaluation is out of memory with one sequence at a time",

@@ -1,6 +1,6 @@
-"""Questions in rows of a few lengths: a context once, its continuations behind it, several
-questions in a row. What a token sees, and its position, are as if each continuation came alone
-behind its context.
+"""Packing questions into rows of a few lengths: each context once, followed by its continuations,
+and several questions in a row. Masks and positions are as if each continuation followed its context
+alone.
 
     row:       c c c c a a a b b | c c c a b b b | . .
     position:  0 1 2 3 4 5 6 4 5   0 1 2 3 3 4 5   0 0
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 ROW_TOKENS = 512
-"""The shortest row; longer ones are this, doubled. Attention within a row costs its square."""
+"""The shortest row; longer ones are this doubled. The cost of attention is quadratic in it."""
 UNPADDED = 0
 
 
@@ -29,14 +29,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Tree:
-    """A context and what follows it, as a model reads it. The last token of a continuation is only
-    predicted, never read."""
+    """A context and its continuations, as a model reads them. The last token of a continuation is
+    predicted but not read."""
 
     context: list[int]
     branches: list[list[int]]
-    """Continuations, whole."""
+    """Whole continuations."""
     scores: list[int]
-    """Which score each branch adds to."""
+    """Index of the score that each branch adds to."""
 
     def __len__(self) -> int:
         """Tokens to read."""
@@ -45,10 +45,10 @@ class Tree:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one length, of whole trees each; or, unpadded, rows as long as they are."""
+    """Rows of whole trees, padded to one length, or unpadded."""
 
     width: int
-    """UNPADDED: the rows are laid end to end and are read as one."""
+    """Length of the rows. UNPADDED: they keep their own lengths and are read end to end as one."""
     rows: list[list[Tree]]
 
     @property
@@ -74,9 +74,9 @@ class Arrays:
 
 
 def trees(requests: Sequence[Request], limit: int) -> list[Tree]:
-    """A tree a request. One whose tokens reach beyond `limit` positions becomes a tree a
-    continuation, and loses the start of its context, as lm-eval does it (`_loglikelihood_tokens`:
-    the last limit + 1 tokens)."""
+    """One tree per request. A request longer than `limit` positions becomes one tree per
+    continuation, each of which loses the start of its context, as in lm-eval
+    (`_loglikelihood_tokens`: the last limit + 1 tokens)."""
     out, score = [], 0
     for r in requests:
         longest = max(map(len, r.continuations))
@@ -93,8 +93,8 @@ def trees(requests: Sequence[Request], limit: int) -> list[Tree]:
 
 
 def pack(all_trees: Sequence[Tree], batch_tokens: int, row_tokens: int = ROW_TOKENS) -> list[Batch]:
-    """All trees in batches of about `batch_tokens`, largest first. The rows of a length are dealt
-    out so that its batches have equally many, but for the last: few shapes, little padding."""
+    """All trees in batches of about `batch_tokens`, largest first. For each row length, all batches
+    but the last have equally many rows: few shapes, little padding."""
     by_width: dict[int, list[Tree]] = {}
     for tree in all_trees:
         width = row_tokens
@@ -112,8 +112,8 @@ def pack(all_trees: Sequence[Tree], batch_tokens: int, row_tokens: int = ROW_TOK
 
 
 def unpadded(all_trees: Sequence[Tree], batch_tokens: int) -> list[Batch]:
-    """All trees, largest first, a row each, in unpadded batches of about equally many tokens, at
-    most `batch_tokens` where no tree is longer."""
+    """All trees, largest first, one per row, in unpadded batches with about equally many tokens: at
+    most `batch_tokens`, unless a single tree is longer."""
     total = sum(map(len, all_trees))
     share = total / max(1, -(-total // batch_tokens))
     batches: list[Batch] = []

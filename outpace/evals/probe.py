@@ -1,5 +1,5 @@
-"""The loss on a fixed sequence that needs no dataset: a checkpoint that still gives the loss it was
-saved with is read back right, by the same model code.
+"""The probe: the loss on a fixed sequence, which needs no dataset. If a loaded checkpoint has the
+same loss as when it was saved, it was read correctly and the model code has not changed.
 """
 
 import contextlib
@@ -15,8 +15,8 @@ from outpace.runtime.switches import switches_put_back
 
 PROBE_TOKENS = 64
 RELATIVE_TOLERANCE = 1e-4
-"""How far two machines may differ: a hundred times the distance of the 124M model's fp32 probe from
-its value in fp64 (1e-6), which is what the order of a device's additions can do."""
+"""How far two machines may differ: a hundred times the rounding error of the 124M model's fp32
+probe (1e-6 from its value in fp64), the size of what another order of additions can change."""
 _M64 = (1 << 64) - 1
 
 
@@ -35,7 +35,7 @@ def probe_loss(model: nn.Module, vocab_size: int, context: int) -> float:
 
 
 def is_as_recorded(loss: float, recorded: Any) -> bool:
-    """Whether a probe's loss is the one that a checkpoint was saved with."""
+    """Whether a probe's loss equals the one that was saved with a checkpoint."""
     return isinstance(recorded, int | float) and math.isclose(
         loss, recorded, rel_tol=RELATIVE_TOLERANCE
     )
@@ -44,8 +44,8 @@ def is_as_recorded(loss: float, recorded: Any) -> bool:
 def changed_since(
     model: nn.Module, vocab_size: int, context: int, state: dict[str, Any]
 ) -> str | None:
-    """That a model with the weights of a checkpoint is not the one that was saved: its code is
-    another by now. None where it is the same, or the checkpoint's `state` has no probe."""
+    """How a model with a checkpoint's weights differs from the one that was saved, because its code
+    has changed. None if it does not, or if the checkpoint's `state` has no probe."""
     recorded = state.get("probe_loss")
     if not isinstance(recorded, int | float):
         return None

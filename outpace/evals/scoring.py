@@ -1,6 +1,6 @@
-"""Log-likelihoods of continuations. A context is read once for all that may follow it, many
-questions share a row (`packing.py`), and only the positions that predict a continuation go
-through the output head, which is most of the work of a small model.
+"""Log-likelihoods of continuations. A context is read once for all its continuations, many
+questions share a row (`packing.py`), and only the positions that predict a continuation go through
+the output head, which is most of the work of a small model.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,8 +20,8 @@ from outpace.runtime.precision import autocast
 BATCH_TOKENS = {"cuda": 32_768, "cpu": 4096}
 """Tokens read at once, by device."""
 HEAD_ROWS = {"cuda": 8192, "cpu": 128}
-"""Positions that go through the head at once; their logits take 3.3 GB and 26 MB at most, which a
-CPU's last cache about holds."""
+"""Positions that go through the head at once, by device. Their logits take at most 3.3 GB on a GPU
+and 26 MB on a CPU, about what its last-level cache holds."""
 
 T = TypeVar("T")
 Hidden = Callable[..., torch.Tensor]
@@ -29,14 +29,14 @@ Hidden = Callable[..., torch.Tensor]
 
 @dataclass(frozen=True)
 class Scores:
-    """Of each request's continuations, in their order."""
+    """The scores of each request's continuations, in order."""
 
     log_likelihoods: list[list[float]]
     """Sum of log p(token | all before it) in nats."""
     greedy: list[list[bool]]
-    """Whether every token was the most likely one; all False when it was not asked for."""
+    """Whether every token was the most likely one; all False unless asked for."""
     forward_tokens: int
-    """Tokens read for it by all processes together, padding included."""
+    """Tokens read by all processes together, padding included."""
 
 
 def compiled_hidden(model: LanguageModel) -> Hidden:
@@ -57,17 +57,17 @@ def score(
     keep_going: KeepGoing = always,
     hidden: Hidden | None = None,
 ) -> Scores | None:
-    """Score all requests, each process its share, each getting all results. None if one was told to
-    stop. `hidden` is the model's, perhaps compiled: the shapes it sees are few.
+    """Score all requests; each process scores its share and gets all results. None if one was told
+    to stop. `hidden` may be a compiled version of the model's, since there are only few shapes.
 
-    Requests longer than the model's context lose the start of theirs. A batch that does not fit in
-    memory is scored in halves; OutOfMemory, on all processes, when one row does not fit.
+    A request longer than the model's context loses the start of its own context. A batch that does
+    not fit in memory is scored in halves; OutOfMemory, in all processes, if a row does not fit.
     """
     ranks, device = group.ranks, group.device
     counts = [len(r.continuations) for r in requests]
     # nats and misses of each continuation; tokens read, processes that stopped or failed
     totals = torch.zeros(2 * sum(counts) + 3, dtype=torch.float64, device=device)
-    nats, misses, books = totals.split([sum(counts), sum(counts), 3])
+    nats, misses, status = totals.split([sum(counts), sum(counts), 3])
     every = trees(requests, model.shape.context)
     mine: list[Tree] = sorted(every, key=len)[ranks.rank :: ranks.world_size]
     budget = batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
@@ -78,20 +78,20 @@ def score(
         log_p, missed, to = _predict(model, read, batch, device, precision, greedy)
         nats.index_add_(0, to, log_p)
         misses.index_add_(0, to, missed)
-        books[0] += batch.tokens
+        status[0] += batch.tokens
 
-    # A GPU, and a compiled model, want few shapes; a CPU takes any, and has no time for padding.
+    # A GPU or a compiled model needs few shapes; on a CPU any shape will do, but padding costs.
     free = device.type == "cpu" and hidden is None
     total, done = sum(map(len, mine)), 0
     for batch in unpadded(mine, budget) if free else pack(mine, budget):
         if not keep_going(done / total):
-            books[1] += 1
+            status[1] += 1
             break
         done += sum(len(tree) for row in batch.rows for tree in row)
         try:
             in_halves(partial(work, batch.width), batch.rows)
-        except OutOfMemory:  # told to the other processes first, who wait below
-            books[2] += 1
+        except OutOfMemory:  # raised below, once the waiting processes know
+            status[2] += 1
             break
     values = group.sum(totals).tolist()
     tokens, stopped, failed = values[-3:]
@@ -112,11 +112,11 @@ def _predict(
     precision: str,
     greedy: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of each predicted token (N,): log p, 1 where another was likelier, the index of its score."""
+    """For each predicted token (N,): log p, 1 if another was likelier, the index of its score."""
     numbers = arrays(batch)
     idx, positions, question, branch = torch.from_numpy(numbers.layout).to(device)  # (B, T)
     places, tokens, to = torch.from_numpy(numbers.predictions).to(device)  # (N,)
-    if batch.width == UNPADDED:  # a mask for each of the texts in the one row
+    if batch.width == UNPADDED:  # one row, with a mask for each text in it
         parts = zip(question.split(batch.lengths, 1), branch.split(batch.lengths, 1), strict=True)
         visible: Visible = [_visible(*part) for part in parts]
     else:
@@ -137,8 +137,8 @@ def _predict(
 
 
 def _visible(question: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
-    """question, branch (B, T) -> (B, T, T): a token sees those before it of its own question, if
-    they are of the context or of its own branch."""
+    """question, branch (B, T) -> (B, T, T): a token sees the earlier tokens of its own question
+    that belong to the context or to its own branch."""
     T = question.size(1)
     before = torch.ones(T, T, dtype=torch.bool, device=question.device).tril()
     same = question[:, :, None] == question[:, None, :]
@@ -147,7 +147,7 @@ def _visible(question: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
 
 
 def _parted(values: list[T], counts: list[int]) -> list[list[T]]:
-    """`values` in lists of `counts`."""
+    """Split `values` into lists with these lengths."""
     out, at = [], 0
     for n in counts:
         out.append(values[at : at + n])

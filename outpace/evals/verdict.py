@@ -1,7 +1,7 @@
-"""Is one model better than another, and could chance have made the difference?
+"""Is one model better than another, or could the difference be chance?
 
-The answer is one of three. `beats`: the 95% interval of the difference lies above zero. `does not`:
-it lies below. `cannot tell`: it holds zero. Where both models answered the same questions, the
+There are three answers. `beats`: the 95% interval of the difference lies above zero. `does not`: it
+lies below. `cannot tell`: it contains zero. If both models answered the same questions, the
 closed-form interval, the bootstrap and McNemar's exact test must agree.
 """
 
@@ -21,19 +21,19 @@ BEATS, CANNOT_TELL, DOES_NOT = "beats", "cannot tell", "does not"
 
 @dataclass(frozen=True)
 class Paired:
-    """What only two models' answers to the same questions can show."""
+    """What is known if both models answered the same questions."""
 
     only_model: int
-    """Questions that the model alone had right."""
+    """Questions that only the model had right."""
     only_baseline: int
     both: int
     neither: int
     mcnemar_p: float
-    """Exact, two-sided: how often chance makes as many more, if neither is better."""
+    """Exact two-sided p-value: the probability of so large a difference if neither is better."""
     bootstrap_low: float
     bootstrap_high: float
     sources: int
-    """Videos and articles that the bootstrap drew again, each with all of its questions."""
+    """Videos and articles that the bootstrap resampled, each with all its questions."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Comparison:
     protocol: str
     metric: str
     questions: int
-    """That the model answered, and the baseline too where `paired` is there."""
+    """That the model answered; if `paired` is set, so did the baseline."""
     baseline_questions: int
     model: float
     baseline: float
@@ -73,8 +73,8 @@ class Comparison:
 
 
 def compare(model: Answers, baseline: Answers, metric: str) -> Comparison:
-    """Both models' answers to the questions that both were asked. DataError when there is none, or
-    the label of one differs. Both have the metric: `train.verdict.check` sees to it."""
+    """Compare both models' answers to the questions that both answered. DataError if there are
+    none, or if a label differs. Both must have the metric, which `train.verdict.check` ensures."""
     a, b = _same_questions(model, baseline)
     right_a, right_b = a.right[metric], b.right[metric]
     n, both = len(a), int((right_a & right_b).sum())
@@ -111,7 +111,7 @@ def compare(model: Answers, baseline: Answers, metric: str) -> Comparison:
 
 
 def compare_published(model: Answers, score: PublishedScore) -> Comparison:
-    """A model's answers, and a share that somebody else reported of `score.questions`."""
+    """Compare a model's answers with a published accuracy over `score.questions` questions."""
     right = model.right[score.metric]
     n, k = len(right), int(right.sum())
     interval = statistics.unpaired(k, n, score.value * score.questions, score.questions)
@@ -132,7 +132,7 @@ def compare_published(model: Answers, score: PublishedScore) -> Comparison:
 
 
 def overall(comparisons: Sequence[Comparison]) -> str:
-    """The one answer of all protocols; where they differ, nobody can tell."""
+    """The answer that all protocols give; if they differ, `cannot tell`."""
     answers = {c.answer for c in comparisons}
     return answers.pop() if len(answers) == 1 else CANNOT_TELL
 
