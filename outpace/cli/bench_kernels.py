@@ -17,9 +17,9 @@ Part = Literal["gemm", "copy", "attention", "cross_entropy", "adamw"]
 
 @dataclass
 class Options:
-    """Sustained rates of this machine: the products of GPT-2's linear maps forward and backward,
-    copies, every row of the attention and cross-entropy tables, AdamW. Kept as the calibration
-    that `outpace plan` predicts from."""
+    """Measure this machine's sustained rates: the products of GPT-2's linear maps forward and
+    backward, copies, every attention and cross-entropy backend, AdamW. They are saved as the
+    calibration from which `outpace plan` predicts."""
 
     model_size: str = "124M"
     """Published size, whose shapes are measured."""
@@ -34,7 +34,7 @@ class Options:
     seconds: Annotated[float | Auto, Range(0, 3600, above=True)] = "auto"
     """Length of each loop. auto: 2 on a GPU, 1 on a CPU."""
     quick: bool = False
-    """Loops of a twentieth of a second: an idea, not a measurement; no calibration is kept."""
+    """Loops of a twentieth of a second: a rough idea only, so no calibration is saved."""
     parts: tuple[Part, ...] = get_args(Part)
     """What to measure."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

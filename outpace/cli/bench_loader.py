@@ -11,7 +11,7 @@ from outpace.core.log import say
 
 @dataclass
 class Options:
-    """Our loader, the order of the data alone, and nanoGPT's get_batch, in turns on one thread."""
+    """Time outpace's loader, its data order alone, and nanoGPT's get_batch in turns on a thread."""
 
     nanogpt: Path | None = None
     """A checkout of karpathy/nanoGPT, whose get_batch is timed too."""

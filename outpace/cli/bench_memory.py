@@ -16,12 +16,12 @@ Part = Literal["attention", "step"]
 
 @dataclass
 class Options:
-    """Peak memory. Of attention's forward and backward at growing lengths, each in a new process.
-    And of a training step at a dozen settings: by the formula that a plan picks its micro-batch
-    with, counted under fake tensors (which needs neither the memory nor a GPU), measured."""
+    """Peak memory of attention's forward and backward at growing lengths, each in a new process;
+    and of a training step at a dozen settings: by the formula that the plan uses, as counted under
+    fake tensors (which needs neither the memory nor a GPU), and with --measure on a GPU."""
 
     parts: tuple[Part, ...] = get_args(Part)
-    """What to look at."""
+    """What to measure."""
     lengths: Annotated[tuple[int, ...], Range(1, 1_000_000)] = (512, 1024, 2048, 4096, 8192)
     """Sequence lengths T of attention, in tokens."""
     heads: Annotated[int, Range(1, 1000)] = 12

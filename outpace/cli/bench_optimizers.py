@@ -16,8 +16,8 @@ INSTEAD = {"optimizer": "--optimizers", "run_dir": "--work"}
 
 @dataclass
 class Options(RunConfig):
-    """Optimisers by what they reach: a training with each, at several learning rates, from the same
-    weights over the same batches. Takes train's flags, and goes on where it was stopped."""
+    """Compare optimisers by the loss they reach: a training run with each, at several learning
+    rates, from the same weights on the same batches. Takes train's flags; continues if stopped."""
 
     optimizers: tuple[str, ...] = ("adamw", "muon")
     """Rows of the optimiser table; the others are compared with the first."""

@@ -13,8 +13,8 @@ from outpace.core.log import say
 
 @dataclass
 class Options(RunConfig):
-    """Where the time of one training step goes: by part of GPT-2, each beside its floor, and as a
-    trace for Perfetto. Takes train's flags."""
+    """Where the time of one training step goes: by part of GPT-2, each beside its roofline bound,
+    and as a trace for Perfetto. Takes train's flags."""
 
     steps: Annotated[int, Range(1, 1000)] = 3
     """Steps to profile; as many are timed without the profiler."""

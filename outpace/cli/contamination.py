@@ -16,9 +16,9 @@ from outpace.core.log import say, show, show_json
 
 @dataclass
 class Options:
-    """Look for every run of 13 words that a prepared dataset shares with a question, its endings
-    included: case, punctuation and spacing do not matter. `outpace verdict` and `outpace evaluate`
-    then give the score without these questions beside the full one."""
+    """Find every question that shares 13 words in a row, in the question or its endings, with a
+    prepared dataset. Case, punctuation and spacing do not matter. `outpace verdict` and `outpace
+    evaluate` then also give the score without these questions."""
 
     dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
     """A prepared dataset: its folder, or its name below data/."""
@@ -29,8 +29,8 @@ class Options:
     words: Annotated[int, Range(2, 1000)] = 13
     """How many words in a row make an overlap (GPT-3's number)."""
     common: Annotated[float, Range(0, 10**9)] = 10.0
-    """Runs of words in more documents than this a 10^9 characters are stock phrases, and left
-    out."""
+    """Ignore runs of words that occur in more than this many documents per 10^9 characters, as
+    stock phrases."""
     hellaswag_path: Path = Path(HELLASWAG_PATH)
     """The questions, as `outpace prepare hellaswag` leaves them."""
     task_data: str = "data/tasks"

@@ -9,10 +9,10 @@ from outpace.core.log import show, show_json
 
 @dataclass
 class Options:
-    """Look at versions, threads, memory, GPUs, compiler, disks, locks and data. Changes nothing."""
+    """Check versions, threads, memory, GPUs, compiler, disks, locks and data. Changes nothing."""
 
     run: Path | None = None
-    """Look at this run folder, too: its state, its checkpoints' hashes, room for the next."""
+    """Also check this run folder: its state, its checkpoints' hashes, room for the next one."""
     json: bool = False
     """Print JSON only."""
 

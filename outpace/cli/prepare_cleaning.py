@@ -21,21 +21,21 @@ class CleaningOptions:
     """What is left out. Empty documents and exact copies always are."""
 
     limit_documents: Annotated[int | None, Range(1, 10**12)] = None
-    """Stop after so many documents."""
+    """Stop after this many documents."""
     filter: tuple[str, ...] = ()
     """Conditions that a document must meet, such as 'characters>=200', 'words<100000',
-    'language_score>=0.9', 'language==en'; other names than characters and words are columns."""
+    'language_score>=0.9', 'language==en'; names other than characters and words are columns."""
     near_duplicates: bool = False
-    """Leave out documents most of which is in earlier ones (MinHash of runs of five words);
-    of excerpts those of some 800 words and more."""
+    """Leave out documents that mostly repeat earlier ones (MinHash of runs of five words). Excerpts
+    of earlier documents are found from about 800 words on."""
     decontaminate: tuple[str, ...] = ()
-    """Leave out documents with thirteen words in a row of an evaluation: hellaswag, or NAME=FILE
-    (.jsonl with the field text, .txt)."""
+    """Leave out documents that share thirteen words in a row with an evaluation: hellaswag, or
+    NAME=FILE (.jsonl with the field text, .txt)."""
     split: Literal["hash", "nanogpt"] = "hash"
-    """Which documents are validation: those whose hash lies below --val_fraction; or nanoGPT's, by
-    its seed, which leaves nothing out, neither copies nor empty documents."""
+    """Which documents are validation. hash: by a hash of their text.
+    nanogpt: nanoGPT's own, by its seed; keeps every document, even copies and empty ones."""
     tokenizer_engine: Literal["auto", "fastokens", "tiktoken"] = "auto"
-    """Library that encodes. auto: fastokens where it is installed. Their ids are the same."""
+    """Tokenizer library; both give the same ids. auto: fastokens if it is installed."""
 
 
 def benchmarks(names: tuple[str, ...], output: Path) -> "tuple[Benchmark, ...]":

@@ -19,14 +19,14 @@ class EngineOptions:
     """Where the work is done. No choice changes a byte of the result."""
 
     engine: Literal["threads", "ray", "ranks"] = "threads"
-    """threads: of this process. ray: the workers of a Ray cluster. ranks: processes that share only
-    the output folder, started by torchrun, a SLURM array or by hand; the last one merges."""
+    """threads: in this process. ray: workers of a Ray cluster. ranks: processes that share only the
+    output folder, started by torchrun, a SLURM array or by hand; the last to finish merges."""
     address: str = "auto"
     """Ray cluster: HOST:PORT, auto (the one this machine is in) or local (started here)."""
     rank: Annotated[int | None, Range(0, 1_000_000)] = None
-    """Number of this process among the ranks. Default: of torchrun or SLURM."""
+    """This process's rank, from 0. Default: as torchrun or SLURM says."""
     world_size: Annotated[int | None, Range(1, 1_000_000)] = None
-    """Number of ranks. Default: of torchrun or SLURM."""
+    """Number of ranks. Default: as torchrun or SLURM says."""
 
 
 def prepare_with(

@@ -40,8 +40,7 @@ class SourceOptions:
     """Paths, globs, folders or addresses (https://, s3://, gs://, ...). files: .txt, .md, .jsonl,
     .parquet, also .gz .bz2 .xz .zst. openwebtext: its original tars. pretokenized: .bin, .npy."""
     val_input: tuple[str, ...] = ()
-    """For files: text that all is validation, named as --input is; --val_fraction then has no
-    say."""
+    """For files: the validation text, as --input; instead of --val_fraction."""
     text_field: Annotated[str, tyro.conf.arg(aliases=["--column"])] = "text"
     """Field of .jsonl and column of .parquet that holds the text, or lists of GPT-2's token ids."""
     errors: Literal["strict", "replace", "skip"] = "strict"
@@ -64,7 +63,7 @@ class SourceOptions:
 
 
 def check_flags(kind: str, options: SourceOptions) -> None:
-    """UsageError for a source that there is not, and for a flag that it does not know."""
+    """UsageError for an unknown source, and for a flag that the source does not take."""
     if kind not in FLAGS:
         from outpace.data.sources import SOURCES
 
@@ -79,7 +78,7 @@ def check_flags(kind: str, options: SourceOptions) -> None:
 def make_source(
     kind: str, options: SourceOptions, output: Path, workers: int, limit_tokens: int | None = None
 ) -> "Source":
-    """The source `kind` as the flags, which are checked, describe it."""
+    """The source `kind` with these flags, which have been checked."""
     if options.val_input:
         from outpace.data.sources.apart import WithValidation
 
@@ -119,7 +118,7 @@ def make_source(
 
 
 def _token_files(options: SourceOptions, output: Path, limit_tokens: int | None) -> tuple[str, ...]:
-    """What is given, or what the dataset on the hub has."""
+    """The token files given, or those of the dataset on the hub."""
     if not options.name:
         return options.input
     if options.input:

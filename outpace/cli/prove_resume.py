@@ -16,8 +16,8 @@ from outpace.core.runfolder import RunFolder
 
 @dataclass
 class Options:
-    """Train from one checkpoint of a run to the next, apart from it, and compare the hashes of
-    weights and moments. The run is only read."""
+    """Train again from one checkpoint of a run to the next, in another folder, and compare the
+    hashes of weights and moments. The run itself is only read."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run folder."""

@@ -14,7 +14,8 @@ from outpace.core.runfolder import RunFolder
 
 @dataclass
 class Options:
-    """Forward and backward of a batch that a run kept, in its precision and in fp32."""
+    """Rerun the forward and backward of a batch that a run kept because its numbers were bad, in
+    the run's precision and in fp32."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run folder."""

@@ -44,7 +44,7 @@ class Options:
     stop: tuple[str, ...] = ()
     """Texts that end a sample, and are not part of it. The end of a document always does."""
     beyond_context: Literal["slide", "stop"] = "slide"
-    """When the context is full: go on from its last half, or end."""
+    """When the context is full: slide continues from its last half, stop ends the text."""
     show_probabilities: bool = False
     """Show each token with its probability, its rank, and the likeliest five."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 1337
@@ -52,7 +52,7 @@ class Options:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run. auto: the GPU if there is one."""
     weights: Literal["float32", "bfloat16", "int8"] = "float32"
-    """bfloat16 and int8: faster on a CPU, but approximations: texts differ."""
+    """bfloat16 and int8 are faster on a CPU, but approximate, so texts differ."""
     json: bool = False
     """Print JSON only."""
 

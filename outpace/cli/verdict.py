@@ -17,10 +17,9 @@ from outpace.core.runfolder import RunFolder
 
 @dataclass
 class Options:
-    """Answer the same questions with both models and say what follows: beats (the 95% interval of
-    the difference lies above zero), does not (below), or cannot tell. The exit code is 0 whatever
-    the answer, unless it is required. A run keeps the answer as verdict.json; its report shows it.
-    """
+    """Score both models on the same questions and give a verdict: beats (the 95% interval of the
+    difference lies above zero), does not (below), or cannot tell. The exit code is 0 whatever the
+    verdict, unless --require is given. A run keeps it as verdict.json; its report shows it."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Any MODEL that `outpace evaluate` takes, or a .jsonl of its --details."""
@@ -37,10 +36,10 @@ class Options:
     limit: Annotated[int | None, Range(1, 1_000_000)] = None
     """Questions, spread evenly over the task. Default: all, 10,042 of HellaSwag."""
     contamination: Path | None = None
-    """Record of `outpace contamination`, to score without the questions that it found, too.
+    """A record of `outpace contamination`: also score without the questions found there.
     Default: the one beside the dataset that the run was trained on."""
     require: Literal["", "beats"] = ""
-    """Leave with exit code 11 for any other answer."""
+    """Exit with code 11 on any other verdict."""
     hellaswag_path: Path = Path(HELLASWAG_PATH)
     """The questions, as `outpace prepare hellaswag` leaves them."""
     task_data: str = "data/tasks"
@@ -50,8 +49,8 @@ class Options:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run."""
     details: Path | None = None
-    """Folder for both models' answers, model.jsonl and baseline.jsonl: named instead of the models,
-    they are not scored again."""
+    """Folder in which to save both models' answers, model.jsonl and baseline.jsonl. These files can
+    be given instead of the models, which are then not scored again."""
     output: Path | None = None
     """Write the record here as JSON, too."""
     json: bool = False

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Options:
-    """Read everything and compare it with the hashes it was written with. Changes nothing."""
+    """Read everything and compare it with the recorded hashes. Changes nothing."""
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """A run, a checkpoint, or a prepared dataset."""
     deep: bool = False
-    """Load each checkpoint, too: shapes, finite numbers, weights' hash, loss on fixed tokens."""
+    """Also load each checkpoint: check shapes, finite numbers, the weights' hash, and the loss on
+    fixed tokens."""
     json: bool = False
     """Print JSON only."""
 

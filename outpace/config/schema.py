@@ -33,10 +33,10 @@ class ModelConfig:
     dropout: Annotated[float, Range(0, 0.9999)] = 0.0
     """Probability of dropping an activation; 0 is usual for pre-training."""
     vocab_multiple: Annotated[int, Range(1, 4096)] = VOCAB_MULTIPLE
-    """The vocabulary is padded to a multiple of this, which tensor cores like; 1: not at all."""
+    """Pad the vocabulary to a multiple of this, for the tensor cores; 1: no padding."""
     init_from: str = ""
-    """Start from the weights of a run, a checkpoint or Hugging Face folder, or hf:NAME, in its
-    shape unless flags say another. Empty: random weights."""
+    """Start from the weights of a run, a checkpoint or Hugging Face folder, or hf:NAME, and take
+    their shape unless flags say otherwise. Empty: random weights."""
 
 
 @dataclass
@@ -44,8 +44,8 @@ class DataConfig:
     """What to train on."""
 
     dataset: str = "auto"
-    """A folder that `outpace prepare` made, or the name of one below data/. Several: A,B mixes them
-    by their sizes, A:0.7,B:0.3 by these shares of the samples.
+    """A folder that `outpace prepare` made, or the name of one below data/. A,B mixes several in
+    proportion to their sizes, A:0.7,B:0.3 in these proportions.
     auto: openwebtext if it is prepared, else pydocs, the documentation inside this Python."""
     order_chunk: Annotated[int, Range(1, 1_000_000)] = 1
     """Consecutive sequences to read before the order jumps elsewhere in the data: 1 shuffles best,
@@ -54,10 +54,10 @@ class DataConfig:
     """Shift the borders of the sequences from epoch to epoch, so that no text is always cut at the
     same places."""
     bos_aligned: bool = False
-    """Begin each sequence with a document. Long documents are cut, their rest is not read: the plan
-    says how much of the text that leaves out."""
+    """Begin each sequence with a new document. The rest of a document that is too long is not read;
+    the plan says how much of the text this leaves out."""
     document_mask: bool = False
-    """Let no token attend to an earlier document in its sequence."""
+    """Keep tokens from attending to earlier documents in their sequence."""
 
 
 @dataclass
@@ -91,7 +91,7 @@ class ScheduleConfig:
     lr: Annotated[float | Auto, Range(0, 100, above=True)] = "auto"
     """Peak learning rate.
     auto: GPT-3's for the size (6e-4 for 124M), times the size's channels over the model's; less for
-    smaller batches, by their fourth root; a tenth with --init_from."""
+    smaller batches, by their fourth root; a tenth of this with --init_from."""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     """Learning rate after warm-up; constant, or:
     cosine: down to min_lr_ratio over the run.
@@ -132,11 +132,11 @@ class ComputeConfig:
     """Type of matrix products; no is fp32. Weights and moments are always fp32.
     auto: bf16 where it is fast, else fp16 on a GPU and fp32 on a CPU."""
     use_flash_attention: bool = True
-    """Attention that never stores the T x T matrix. Where no kernel can do it: an error if this
-    flag was given, a warning if not."""
+    """Use attention that never stores the T x T matrix. If no kernel can: an error if this flag was
+    given, else a warning."""
     tf32: Literal["auto", "on", "off"] = "auto"
     """TF32 tensor cores for fp32 products on a GPU, 10 bits of mantissa.
-    auto: with mixed precision, where few such products remain."""
+    auto: on with mixed precision, where few fp32 products remain."""
     attention_backend: str = "auto"
     """Name of an attention kernel: sdpa lets PyTorch choose among cudnn, flash and efficient, its
     fused ones; flex; flash_attn (the package); eager, reference (in fp32) and math store the T x T
@@ -160,9 +160,10 @@ class ComputeConfig:
     """torch.compile of model and loss together.
     auto: where a probe compiles, unless a CPU run is too short to repay it."""
     compile_mode: Literal["default", "tuned"] = "default"
-    """tuned: the compiler tries out kernels for every product; minutes, once per machine."""
+    """tuned: the compiler tries several kernels for every product, which takes minutes, once per
+    machine."""
     deterministic: Literal["auto", "on", "off"] = "auto"
-    """Only kernels that give the same bits each time, so that a resume does too.
+    """Use only kernels that give the same bits each time, so that a resumed run does too.
     auto: on a CPU, where it costs little; off on a GPU, where it costs speed."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train.
@@ -189,8 +190,8 @@ class EvalConfig:
     hellaswag_protocol: Literal["completion", "harness", "both"] = "completion"
     """completion: raw text, normalised by tokens. harness: as lm-eval renders it, by characters."""
     eval_time_share: Annotated[float, Range(0, 1000)] = 0.1
-    """Part of the training time, beyond 20 seconds, that evaluations may take at intervals left to
-    auto."""
+    """Share of the training time that evaluations may take if --eval_every_steps is auto; 20
+    seconds are always allowed."""
     sample_every_steps: Annotated[int, STEPS] = 0
     """Steps between generated samples; 0: at the end only."""
     sample_prompt: str = "The"
@@ -211,17 +212,17 @@ class RunSettings:
     never: refuse a folder that holds a run.
     a path: continue from that checkpoint."""
     strict_resume: bool = False
-    """Refuse to continue where equal bits cannot be promised (another machine, thread count or
-    torch), instead of a warning."""
+    """Refuse to continue, instead of warning, if equal bits cannot be promised (another machine,
+    thread count or torch)."""
     save_every_steps: Annotated[int | Auto, STEPS] = "auto"
     """Steps between checkpoints; 0: at the end only.
     auto: a tenth of the run, at most 1,000."""
     keep_checkpoints: Annotated[int, Range(2, 1_000_000)] = 2
     """How many checkpoints to keep, the newest that verify; at least 2."""
     milestone_every_steps: Annotated[int, STEPS] = 0
-    """Keep every checkpoint whose step is a multiple of this for good; 0: none."""
+    """Never delete a checkpoint whose step is a multiple of this; 0: none."""
     keep_best: bool = True
-    """Keep the checkpoint with the lowest validation loss, too."""
+    """Also keep the checkpoint with the lowest validation loss."""
     async_save: bool = True
     """Write checkpoints in the background; training waits only for a copy in memory."""
     space_check: bool = True
@@ -235,11 +236,11 @@ class RunSettings:
 
 @dataclass
 class SafetyConfig:
-    """What is done about bad numbers, hangs and lost processes."""
+    """How to handle bad numbers, hangs and lost processes."""
 
     guard: bool = True
-    """Skip updates that are not finite, look for spikes, compare replicas, watch for hangs. Turn it
-    off only to measure its cost."""
+    """Skip updates that are not finite, detect spikes and hangs, and compare the processes'
+    weights. Turn this off only to measure its cost."""
     max_skipped_steps: Annotated[int | Auto, Range(1, 1_000_000)] = "auto"
     """Steps in a row that may be skipped before the run rolls back to an older checkpoint and skips
     the data in between. auto: 5; 30 with fp16, whose loss scale has to settle."""
@@ -249,10 +250,10 @@ class SafetyConfig:
     """A loss or gradient norm this many robust deviations (1.4826 MAD) above the median of the last
     128 steps is a spike: recorded, its batch saved. 0: off."""
     skip_spikes: bool = False
-    """Skip the update of a spike, too."""
+    """Also skip the updates of spikes."""
     watchdog_minutes: Annotated[float, Range(0, 100_000)] = 30.0
-    """A step, evaluation or save that takes longer ends the run with exit code 9; after half of
-    that time the stacks of all threads are written to the run folder. 0: off."""
+    """A step, evaluation or save that takes longer ends the run with exit code 9; after half that
+    time the stacks of all threads are written to the run folder. 0: off."""
     peer_timeout_minutes: Annotated[float, Range(0, 100_000, above=True)] = 10.0
     """Minutes to wait for another process before it counts as lost."""
 
