@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from outpace.cli import prepare_source
 from outpace.cli.main import main
@@ -12,7 +13,7 @@ from outpace.data.exports import EXPORTS
 from outpace.data.sources import SOURCES
 from outpace.evals.tasks import TASKS
 from outpace.ops.attention import BACKENDS
-from outpace.ops.cross_entropy import LOSSES
+from outpace.ops.cross_entropy import LOSSES, choose
 from outpace.optim import OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,6 +66,14 @@ def test_the_help_of_a_flag_names_every_row_of_its_table(command, flag, names, c
     assert found, page
     words = re.findall(r"[\w-]+", found[1])
     assert not [name for name in names if name not in words]
+
+
+def test_the_help_of_cross_entropy_names_what_auto_takes_without_a_measurement(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    row, _ = choose(torch.device("cpu"), torch.float32, 64, 128, compiled=False)
+    assert main(["train", "--help"]) == 0
+    page = re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out)
+    assert f"measured once; else {row}." in " ".join(page.split())
 
 
 def test_every_source_says_which_flags_it_understands():
