@@ -138,7 +138,7 @@ def save(
     final = folder / name_of(step, origin.lineage)
     if final.is_symlink() or final.is_file():  # `paths` ignores these
         _set_aside(final)
-        warn(f"[CKPT-BAD] {final} is no folder, and was renamed")
+        warn(f"[CKPT-BAD] {final} is not a folder, and was renamed")
     save_as(final, step, tensors, state, origin)
     with contextlib.suppress(StorageError):  # a hint may be stale
         replace_file(folder / LATEST, final.name + "\n")
@@ -236,7 +236,7 @@ def fault(path: Path) -> str | None:
         for name, entry in manifest["files"].items():
             file = path / name
             if file.is_symlink() or not file.is_file():
-                return f"{name} is no plain file"
+                return f"{name} is not a regular file"
             if file.stat().st_size != entry["bytes"]:
                 return f"{name} has the wrong size"
             if sha256_file(file) != entry["sha256"]:
@@ -245,7 +245,7 @@ def fault(path: Path) -> str | None:
         if type(manifest["step"]) is not int:
             return "its step is not a number"
         if not isinstance(json.loads((path / STATE).read_bytes()), dict):
-            return f"{STATE} is no object"
+            return f"{STATE} is not a JSON object"
     except UNREADABLE as error:
         if isinstance(error, OSError) and error.errno in NOT_DAMAGE:
             raise StorageError(
@@ -323,7 +323,7 @@ def latest(folder: Path, *, set_aside: bool = True) -> Checkpoint | None:
         for path in reversed(listed):
             if (why := fault(path)) is None:
                 for other, reason in bad:
-                    warn(f"[CKPT-BAD] {other.name}: {reason}; going on from {path.name}")
+                    warn(f"[CKPT-BAD] {other.name}: {reason}; continuing from {path.name}")
                     if set_aside:
                         _set_aside(other)
                 return open_verified(path)
@@ -410,7 +410,7 @@ def _load_tensors(path: Path, device: torch.device) -> dict[str, torch.Tensor]:
         return load_file(path, device=str(device))
     except SafetensorError as error:
         raise CheckpointError(
-            "CKPT-BAD", f"{path} is no safetensors file ({error})", do="use another checkpoint"
+            "CKPT-BAD", f"{path} is not a safetensors file ({error})", do="use another checkpoint"
         ) from error
 
 

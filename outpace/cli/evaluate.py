@@ -114,7 +114,7 @@ def run(argv: list[str]) -> int:
     if dirty and dirty.task not in tasks:
         raise UsageError(
             "CONTAMINATION",
-            f"the record is of {dirty.task}, which is none of {', '.join(tasks)}",
+            f"the record is about {dirty.task}, which is not scored ({', '.join(tasks)} are)",
             do=f"add {dirty.task} to --tasks, or leave it out",
         )
     ranks = from_environment()

@@ -84,7 +84,7 @@ def run(argv: list[str]) -> int:
     if dirty and dirty.task != options.task:
         raise UsageError(
             "CONTAMINATION",
-            f"the record is of {dirty.task}, not {options.task}",
+            f"the record is about {dirty.task}, not {options.task}",
             do=f"make one with outpace contamination --task {options.task}",
         )
     model, against = v.side(options.model, device), v.baseline(options.against, device)

@@ -60,7 +60,7 @@ class Benchmark:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 "BAD-INPUT",
-                f"{self.path}: line {number + 1} is no question ({error})",
+                f"{self.path}: line {number + 1} is not a question ({error})",
                 do="give JSON lines with the field text, or HellaSwag's own file",
             ) from error
 

@@ -105,6 +105,6 @@ def read(path: Path) -> list[Answers]:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             "DETAILS",
-            f"{path} is no file of answers ({type(error).__name__}: {error})",
+            f"{path} is not a file of answers ({type(error).__name__}: {error})",
             do="outpace evaluate MODEL --tasks hellaswag --details FILE",
         ) from error

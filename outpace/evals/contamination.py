@@ -69,6 +69,6 @@ def read(path: Path) -> Contamination:
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise DataError(
             "CONTAMINATION",
-            f"{path} is no record of contamination ({type(error).__name__}: {error})",
+            f"{path} is not a record of contamination ({type(error).__name__}: {error})",
             do="outpace contamination DATASET",
         ) from error

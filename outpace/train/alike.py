@@ -26,7 +26,7 @@ def check_alike(group: Group, told: dict[str, Any], measured: Collection[str] = 
         do = "start all processes with the same command, data and environment"
         if {line.partition(":")[0] for line in changed} <= set(measured):
             do = (
-                "run it again, for a host remembers what it measured, or choose "
+                "run it again, as each host remembers what it measured, or choose "
                 "--attention_backend, --cross_entropy and --micro_batch_size"
             )
         raise UsageError(

@@ -80,7 +80,8 @@ def _assumed(gpu: Gpu) -> Capabilities:
         if backend in SINCE_AMPERE and not gpu.bf16:
             return f"{backend} needs compute capability 8.0", kernel
         if backend in HALF_ONLY and (head_dim % 8 or head_dim > 256):
-            return f"{backend} needs a head size of 8 to 256 in eights, not {head_dim}", kernel
+            why = f"{backend} needs a head size that is a multiple of 8, at most 256"
+            return f"{why}, not {head_dim}", kernel
         if backend == "flex" and head_dim < 16:
             return f"{backend} needs a head size of at least 16, not {head_dim}", kernel
         return None, kernel

@@ -82,7 +82,7 @@ def check_there(reference: str) -> None:
     known = path.is_dir() or (path.is_file() and (path.suffix == ".pt" or llmc.is_file(path)))
     if not known and not reference.startswith("hf:"):
         hub_name = f"hf:{reference}, or " if OPENAIS.fullmatch(reference) else ""
-        what = f"{reference} is no model" if path.exists() else f"there is no model {reference}"
+        what = f"{reference} is not a model" if path.exists() else f"there is no model {reference}"
         do = BEGINNINGS.get(reference) or f"name {hub_name}{NAMES}"
         raise UsageError("NO-MODEL", what, do=do)
 

@@ -207,7 +207,7 @@ def _halve(s: Session, progress: Progress) -> None:
     if s.group.ranks.is_main:
         s.folder.event("memory", step=progress.step + 1, micro_batch_size=smaller)
         warn(
-            f"[MEMORY] a micro-batch of {rows} sequences does not fit: going on with {smaller}, "
+            f"[MEMORY] a micro-batch of {rows} sequences does not fit: continuing with {smaller}, "
             "the same batch in more micro-steps"
         )
 

@@ -161,7 +161,7 @@ def compiled(p: Planning, precision: str, tokens: float) -> bool:
     if asked == "auto" and p.machine.device == "cpu":
         flops = tokens * cost.flops_per_token(p.shape)
         if flops < 120 * CPU_FLOPS_PER_CORE * p.machine.cores:
-            reason = "on a CPU so short a run does not repay compiling"
+            reason = "so short a run on a CPU does not repay compiling"
             return p.choose("compile", False, reason)
     why_not = NO_BF16_CODE if _lacks_bf16(p, precision) else p.can.compile_why_not()
     if why_not:

@@ -32,7 +32,7 @@ def assumed(dataset: str) -> str:
     """The data of a plan whose `--dataset` is not prepared here."""
     what = "OpenWebText" if dataset == "auto" else f"{dataset}, as large as OpenWebText"
     return (
-        f"assumed to be {what}, for it is not prepared here: {OPENWEBTEXT.train_tokens:,} training "
+        f"assumed to be {what}, as it is not prepared here: {OPENWEBTEXT.train_tokens:,} training "
         f"and {OPENWEBTEXT.val_tokens:,} validation tokens"
     )
 

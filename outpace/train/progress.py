@@ -50,5 +50,5 @@ class Progress:
         if found.step != step or not 1 <= found.pieces <= 1_000_000:
             raise ValueError(f"its progress is at step {found.step}")
         if not isinstance(found.elapsed_s, (int, float)) or not 0 <= found.elapsed_s < math.inf:
-            raise ValueError("its time is none")
+            raise ValueError("its time is not a number of seconds")
         return found

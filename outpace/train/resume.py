@@ -70,12 +70,12 @@ def check_startable(
         return
     for name, kind in (("identity", dict), ("environment", dict), ("max_steps", int)):
         if not isinstance(checkpoint.state.get(name, kind()), kind):
-            raise _no_state(checkpoint, f"{name} is no {kind.__name__}")
+            raise _no_state(checkpoint, f"{name} is not a {kind.__name__}")
     runs = {store.run_of(path) for path in store.paths(folder.checkpoints)}
     if config.run.resume != "auto" and runs - {checkpoint.run, "", None}:
         raise UsageError(
             "RUN-DIR-USED",
-            f"{folder.root} holds another run than that of {checkpoint.path}",
+            f"{folder.root} holds a different run from that of {checkpoint.path}",
             do="choose another --run_dir",
         )
     newest = checkpoint.place
@@ -209,7 +209,7 @@ def _to_resume(
         return own
     if not path.is_dir():
         there = store.paths(folder.checkpoints)
-        do = f"leave --resume out to go on from {there[-1]}" if there else "check --resume"
+        do = f"leave --resume out to continue from {there[-1]}" if there else "check --resume"
         raise CheckpointError("NO-CKPT", f"there is no checkpoint {resume}", do=do)
     if RunFolder(path).plan.is_file():
         raise UsageError(
@@ -263,14 +263,14 @@ def _pieces(s: Session, pieces: int, then: dict[str, Any], now: dict[str, Any]) 
     before, rows_now = int(then["micro_batch_size"]), s.plan.micro_batch_size
     rows = math.ceil(before / pieces)
     if s.group.ranks.is_main and rows < rows_now:
-        note(f"memory was short before: going on with {rows} sequences in a micro-step")
+        note(f"memory was short before: continuing with {rows} sequences per micro-step")
     return pieces if before == rows_now else math.ceil(rows_now / rows)
 
 
 def _no_state(checkpoint: store.Checkpoint, why: str) -> CheckpointError:
     return CheckpointError(
         "CKPT-BAD",
-        f"{checkpoint.path}: its state is none of a run ({why})",
+        f"{checkpoint.path}: its state was not written by a run ({why})",
         kept="all checkpoints, untouched",
-        do="move it away, and go on from the one before",
+        do="move it away to continue from the one before",
     )

@@ -22,7 +22,7 @@ def roll_back(s: Session, progress: Progress, diverged: Diverged) -> Progress:
             "NON-FINITE",
             f"steps {diverged.first:,} to {diverged.last:,} were skipped, as their loss or "
             f"gradient was bad, and the run has rolled back {progress.lineage} times",
-            kept="the weights before them: none of these steps changed them; the last checkpoint",
+            kept="the weights, which these steps did not change, and the last checkpoint",
             do="choose a smaller --lr or a longer --warmup_steps"
             + (", or --mixed_precision bf16" if s.plan.mixed_precision == "fp16" else "")
             + "; `outpace replay RUN` looks into the batch",
@@ -46,8 +46,8 @@ def roll_back(s: Session, progress: Progress, diverged: Diverged) -> Progress:
     if s.group.ranks.is_main:
         where = checkpoint.path.name if checkpoint else "the initial weights"
         warn(
-            f"[ROLLBACK] steps {diverged.first:,} to {diverged.last:,} were skipped; going on from "
-            f"{where}, past their data"
+            f"[ROLLBACK] steps {diverged.first:,} to {diverged.last:,} were skipped; continuing "
+            f"from {where}, past their data"
         )
         s.folder.forget_after(found.step)
         s.folder.event(

@@ -198,12 +198,12 @@ def _tell_of_others(config: RunConfig, folder: RunFolder, argv: list[str]) -> No
             if config.data.dataset == "auto" and began == argv:
                 if read_state(other)["state"] != "finished":
                     warn(
-                        f"this command began {other.root}, which is not finished; to go on with "
+                        f"this command began {other.root}, which is not finished; to continue "
                         f"it: --dataset {trained_on(other)[0]}"
                     )
             elif not folder.root.exists() and _but_for_length(began) == _but_for_length(argv):
                 note(
-                    f"{other.root} differs in its length only; to go on with it: "
+                    f"{other.root} differs only in its length; to continue it: "
                     f"--run_dir {other.root}"
                 )
 

@@ -71,7 +71,7 @@ def assert_goes_on_from_the_one_before(run: Path, dataset: Path, wanted: str) ->
     assert child.code == 0, child.err
     name = at(run, STEPS).name
     warning = next(line for line in child.err.splitlines() if "[CKPT-BAD]" in line)
-    assert name in warning and f"going on from {at(run, STEPS - 1).name}" in warning
+    assert name in warning and f"continuing from {at(run, STEPS - 1).name}" in warning
     assert [p.name for p in RunFolder(run).checkpoints.glob(f"bad-{name}-*")]
     assert events(run, "resumed")[-1]["step"] == STEPS - 1
     assert status(run)["weights_sha256"] == wanted

@@ -71,7 +71,7 @@ def test_m1_a_micro_batch_that_does_not_fit_is_cut(planned, tiny_dataset, tmp_pa
         args=((poison.record_rows, str(given)), (poison.memory, 2 * ROW, True, 0, None, host)),
     )
     assert child.code == 0, child.err
-    assert "[MEMORY]" in child.err and "going on with 2" in child.err
+    assert "[MEMORY]" in child.err and "continuing with 2" in child.err
     assert hashes(run) == hashes(planned)
     assert rows_by_step(given) == rows_by_step(planned.parent / "rows")
     assert losses(run) == losses(planned)
@@ -132,12 +132,12 @@ def test_m1_a_resume_goes_on_with_as_many_rows_as_fitted(planned, tiny_dataset, 
     child = call(
         *command(tiny_dataset, run, 8, 1), cwd=tmp_path, setup=poison.all_of, args=stop
     )  # fmt: skip
-    assert child.code == 75 and "going on with 2" in child.err, child.err
+    assert child.code == 75 and "continuing with 2" in child.err, child.err
     for at, rows, accumulation in ((7, 4, 2), (9, 8, 1), (STEPS, 2, 4)):
         arguments = [*command(tiny_dataset, run, rows, accumulation), "--max_steps", str(at)]
         child = call(*arguments, cwd=tmp_path)
         assert child.code == 0, child.err
-        assert ("going on with 2 sequences in a micro-step" in child.err) == (rows > 2)
+        assert ("continuing with 2 sequences per micro-step" in child.err) == (rows > 2)
         state = json.loads((store.paths(run / "checkpoints")[-1] / store.STATE).read_text())
         assert state["progress"]["pieces"] == rows // 2
 

@@ -648,7 +648,7 @@ def test_r16_a_run_begun_elsewhere_needs_neither_its_checkpoint_nor_its_model(
     assert call(*begin, cwd=tmp_path).code == 0
     assert final_hash(tmp_path / "other") == final_hash(tmp_path / "tuned")
     refused = call(*other, "--resume", str(tmp_path / "none"), cwd=tmp_path)
-    assert refused.code == 4 and "leave --resume out to go on from" in refused.err
+    assert refused.code == 4 and "leave --resume out to continue from" in refused.err
 
 
 def test_r16_a_run_whose_folder_was_not_named_finds_itself_without_what_it_began_with(
@@ -690,7 +690,7 @@ def test_r15_a_checkpoint_of_another_run_is_not_gone_on_from_in_a_used_folder(
     before = content(run)
     older = straight / "checkpoints" / store.name_of(15, 0)
     refused = call(*command(tiny_dataset, run), "--resume", str(older), cwd=tmp_path)
-    assert refused.code == 2 and "holds another run" in refused.err
+    assert refused.code == 2 and "holds a different run" in refused.err
     assert content(run) == before
 
 

@@ -103,7 +103,7 @@ def test_what_has_the_next_ones_name_is_renamed_and_not_in_the_way(tmp_path, cap
         (tmp_path / "there").mkdir()
         place.symlink_to(tmp_path / ("there" if what == "link" else "nowhere"))
     assert store.fault(save(tmp_path, 2)) is None
-    assert "is no folder, and was renamed" in capsys.readouterr().err
+    assert "is not a folder, and was renamed" in capsys.readouterr().err
     assert len(list(tmp_path.glob("bad-step-00000002-*"))) == 1
 
 

@@ -191,7 +191,7 @@ def find_files(patterns: list[str]) -> list[Path]:
                 left["links to folders"] += links
                 card = path / "README.md"
                 if card in files and any(kind(p) in (*JSONL, *PARQUET) for p in files):
-                    note(f"{card} is left out: it tells of the data beside it")
+                    note(f"{card} is left out: it describes the data beside it")
                     files.remove(card)
             elif kind(path) in known:
                 files = [path]

@@ -287,4 +287,4 @@ def _readable(pattern: str, remotes: list[Remote]) -> list[Remote]:
         )
     if not any(kind(Path(r.path)) in (*JSONL, *PARQUET) for r in found):
         return found
-    return [r for r in found if Path(r.path).name != "README.md"]  # it tells of the data beside it
+    return [r for r in found if Path(r.path).name != "README.md"]  # it describes the data beside it

@@ -47,7 +47,7 @@ def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | No
     if dtype not in HALF:
         return f"flash-attn computes in bf16 or fp16, not in {dtype}"
     if head_dim % 8 or head_dim > 256:
-        return f"flash-attn needs a head size of 8 to 256 in eights, and it is {head_dim}"
+        return f"flash-attn needs a head size that is a multiple of 8, at most 256, not {head_dim}"
     if _suits(torch.cuda.get_device_capability(device))[1] is None:
         return "no flash-attn package that suits this GPU is installed"
     return None

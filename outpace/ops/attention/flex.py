@@ -54,7 +54,7 @@ def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | No
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "FlexAttention needs compute capability 8.0"
     if head_dim < 16:
-        return f"FlexAttention needs a head size of at least 16, and it is {head_dim}"
+        return f"FlexAttention needs a head size of at least 16, not {head_dim}"
     return None
 
 

@@ -52,7 +52,7 @@ class Fused:
         if dtype not in self.dtypes:
             return f"{self.backend.name} computes in bf16 or fp16, not in {dtype}"
         if self.backend == SDPBackend.FLASH_ATTENTION and head_dim % 8:
-            return f"{self.backend.name} needs a head size in eights, and it is {head_dim}"
+            return f"{self.backend.name} needs a head size that is a multiple of 8, not {head_dim}"
         q = torch.zeros(1, 1, 128, head_dim, device=device, dtype=dtype, requires_grad=True)
         params = torch.backends.cuda.SDPAParams(q, q, q, None, 0.0, True, False)
         if self.can_use(params, False):
