@@ -39,6 +39,15 @@ def test_batch_flags_that_disagree_show_the_arithmetic_and_who_set_them(refused,
     assert "= 64 tokens per step, but tokens_per_step is 128 (recipe r.toml)" in error
 
 
+# Kernels.
+
+
+@pytest.mark.parametrize("backend", ["flash_attn", "cudnn", "efficient"])
+@pytest.mark.parametrize("command", [TRAIN, PLAN])
+def test_attention_that_a_cpu_has_not_is_refused(command, backend, refused, tiny):
+    assert backend in refused(2, "NO-ATTENTION", *command, "--attention_backend", backend).error
+
+
 # Datasets.
 
 

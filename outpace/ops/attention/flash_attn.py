@@ -55,6 +55,8 @@ def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | No
 
 def kernel(device: torch.device, dtype: torch.dtype, head_dim: int, dropout_p: float) -> str:
     """Name of the kernel that runs."""
+    if device.type == "cpu":
+        return sdpa.kernel(device, dtype, head_dim, dropout_p)
     version, _ = _suits(torch.cuda.get_device_capability(device))
     if dropout_p and version != 2:
         return sdpa.kernel(device, dtype, head_dim, dropout_p)
