@@ -148,6 +148,7 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str], stop: StopRequest) ->
         watchdog.start()
         progress = resume(session, environment)
         _check_agreement(group, progress.step)
+        progress.run = group.gather(progress.run)[0]  # a new one was made up by each process
         while True:
             try:
                 finished = train(session, progress, machine, environment)

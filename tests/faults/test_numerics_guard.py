@@ -19,6 +19,7 @@ from harness import (
     call,
     events,
     logged,
+    rollbacks,
     start,
     status,
 )
@@ -227,6 +228,18 @@ def test_n4_always_bad_gives_up_after_its_rollbacks(tiny_dataset, tmp_path):
     assert again.code == 6, "and says so again when it is started again"
     healed = call(*arguments, cwd=tmp_path)
     assert healed.code == 0 and logged(run) == 60, "what made it bad was removed"
+
+
+def test_n4_several_processes_go_back_together(tiny_dataset, tmp_path):
+    """To what the run has saved since it began, by the name that one of them made up for it."""
+    run = tmp_path / "run"
+    arguments = [
+        *command(tiny_dataset, run, *BACK, "--max_rollbacks", "1", steps=30),
+        "--gradient_accumulation_steps", "1", "--tokens_per_step", "128",
+    ]  # fmt: skip
+    ranks = call_ranks(2, *arguments, cwd=tmp_path, setup=poison.loss, args=(range(21, 99),))
+    assert [r.code for r in ranks] == [6, 6], ranks[0].err + ranks[1].err
+    assert rollbacks(run) == [10]
 
 
 def test_n4_bad_from_the_first_step_returns_to_the_initial_weights(tiny_dataset, tmp_path):
