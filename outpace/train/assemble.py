@@ -237,12 +237,13 @@ def assemble(
 
 
 def initial_weights(s: Session) -> None:
-    """Reset the model and the optimiser to the beginning of the run."""
+    """Reset the model, the optimiser and the guard to the beginning of the run."""
     fresh = GPT2(s.plan.shape)
     # On the CPU, as the first time, for equal bits.
     initialise(fresh, s.config.model.init_from, s.plan.seed)
     s.model.load_state_dict(fresh.state_dict())
     s.trainable.optimizer.state.clear()
+    s.guard = _guard(s.config, s.plan)  # beside later losses the first ones would be spikes
 
 
 def _guard(config: RunConfig, plan: Plan) -> Guard:

@@ -242,6 +242,18 @@ def test_n4_several_processes_go_back_together(tiny_dataset, tmp_path):
     assert rollbacks(run) == [10]
 
 
+def test_n4_back_at_the_initial_weights_their_loss_is_no_spike(tiny_dataset, tmp_path):
+    run = tmp_path / "run"
+    flags = ("--save_every_steps", "0", "--max_skipped_steps", "2", "--lr", "1e-2")
+    flags += ("--skip_spikes", "--spike_threshold", "10")
+    child = call(
+        *command(tiny_dataset, run, *flags, steps=60), cwd=tmp_path,
+        setup=poison.loss_of_data, args=((50, 51),),
+    )  # fmt: skip
+    assert child.code == 0, child.err
+    assert rollbacks(run) == [0] and kinds(run) == [(51, "not finite"), (52, "not finite")]
+
+
 def test_n4_bad_from_the_first_step_returns_to_the_initial_weights(tiny_dataset, tmp_path):
     run = tmp_path / "run"
     arguments = command(tiny_dataset, run, *BACK, "--max_rollbacks", "1", steps=12)
