@@ -43,7 +43,7 @@ def run(argv: list[str]) -> int:
     about, tokens = read(incident)
     reference, later = options.model, ""
     if reference is None:
-        path = weights_before(folder, about["step"])
+        path = weights_before(folder, incident)
         reference = str(path)
         if store.step_of(path) >= about["step"]:
             later = ", as no older ones are left"

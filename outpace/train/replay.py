@@ -77,14 +77,20 @@ def read(incident: Path) -> tuple[dict[str, Any], torch.Tensor]:
         ) from error
 
 
-def weights_before(folder: RunFolder, step: int) -> Path:
-    """The newest good checkpoint of before `step`, else the oldest good one."""
+def weights_before(folder: RunFolder, incident: Path) -> Path:
+    """The newest good checkpoint of before an incident, and of no later lineage, else the oldest
+    good one."""
     good = [p for p in store.paths(folder.checkpoints) if store.fault(p) is None]
     if not good:
         raise UsageError(
             "NO-CKPT", f"{folder.root} has no checkpoint", do="choose a model with --model"
         )
-    early = [p for p in good if store.step_of(p) < step]
+    there = store.place(incident) or (0, 0)
+    early = [
+        path
+        for path in good
+        if (store.place(path) or there) < there and store.step_of(path) < there[1]
+    ]
     return (early or good[:1])[-1]
 
 

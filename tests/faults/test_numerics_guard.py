@@ -409,6 +409,16 @@ def test_a_batch_is_run_again_with_other_weights_than_the_runs_own(tiny_dataset,
     assert all(math.isfinite(r["loss"]) for r in record["replays"])
 
 
+def test_a_batch_of_an_abandoned_branch_is_run_again_with_weights_of_before_it(
+    rolled_back, tmp_path
+):
+    """The branch that was taken instead has newer ones of the same steps, trained on other data."""
+    there = [p.name for p in store.paths(RunFolder(rolled_back).checkpoints)]
+    assert "step-00000020" in there and "step-00000020-r1" in there, "the premise of this test"
+    record = json.loads(call("replay", rolled_back, "--step", "21", "--json", cwd=tmp_path).out)
+    assert record["weights"].endswith("step-00000020")
+
+
 def test_a_batch_that_was_kept_by_fewer_processes_than_before_is_run_again_alone(
     tiny_dataset, tmp_path
 ):
