@@ -112,10 +112,18 @@ def _prove(folder: RunFolder, scratch: Path, at: int | None) -> Proof | None:
     if not ranks.is_main:
         return None
     made = session.folder.checkpoints / target.path.name
-    return Proof(
+    proof = Proof(
         start, target.step, _hashes(target.path), _hashes(made),
         environment_changes(target, environment),
     )  # fmt: skip
+    if begin and not proof.equal and begin.state["max_steps"] != target.state["max_steps"]:
+        raise UsageError(
+            "LENGTH",
+            f"the run's length changed between step {start} and {target.step}, and its schedule "
+            "with it",
+            do="choose another --at",
+        )
+    return proof
 
 
 def _flags(folder: RunFolder, scratch: Path, dataset: str, max_steps: int) -> list[str]:

@@ -36,6 +36,16 @@ def test_a_run_made_longer_is_proven_with_the_length_it_had(run, done):
         assert run("prove-resume", done, "--at", str(step)).code == 0, step
 
 
+def test_a_length_that_changed_on_the_way_is_said_and_is_no_failed_proof(run, tiny, refused):
+    """The end of the shorter run was none of its intervals, so the longer one let go of it."""
+    saves = [*TRAIN, "--run_dir", "runs/r", "--save_every_steps", "2", "--no_keep_best"]
+    for steps in ("5", "7"):
+        assert run(*saves, "--max_steps", steps).code == 0
+    error = refused(2, "LENGTH", "prove-resume", "runs/r", "--at", "4").error
+    assert "length changed between step 4 and 6" in error
+    assert run("prove-resume", "runs/r").code == 0
+
+
 def test_it_trains_on_what_the_run_read_and_not_on_what_auto_finds_now(run, tiny, folder):
     shutil.copytree(tiny, folder / "data" / "pydocs")
     assert run(*NAMELESS).code == 0
