@@ -25,6 +25,8 @@ def data_line(mixture: Mixture, plan: Plan | None = None) -> str:
                 f"\n  {float(share):.2%} of the samples from {dataset.folder}: "
                 f"{dataset.tokens('train'):,} tokens, {times:.2f} times"
             )
+            if not dataset.tokens("val"):
+                text += "; none of it is in the validation loss, for no text was held back"
     return text
 
 
