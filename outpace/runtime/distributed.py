@@ -54,6 +54,7 @@ def _no_ranks(name: str) -> UsageError:
 LOST = (
     "connection closed",
     "connection reset",
+    "connection was likely closed",
     "broken pipe",
     "timed out",
     "timeout",
