@@ -173,8 +173,8 @@ def checkpoints_kept(config: RunConfig, plan: Plan) -> int:
     """Checkpoints that exist at the same time: the last ones, the best, milestones, and the one
     that is being written."""
     number = config.run.keep_checkpoints + 1 + config.run.keep_best
-    if config.run.milestone_every_steps:
-        number += plan.max_steps // config.run.milestone_every_steps
+    if every := config.run.milestone_every_steps:
+        number += plan.max_steps // every + bool(config.model.init_from)  # one of step 0
     return number
 
 

@@ -18,7 +18,7 @@ from outpace.runtime.calibration import Calibration
 from outpace.runtime.hardware import Machine, detect
 from outpace.runtime.machines import GPUS, by_device_name, named
 from outpace.train.expect import Expected, expect_elsewhere
-from outpace.train.forecast import measured_rates, rates_here
+from outpace.train.forecast import checkpoints_kept, measured_rates, rates_here
 
 RECIPE = ["--recipe", "gpt2_124M"]
 
@@ -105,6 +105,13 @@ def test_time_energy_cost_and_disk_follow_from_the_speed():
     assert (
         expected("a100-40", "--keep_checkpoints", "5", "--no_keep_best").forecast.checkpoints == 6
     )
+
+
+def test_a_run_from_other_weights_keeps_the_milestone_of_step_0_too():
+    steps = ["--max_steps", "100", "--milestone_every_steps", "50"]
+    plan = expected("h100", *steps).plan
+    runs = [load([*RECIPE, *steps, *more])[0] for more in ([], ["--init_from", "hf:gpt2"])]
+    assert [checkpoints_kept(config, plan) for config in runs] == [4 + 2, 4 + 3]
 
 
 def test_slow_links_are_felt_and_fast_ones_hidden():
