@@ -5,6 +5,7 @@ where something should be done, what. Changes nothing but PyTorch's own cache of
 import os
 import platform
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -23,6 +24,7 @@ from outpace.core.crash import first_line
 from outpace.core.errors import CheckpointError, DataError, OutpaceError, StorageError, UsageError
 from outpace.core.files import existing_folder, fsync_folder
 from outpace.core.limits import usable_cores
+from outpace.core.network import within
 from outpace.core.runfolder import RUNS, RunFolder
 from outpace.core.runstate import is_held, last_step, read_state
 from outpace.core.units import GIB, MIB, gib
@@ -46,6 +48,8 @@ CHECKPOINTS = 3
 """Two that are kept, and the one that is being written."""
 TRAINING_BYTES = 4 * GIB
 """Weights, gradients and moments of the 124M model, and activations of a small micro-batch."""
+NAME_S = 5
+"""For looking up this host's name."""
 SMALL_BYTES = 64 * MIB
 """Of /dev/shm: what containers have by default, and too little for several GPUs' nccl."""
 
@@ -86,6 +90,7 @@ def examine(run: Path | None = None) -> Iterator[Finding]:
     yield from _kernels(device)
     yield from _places()
     yield from _shared_memory()
+    yield from _host_name()
     yield from _vocabulary()
     yield from _data()
     yield from _runs(but=run)
@@ -248,6 +253,19 @@ def _shared_memory() -> Iterator[Finding]:
         yield warning("/dev/shm", gib(size), "give nccl room: docker run --shm-size 1g")
     else:
         yield Finding("/dev/shm", gib(size))
+
+
+def _host_name() -> Iterator[Finding]:
+    """torchrun waits without end for processes of a host whose name does not resolve."""
+    name = socket.getfqdn()
+    try:
+        within(NAME_S, socket.getaddrinfo, name, None)
+    except OSError as error:
+        what = f"{name} does not resolve ({first_line(error)}): torchrun would wait without end"
+        do = "add it to /etc/hosts; on one host, torchrun --local_addr 127.0.0.1"
+        yield warning("host name", what, do)
+    else:
+        yield Finding("host name", f"{name} resolves")
 
 
 def _vocabulary() -> Iterator[Finding]:

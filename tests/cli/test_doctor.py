@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tomllib
@@ -49,6 +50,13 @@ def test_a_sound_machine_with_a_finished_run_has_no_fault(run, done, folder):
     assert found["step-00000003"]["verdict"] == "ok"
     assert sorted(folder.rglob("*")) == before
     assert "ok       Python: " in run("doctor").out
+
+
+def test_a_host_name_that_does_not_resolve_is_told_with_what_torchrun_needs(monkeypatch):
+    monkeypatch.setattr(socket, "getfqdn", lambda: "none.invalid")
+    [found] = doctor._host_name()
+    assert found.verdict == "warning" and "none.invalid does not resolve" in found.found
+    assert "--local_addr" in found.do
 
 
 def test_the_supported_versions_are_those_of_the_package():
