@@ -1,2 +1,3 @@
-"""Level 0: what every other package may use. Of others' packages rich, filelock and the
-hub's client; never torch."""
+"""Level 0: what every other package may use. Depends on rich, filelock and huggingface_hub; never
+on torch.
+"""

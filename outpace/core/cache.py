@@ -1,4 +1,4 @@
-"""Where what a machine has found out is kept: measurements, compiled code. It may be deleted at any
+"""The folder for measurements and compiled code that later runs reuse. It may be deleted at any
 time, and need not be writable.
 """
 

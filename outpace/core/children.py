@@ -1,5 +1,6 @@
-"""Processes that we start do not outlive us: Linux ends them when their parent is gone, however it
-went, so that none is left at work on a GPU."""
+"""Child processes that do not outlive us: Linux kills them when their parent ends, however it ends,
+so that none keeps a GPU busy.
+"""
 
 import contextlib
 import ctypes
@@ -22,7 +23,7 @@ def start(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> "subprocess.Popen[bytes]":
-    """A process in a group of its own, with all that it starts; what it says goes to `log`."""
+    """Start a process in its own process group, with its standard output and error in `log`."""
     with open(log, "wb") as out:
         return subprocess.Popen(
             command,
@@ -37,18 +38,18 @@ def start(
 
 
 def send(process: "subprocess.Popen[bytes]", number: int) -> None:
-    """A signal to its group; nothing where that is gone."""
+    """Send a signal to the whole process group, if it still exists."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
-    """End it, and all that it started, at once."""
+    """Kill the process and everything it started, at once."""
     send(process, signal.SIGKILL)
     process.wait()
 
 
 def _die_with_parent() -> None:
-    """In the child, before its command: SIGKILL when the one that started it ends."""
+    """Runs in the child before its command: ask Linux for SIGKILL when the parent ends."""
     assert _LIBC is not None
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

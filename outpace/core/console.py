@@ -10,12 +10,12 @@ from rich.progress import Progress
 from outpace.core.log import discard, note
 
 LINE_EVERY_S = 30.0
-"""Seconds between the lines of a bar where nobody watches a terminal."""
+"""Seconds between progress lines where there is no terminal."""
 
 
 class _SturdyConsole(Console):
-    """rich leaves the process with exit code 1 when its reader is gone, and raises when its disk is
-    full; this one goes on."""
+    """rich exits with code 1 when its reader is gone, and raises when the disk is full; this
+    console carries on in both cases."""
 
     def on_broken_pipe(self) -> None:
         discard(self.file)
@@ -30,8 +30,8 @@ class _SturdyConsole(Console):
 
 @contextlib.contextmanager
 def bar(what: str, shown: bool = True) -> Iterator[Callable[[float], bool]]:
-    """A bar on a terminal, with the time left; elsewhere a line now and then. Call it with the
-    share that is done; it answers True."""
+    """A progress bar with the time left on a terminal; elsewhere a line now and then. Call the
+    result with the fraction done; it returns True."""
     began = time.monotonic()
     with Progress(console=err, transient=True, disable=not (shown and LIVE)) as progress:
         task = progress.add_task(what, total=1.0)
@@ -48,6 +48,7 @@ def bar(what: str, shown: bool = True) -> Iterator[Callable[[float], bool]]:
 
 
 err = _SturdyConsole(stderr=True, highlight=False, soft_wrap=True, force_jupyter=False)
-"""In a notebook, too, lines on standard error: rich would make a block of HTML of each."""
+"""Plain lines on standard error in a notebook, too, where rich would print a block of HTML for each
+line."""
 LIVE = err.is_terminal and not err.is_dumb_terminal
-"""Whether lines that change can be shown."""
+"""Whether progress bars can be shown."""

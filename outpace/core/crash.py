@@ -1,5 +1,5 @@
-"""What an exception becomes: one line and an exit code, and for a bug a file with the traceback.
-Neither holds a secret of the environment.
+"""From an exception to one line and an exit code and, for a bug, a file with the traceback. Neither
+contains secrets from the environment.
 """
 
 import contextlib
@@ -26,11 +26,11 @@ from outpace.core.secrets import redact
 OUT_OF_MEMORY_TEXTS = (
     "can't allocate memory", "cannot allocate memory", "out of memory", "status_alloc_failed",
 )  # fmt: skip
-"""How PyTorch words it, in a RuntimeError, on a CPU and on a GPU; the last is cuBLAS' and cuDNN's
-own, which allocate for themselves."""
+"""PyTorch's wording, in a RuntimeError, on a CPU and on a GPU. The last comes from cuBLAS and
+cuDNN, which allocate memory of their own."""
 
 ERROR = re.compile(r"FAILED|error\[|[\w.]*(Error|Exception|Exit|Interrupt)\b")
-"""How a line begins that tells what went wrong."""
+"""How a line begins that reports an error."""
 
 
 def explain(error: BaseException, folder: Path | None = None) -> OutpaceError:
@@ -38,7 +38,7 @@ def explain(error: BaseException, folder: Path | None = None) -> OutpaceError:
 
     Failing disks, networks and memory have their own exit codes. Anything else is a bug: its
     traceback goes to a `crash-*.txt` in `folder` (or else the temporary folder), which the line
-    names. With OUTPACE_TRACEBACK=1 there is no file, for `main` prints the traceback.
+    names. With OUTPACE_TRACEBACK=1 there is no file, because `main` prints the traceback.
     """
     if isinstance(error, OutpaceError):
         return error
@@ -53,7 +53,7 @@ def explain(error: BaseException, folder: Path | None = None) -> OutpaceError:
             else "run `make install` once, then `source .venv/bin/activate`",
         )
     if isinstance(error, ValueError) and "embedded null" in str(error):
-        return UsageError("BAD-PATH", "a path holds a NUL byte", do="name one without")
+        return UsageError("BAD-PATH", "a path contains a NUL byte", do="name one without it")
     if is_out_of_memory(error):
         return OutOfMemory(
             "MEMORY",
@@ -78,7 +78,7 @@ def explain(error: BaseException, folder: Path | None = None) -> OutpaceError:
 
 
 def _extra_of(package: str) -> str | None:
-    """The extra that brings an optional package; None for what every installation has."""
+    """The extra that installs an optional package; None for a package in every installation."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         for line in importlib.metadata.requires("outpace") or []:
             name, _, marker = line.partition(";")
@@ -89,7 +89,7 @@ def _extra_of(package: str) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's text, or its type when it has none. No secrets."""
+    """The first line of an exception's text, without secrets, or its type if it has no text."""
     return next(iter(redact(str(error)).strip().splitlines()), type(error).__name__)
 
 
@@ -99,8 +99,8 @@ def wants_traceback() -> bool:
 
 
 def last_error(output: str) -> str:
-    """The line in which a process told its last error, Python's, outpace's or pytest's, if it did
-    (libraries have last words of their own), else its last line; empty where it said nothing."""
+    """The last line of a process's output that reports an error (Python's, outpace's or pytest's),
+    because libraries may print more after it; else the last line; empty if there is no output."""
     lines = [line.strip() for line in output.splitlines() if re.search(r"\w", line)]
     return ([x for x in lines if ERROR.match(x)] or lines or [""])[-1]
 

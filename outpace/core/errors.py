@@ -1,4 +1,4 @@
-"""Errors a user can cause, each one line with its exit code. The traceback is for bugs alone.
+"""Errors a user can cause, each one line with its exit code. Only a bug gets a traceback.
 
     error[NAME]: what happened; kept: what is safe; do: what to do now
 
@@ -12,7 +12,7 @@ STOPPED_RESUMABLE = 75
 
 
 class OutpaceError(Exception):
-    """A fault with a name that scripts can match, a remedy, and the process's exit code."""
+    """An error with a name that scripts can match, a remedy, and the exit code of the process."""
 
     exit_code = BUG
 
@@ -42,7 +42,7 @@ class DataError(OutpaceError):
 
 
 class CheckpointError(OutpaceError):
-    """A checkpoint that is damaged, or does not belong to what was asked."""
+    """A checkpoint that is damaged, or does not match what was asked for."""
 
     exit_code = 4
 
@@ -54,7 +54,7 @@ class StorageError(OutpaceError):
 
 
 class NumericsError(OutpaceError):
-    """Loss or gradients that are no longer numbers."""
+    """A loss or gradients that are not finite."""
 
     exit_code = 6
 
@@ -72,24 +72,24 @@ class RunInUse(OutpaceError):
 
 
 class PeerLost(OutpaceError):
-    """A rank of the process group died or fell silent."""
+    """A rank of the process group died or stopped answering."""
 
     exit_code = 9
 
 
 class NetworkError(OutpaceError):
-    """A download that could not be made."""
+    """A download that failed."""
 
     exit_code = 10
 
 
 class NotMet(OutpaceError):
-    """What a command was told to require is not so."""
+    """A condition that a command was told to require does not hold."""
 
     exit_code = 11
 
 
 class Stopped(OutpaceError):
-    """Work that a signal or its time ended, and that the same command goes on with."""
+    """Work ended by a signal or its time limit, which the same command continues."""
 
     exit_code = STOPPED_RESUMABLE

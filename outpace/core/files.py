@@ -18,7 +18,7 @@ JsonObject = dict[str, Any]
 
 
 def existing_folder(place: Path) -> Path:
-    """The folder that is there already, in which `place` is or would be."""
+    """The nearest existing folder at or above `place`."""
     place = place.absolute()
     while not place.is_dir() and place != place.parent:
         place = place.parent
@@ -31,7 +31,7 @@ def fsync_folder(folder: Path) -> None:
     try:
         os.fsync(fd)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # some mounts have no such call
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # some file systems lack the call
             raise
     finally:
         os.close(fd)
@@ -48,9 +48,9 @@ def replace_file(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: Path, temporary: Path) -> Iterator[BinaryIO]:
-    """A file to be written, which gets its name once it is whole and on the disk; until then it is
-    `temporary`, in the same folder. StorageError when the disk does not take it; whatever fails,
-    nothing is left."""
+    """Open a file for writing under the name `temporary`, in the same folder as `path`; once it is
+    whole and on the disk it is renamed to `path`. StorageError if the disk fails; on any failure
+    `temporary` is removed."""
     try:
         with open(temporary, "wb") as f:
             yield f
@@ -72,8 +72,8 @@ def replace_json(path: Path, value: Any) -> None:
 
 
 def append_json_line(path: Path, record: JsonObject) -> None:
-    """Append one record as one line, in a single write; behind a line that a crash or a full disk
-    cut short, on a new one."""
+    """Append one record as one line, in a single write. If a crash or a full disk cut the last line
+    short, start a new one."""
     line = json_line(record)
     with open(path, "a+b") as f:
         if f.tell():
@@ -90,13 +90,13 @@ def json_line(record: JsonObject) -> bytes:
 
 
 def replace_json_lines(path: Path, records: Iterable[JsonObject]) -> None:
-    """Atomically write a line of JSON a record."""
+    """Atomically write one line of JSON per record."""
     lines = (json.dumps(record, ensure_ascii=False) for record in records)
     replace_file(path, "".join(f"{line}\n" for line in lines))
 
 
 def read_json_lines(path: Path) -> Iterator[JsonObject]:
-    """Yield the records of a JSON-lines file; a line cut short or damaged is left out."""
+    """Yield the records of a JSON-lines file; skip lines that are damaged or cut short."""
     if not path.is_file():
         return
     with open(path, encoding="utf-8", errors="replace") as f:
@@ -106,7 +106,7 @@ def read_json_lines(path: Path) -> Iterator[JsonObject]:
 
 
 def parse_object(text: str | bytes) -> JsonObject | None:
-    """The JSON object that a text is, or None."""
+    """Parse a JSON object; None for anything else."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -115,7 +115,7 @@ def parse_object(text: str | bytes) -> JsonObject | None:
 
 
 def check_writable(path: Path) -> None:
-    """StorageError when no file could be written at `path`: asked before the work it is for."""
+    """StorageError if `path` cannot be written; for a check before long work."""
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -149,7 +149,7 @@ def storage_error(path: Path, error: OSError) -> StorageError:
 
 
 def clean(value: Any) -> Any:
-    """Numbers that JSON has, and text without secrets."""
+    """Make a value safe for JSON: NaN and infinities become null, secrets are redacted."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, float):

@@ -1,5 +1,5 @@
-"""The Hugging Face hub through its own client, with what the client does not promise: an end to
-every wait, patience with a busy server, and one kind of reason for whatever it raises.
+"""The Hugging Face hub through its own client, plus what the client lacks: a time limit on every
+wait, retries while the server is busy, and one way to report whatever it raises.
 """
 
 import errno
@@ -13,30 +13,32 @@ from outpace.core.crash import first_line
 from outpace.core.network import LONGEST_WAIT_S, Answer, retrying, within
 
 CONTACT_S = 8
-"""For one answer about a file; name look-up and connecting included."""
+"""Time limit of one request about a file, including name look-up and connecting."""
 DOWNLOAD_S, LEAST_BYTES_PER_S = 60 + LONGEST_WAIT_S, 200_000
-"""A download may take this long, in which the client may wait for the rate limit to end, and more
-for its size at the least speed."""
+"""A download may take this long, which leaves time to wait out a rate limit, plus the time its size
+takes at the lowest accepted speed."""
 RATE_LIMIT = re.compile(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+)")
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EFBIG)
-"""Errors of the disk that is written to, not of the network."""
+"""Errors of the local disk, not of the network."""
 
 
 def faults() -> tuple[type[BaseException], ...]:
-    """What the client raises. Its HTTP library (requests, httpx, ...) depends on its version; the
-    bases of its own errors do not. ImportError is for a SOCKS proxy that it lacks a package for."""
+    """The exceptions the client may raise. Its HTTP library (requests, httpx, ...) depends on its
+    version, so the base classes of its own errors are listed. ImportError is raised for a SOCKS
+    proxy if the package it needs is missing."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return (OSError, ValueError, RuntimeError, ImportError, *HfHubHTTPError.__bases__)
 
 
 def ask(seconds: float, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """What `call` returns within `seconds`, asking again while the server is busy."""
+    """Call with a time limit, and retry while the server is busy."""
     return retrying(lambda: within(seconds, call, *args, **options), refusal)
 
 
 def digest_of(path: Path, kind: str) -> str:
-    """What the hub calls a file by, in hex: its `sha256`, or as `git` names a blob, by SHA-1."""
+    """The hash the hub identifies a file by, in hex: `sha256`, or for `git` the SHA-1 of a git
+    blob."""
     if kind == "git":
         digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
     else:
@@ -47,8 +49,8 @@ def digest_of(path: Path, kind: str) -> str:
 
 
 def refusal(error: BaseException) -> Answer | None:
-    """The status of a HfHubHTTPError, whose response is requests' or httpx's, and how long to wait:
-    the hub says it in `RateLimit: "api";r=0;t=SECONDS`."""
+    """The status of a HfHubHTTPError (whose response is a requests or httpx object) and how long to
+    wait, which the hub states as `RateLimit: "api";r=0;t=SECONDS`."""
     response = getattr(error, "response", None)
     if response is None:
         return None
@@ -57,8 +59,8 @@ def refusal(error: BaseException) -> Answer | None:
 
 
 def reason(error: BaseException) -> str:
-    """What the hub says, or the first line that says something; the client often hides it in the
-    cause. A name that is missing and one that is private get the same answer."""
+    """The hub's own message, or else the first line of the error, which the client often hides in
+    the cause. The hub gives the same answer for a missing name and a private one."""
     while isinstance(error, FileNotFoundError) and error.__cause__ is not None:
         error = error.__cause__
     told, answer = getattr(error, "server_message", None), refusal(error)

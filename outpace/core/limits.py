@@ -1,6 +1,6 @@
-"""What this process may use of its machine: the limits of the control groups that it is in, of
-a container, a SLURM job, a systemd unit. cgroup v1 and v2 (kernel documentation,
-cgroup-v1/memory.rst, scheduler/sched-bwc.rst and cgroup-v2.rst).
+"""Resources this process may use under the limits of its control groups (a container, a SLURM job,
+a systemd unit). cgroup v1 and v2 (kernel documentation, cgroup-v1/memory.rst,
+scheduler/sched-bwc.rst and cgroup-v2.rst).
 """
 
 import contextlib
@@ -14,8 +14,8 @@ MOUNTED = Path("/sys/fs/cgroup")
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: those it may run on, or as many as its groups' share of
-    time is worth, rounded up."""
+    """Number of cores this process may use: its affinity, or the CPU quota of its control groups
+    rounded up, whichever is less."""
     cores = len(cores_to_run_on())
     with contextlib.suppress(OSError):
         cores = min([cores, *map(math.ceil, cpu_limits(GROUPS.read_text(), MOUNTED))])
@@ -23,15 +23,15 @@ def usable_cores() -> int:
 
 
 def cores_to_run_on() -> list[int]:
-    """Numbers of the cores of this process's affinity; where a system has none (macOS), all."""
+    """The core numbers in this process's affinity; all cores where there is none (macOS)."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def cpu_limits(groups: str, root: Path) -> list[float]:
-    """Cores' worth of time that each group with a limit may use. `groups` is the text of
-    /proc/self/cgroup, `root` where the groups' file system is."""
+    """The CPU quota, in cores, of each group with a limit. `groups` is the text of
+    /proc/self/cgroup, `root` the mount point of the cgroup file system."""
     found = []
     for folder, is_v2 in _folders(groups, root, "cpu"):
         with contextlib.suppress(OSError, ValueError):  # `max`, or no limit at that level
@@ -40,14 +40,14 @@ def cpu_limits(groups: str, root: Path) -> list[float]:
             else:
                 quota = int((folder / "cpu.cfs_quota_us").read_text())
                 period = int((folder / "cpu.cfs_period_us").read_text())
-            if quota > 0 and period > 0:  # -1: none
+            if quota > 0 and period > 0:  # -1: no limit
                 found.append(quota / period)
     return found
 
 
 def memory_limits(groups: str, root: Path = MOUNTED) -> list[tuple[int, int]]:
-    """(limit, in use) in bytes of each group with a limit; v1 writes 2^63 for none. Arguments as of
-    `cpu_limits`."""
+    """(limit, in use) in bytes of each group with a limit; v1 writes about 2^63 for no limit. For
+    the arguments see `cpu_limits`."""
     found = []
     for folder, is_v2 in _folders(groups, root, "memory"):
         limit = "memory.max" if is_v2 else "memory.limit_in_bytes"
@@ -59,8 +59,8 @@ def memory_limits(groups: str, root: Path = MOUNTED) -> list[tuple[int, int]]:
 
 
 def _folders(groups: str, root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
-    """The folder of each group, from the process's own up, and whether it is of v2. A container
-    may see only the top one."""
+    """Each group's folder, from the process's own up to the root, and whether it belongs to v2. A
+    container may see only the root."""
     for line in groups.splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):

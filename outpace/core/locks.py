@@ -1,5 +1,5 @@
-"""One process at a time in a folder: a lock of the kernel's, which a process that is killed lets go
-of, wherever it ran.
+"""A lock that admits one process at a time to a folder. The kernel releases it when its process
+ends, however it ends.
 """
 
 import errno
@@ -13,15 +13,15 @@ from filelock import FileLock
 from outpace.core.log import warn
 
 NONE_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What a file system without locks answers."""
+"""Errors from a file system without locks."""
 FOR_EVER = -1.0
-"""Patience that does not end."""
+"""Wait without a time limit."""
 
 
 def take(path: Path, patience_s: float) -> FileLock:
-    """The lock, taken; filelock.Timeout if another process holds it. A file system without locks
-    is warned of: a lock that is a file of its own, filelock's way out since 4.0, would outlive a
-    kill."""
+    """Take the lock; filelock.Timeout if another process holds it. On a file system without locks
+    this only warns: the soft lock (a file) that filelock falls back to since 4.0 would outlive a
+    killed process."""
     known = inspect.signature(FileLock.__init__).parameters
     hard: dict[str, Any] = {"fallback_to_soft": False} if "fallback_to_soft" in known else {}
     lock = FileLock(path, **hard)
@@ -36,4 +36,4 @@ def take(path: Path, patience_s: float) -> FileLock:
 
 @cache
 def _warn(folder: Path) -> None:
-    warn(f"[NO-LOCK] {folder} is on a file system without locks: nothing keeps others out")
+    warn(f"[NO-LOCK] {folder} is on a file system without locks: nothing keeps other processes out")

@@ -1,8 +1,8 @@
-"""What people see: results on standard output, progress and warnings on standard error. Text is
-shown as it is, never as mark-up; secrets of the environment are not shown.
+"""Output to the user: results on standard output, progress and warnings on standard error. Text is
+shown verbatim, never as mark-up, and secrets from the environment are hidden.
 
-A reader that goes away (`outpace train | head -1`, a log viewer that was closed) never stops
-training: what cannot be told is dropped. The console (rich) is imported with the first line.
+If the reader goes away (`outpace train | head -1`, a closed log viewer), training continues and the
+output is dropped. The console (rich) is imported with the first line.
 """
 
 import contextlib
@@ -16,23 +16,23 @@ from outpace.core.secrets import redact
 
 
 def show(result: str, end: str = "\n") -> None:
-    """Print what a command was asked for. OSError when standard output cannot take it."""
+    """Print the result of a command. OSError if standard output fails."""
     print(_printable(result), end=end, flush=True)
 
 
 def show_json(result: Any) -> None:
-    """The same as JSON in plain ASCII. NaN and infinities become null."""
+    """Print a result as JSON in plain ASCII. NaN and infinities become null."""
     show(json.dumps(clean(result), indent=2))
 
 
 def say(message: str = "") -> None:
-    """Tell on standard output how the work goes; without a reader the work goes on untold."""
+    """Print progress on standard output; if that fails, the work continues without it."""
     try:
         show(redact(message))
     except OSError as error:
         discard(sys.stdout)
         if not isinstance(error, BrokenPipeError):
-            warn(f"standard output is lost ({error.strerror}); going on without it")
+            warn(f"standard output failed ({error.strerror}); continuing without it")
 
 
 def note(message: str) -> None:
@@ -41,13 +41,13 @@ def note(message: str) -> None:
 
 
 def warn(message: str) -> None:
-    """Print a warning that cannot be missed."""
+    """Print a warning to standard error."""
     _remark(f"warning: {_printable(redact(message))}", "bold yellow")
 
 
 def fail(message: str) -> None:
-    """Print an error as exactly one line; plain when not on a terminal, for scripts to match, and
-    where the console is what is missing."""
+    """Print an error as exactly one line: plain text, for scripts to match, unless standard error
+    is a terminal and rich is installed."""
     line = _printable(redact(message), keep="\t")
     if sys.stderr.isatty():
         with contextlib.suppress(ModuleNotFoundError):
@@ -59,7 +59,7 @@ def fail(message: str) -> None:
 
 
 def _remark(line: str, style: str) -> None:
-    """A line on standard error; nothing where that cannot take it (a full disk under a log)."""
+    """Print a line to standard error; drop it if that fails (a full disk under a log)."""
     from outpace.core.console import err
 
     try:
@@ -69,7 +69,7 @@ def _remark(line: str, style: str) -> None:
 
 
 def discard(stream: IO[str]) -> None:
-    """Let everything that is still written to `stream` vanish."""
+    """Send everything still to be written to `stream` to /dev/null."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())

@@ -1,4 +1,6 @@
-"""Asking a server: every wait has an end, and one who is busy is asked again, not at once."""
+"""Requests to a server: every wait has a time limit, and a busy server is asked again after a
+pause.
+"""
 
 import random
 import threading
@@ -11,15 +13,16 @@ from outpace.core.log import note
 
 TRIES = 4
 LONGEST_WAIT_S = 300
-"""Between tries, whatever the server asks for; the hub's rate limit is one of five minutes."""
+"""The longest pause between tries, whatever the server asks for; the hub's rate limit covers five
+minutes."""
 BUSY = (408, 429, 500, 502, 503, 504)
-"""HTTP status codes that may pass."""
+"""HTTP status codes worth retrying."""
 Answer = tuple[int, str]
-"""HTTP status and the Retry-After header, empty without one."""
+"""HTTP status and the Retry-After header (empty if there is none)."""
 
 
 def in_background(call: Callable[..., Any], *args: Any, **options: Any) -> Future[Any]:
-    """What `call` will return or raise, from a thread that ends with the process at the latest."""
+    """Run `call` in a daemon thread; the Future has its result or exception."""
     done: Future[Any] = Future()
 
     def work() -> None:
@@ -33,8 +36,8 @@ def in_background(call: Callable[..., Any], *args: Any, **options: Any) -> Futur
 
 
 def within(seconds: float, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """What `call` returns or raises; TimeoutError after `seconds`. A read timeout alone ends
-    neither a name look-up nor a download that drips. The thread that is left ends with the process.
+    """Run `call` with a time limit: TimeoutError after `seconds`. A read timeout would limit
+    neither a name look-up nor a download that trickles. The abandoned thread ends with the process.
     """
     done = in_background(call, *args, **options)
     try:
@@ -46,8 +49,8 @@ def within(seconds: float, call: Callable[..., Any], *args: Any, **options: Any)
 
 
 def retrying(call: Callable[[], Any], refusal: Callable[[OSError], Answer | None]) -> Any:
-    """`call`, up to `TRIES` times while the server says that it is busy, with a `pause` between.
-    `refusal` reads the server's answer out of an error, None when there is none."""
+    """Call up to `TRIES` times while the server says that it is busy, with a `pause` between tries.
+    `refusal` extracts the server's answer from an error, None if there is none."""
     for attempt in range(1, TRIES + 1):
         try:
             return call()
@@ -63,6 +66,6 @@ def retrying(call: Callable[[], Any], refusal: Callable[[OSError], Answer | None
 
 def pause(attempt: int, retry_after: str = "") -> float:
     """Seconds to wait after the `attempt`-th failure (from 1): as long as the server asks, or twice
-    as long each time; with jitter, so that many who were refused do not return at once."""
+    as long each time; with jitter, so that many clients do not return at once."""
     asked = float(retry_after) if retry_after.isdecimal() else 2.0 ** (attempt - 1)
     return min(asked + random.uniform(0, 1), LONGEST_WAIT_S)

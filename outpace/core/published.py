@@ -1,12 +1,10 @@
-"""Published figures that results are shown against, each with its protocol and source."""
+"""Published scores that results are compared with, each with its protocol and source."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class PublishedScore:
-    """One number somebody else reported."""
-
     model: str
     task: str
     protocol: str
@@ -14,7 +12,7 @@ class PublishedScore:
     value: float
     source: str
     questions: int = 0
-    """That it is a share of; 0 for what is no share."""
+    """Number of questions behind an accuracy; 0 for other metrics."""
 
 
 _SCRIPT = "karpathy/build-nanogpt, hellaswag.py docstring"
@@ -45,12 +43,13 @@ VALIDATION = (
         "karpathy/build-nanogpt, play.ipynb",
     ),
 )
-"""Nats a token on somebody else's validation tokens of that corpus: not the same ones as here."""
+"""Nats per token on somebody else's validation tokens of that corpus: not the same tokens as here.
+"""
 
 
 def gpt2_published(task: str, protocol: str, metric: str) -> PublishedScore | None:
-    """The original 124M checkpoint's score, if somebody published one. The `protocol` of a
-    validation loss is the corpus."""
+    """The published score of the original 124M checkpoint, or None. The `protocol` of a validation
+    loss is the corpus."""
     wanted = (task, protocol.replace("-", "_"), metric)
     table = (*HELLASWAG, *LAMBADA, *VALIDATION)
     return next((s for s in table if (s.task, s.protocol, s.metric) == wanted), None)

@@ -1,15 +1,15 @@
-"""Every path of a run, in one place. The on-disk contract that reports and tools read.
+"""Every path of a run, in one place: the on-disk contract for reports and tools.
 
-config.toml      what was asked, with who set each value
+config.toml      what was asked for, with who set each value
 plan.json        what happens and why; the machine; versions
 STATUS.json      atomically replaced: state, exit code, last step, resumable
-metrics.jsonl    one record a logged step
-evals.jsonl      one record an evaluation
+metrics.jsonl    one record per logged step
+evals.jsonl      one record per evaluation
 samples.jsonl    generated text
 events.jsonl     starts, saves, fall-backs, stops
 incidents/       batches of steps whose numbers were bad
 checkpoints/     step-00001000/...
-verdict.json     whether it beats another model, as last asked
+verdict.json     the latest verdict: whether it beats another model
 report.html
 comparison.html  this run beside others
 """
@@ -44,7 +44,7 @@ LOCK_PATIENCE_S = 0.2
 """`outpace status` holds the lock for a moment to see who has it."""
 _warned_at: dict[Path, float] = {}
 RUNS = Path("runs")
-"""Where a run's folder is unless `--run_dir` says."""
+"""Parent of a run's folder unless `--run_dir` is given."""
 RUN_FORMAT = 1
 """Version of the layout above; written into plan.json and STATUS.json."""
 
@@ -104,13 +104,13 @@ class RunFolder:
         return self.root / "comparison.html"
 
     def others(self) -> list[str]:
-        """What the folder holds where no run was started in it yet."""
+        """What the folder already contains, if no run was started in it yet."""
         if self.config.exists() or not self.root.is_dir():
             return []
         return sorted(p.name for p in self.root.iterdir() if not p.name.startswith("."))
 
     def create(self) -> None:
-        """Make the folder, or say in one line why it cannot be made."""
+        """Make the folder. StorageError if that fails."""
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -121,7 +121,8 @@ class RunFolder:
             ) from error
 
     def lock(self) -> FileLock:
-        """Take the run's lock, released when the process ends however it ends; RunInUse if held."""
+        """Take the run's lock, which is released when the process ends, however it ends. RunInUse
+        if held."""
         try:
             return locks.take(self.root / ".lock", LOCK_PATIENCE_S)
         except Timeout as error:
@@ -144,7 +145,7 @@ class RunFolder:
             "degraded": self.root in _warned_at,
             **fields,
         }
-        with self._going_on(self.status):
+        with self._never_fatal(self.status):
             replace_json(self.status, record)
 
     def event(self, kind: str, **fields: Any) -> None:
@@ -153,13 +154,13 @@ class RunFolder:
 
     def record(self, path: Path, record: JsonObject) -> None:
         """Append one line to one of the files above."""
-        with self._going_on(path):
+        with self._never_fatal(path):
             append_json_line(path, record)
 
     @contextlib.contextmanager
-    def _going_on(self, path: Path) -> Iterator[None]:
-        """Records that cannot be written are warned of, at most once a minute, and never stop a
-        run: only a checkpoint that cannot be written does."""
+    def _never_fatal(self, path: Path) -> Iterator[None]:
+        """If a record cannot be written, warn at most once a minute and continue: only a checkpoint
+        that cannot be written stops a run."""
         try:
             yield
         except (OSError, StorageError) as error:
@@ -167,15 +168,15 @@ class RunFolder:
             if last is None or time.monotonic() - last >= WARN_EVERY_S:
                 _warned_at[self.root] = time.monotonic()
                 reason = getattr(error, "strerror", None) or str(error)
-                warn(f"[DEGRADED] {path} is not written ({reason}); training goes on")
+                warn(f"[DEGRADED] {path} is not written ({reason}); training continues")
 
     def forget_after(self, step: int) -> None:
-        """Drop records of steps after `step`, and a line cut by a crash, before a resume repeats
-        them, so that every step is there once."""
+        """Drop records of steps after `step`, and damaged lines, so that each step is recorded once
+        although a resume repeats it."""
         for path in (self.metrics, self.evals, self.samples):
             if not path.is_file():
                 continue
-            with self._going_on(path):
+            with self._never_fatal(path):
                 lines = path.read_bytes().splitlines(keepends=True)
                 good = [r for r in read_json_lines(path) if _is_until(step, r.get("step", 0))]
                 if len(good) != len(lines):
@@ -192,7 +193,7 @@ def now() -> str:
 
 
 def boot_id() -> str | None:
-    """Changes when the machine starts anew; None where there is no telling."""
+    """An ID that changes when the machine reboots; None where unknown."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

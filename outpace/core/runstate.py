@@ -1,5 +1,5 @@
-"""A run's state as seen from outside: what its files say, and whether its process still lives.
-Reads only, and may read while the run writes.
+"""A run's state as seen from outside, from its files and whether its process is still alive. Only
+reads, and may read while the run writes.
 """
 
 import fcntl
@@ -15,26 +15,27 @@ from outpace.core.files import JsonObject, parse_object
 from outpace.core.runfolder import RUNS, RunFolder, boot_id
 
 STATES = ("running", "finished", "stopped", "failed")
-"""What STATUS.json may say."""
+"""The states STATUS.json may contain."""
 INTERRUPTED = "interrupted"
-"""What a reader makes of `running` without a process."""
+"""How a `running` run without a process is reported."""
 TAIL_BYTES = 1 << 16
 
 
 def read_state(folder: RunFolder) -> JsonObject:
-    """STATUS.json, with `state` interrupted when the process is gone without having said so, and
+    """STATUS.json, with `state` set to interrupted if the process is gone without having written
+    its end, and
 
-    held                whether a process holds the run's lock
-    last_logged_step    of metrics.jsonl, with `tokens_per_second` and `loss` of that record
-    last_record_age_s   seconds since metrics.jsonl was last written
-    max_steps           of plan.json
+        held                whether a process holds the run's lock
+        last_logged_step    of metrics.jsonl, with `tokens_per_second` and `loss` of that record
+        last_record_age_s   seconds since metrics.jsonl was last written
+        max_steps           of plan.json
 
-    as far as they are known. UsageError NOT-A-RUN for a folder without any sign of a run.
+    each only if known. UsageError NOT-A-RUN for a folder without any sign of a run.
     """
     status = _status(folder)
     held = is_held(folder, status)
     if not held:
-        status = _status(folder)  # it may have ended in good order between the two looks
+        status = _status(folder)  # it may have ended properly between the two reads
     if status is None:
         if not (held or folder.plan.is_file() or folder.metrics.is_file()):
             raise no_run(folder, folder.status)
@@ -43,7 +44,7 @@ def read_state(folder: RunFolder) -> JsonObject:
         status |= {"state": INTERRUPTED, "reason": _why_gone(status)}
     status["held"] = held
     if status.get("resumable") and not any(folder.checkpoints.glob("step-*")):
-        status["resumable"] = False  # they were deleted since
+        status["resumable"] = False  # the checkpoints were deleted since
     if found := last_record(folder.metrics):
         record, age_s = found
         status["last_logged_step"] = record.get("step")
@@ -56,16 +57,16 @@ def read_state(folder: RunFolder) -> JsonObject:
 
 
 def is_held(folder: RunFolder, status: JsonObject | None = None) -> bool:
-    """Whether a process holds the run's lock. Where the file system cannot tell, whether the
-    process that `status` names is alive on this machine."""
-    try:  # to read only, for a folder of another user's can be asked, too
+    """Whether a process holds the run's lock. If the file system cannot tell: whether the process
+    named in `status` is alive on this machine."""
+    try:  # read-only, so that it works on another user's folder, too
         fd = os.open(folder.root / ".lock", os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
         return _is_alive(status or {})
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # so that two may ask
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, so that two may ask at once
     except BlockingIOError:
         return True
     except OSError:
@@ -76,15 +77,15 @@ def is_held(folder: RunFolder, status: JsonObject | None = None) -> bool:
 
 
 def runs_begun() -> Iterator[tuple[RunFolder, Any]]:
-    """The runs whose folder was named for them, in the order of their names, each with the words of
-    the command that last started it, as far as its plan.json tells."""
+    """The runs in `RUNS`, sorted by name, each with the command line that last started it, if its
+    plan.json records one."""
     for plan in sorted(RUNS.glob("*/plan.json")):
         yield RunFolder(plan.parent), _object(plan).get("command")
 
 
 def last_record(path: Path) -> tuple[JsonObject, float] | None:
-    """The last whole record of a JSON-lines file and the file's age in seconds, from its end alone,
-    however long it is; None without one."""
+    """The last whole record of a JSON-lines file and the file's age in seconds; reads only the end
+    of the file. None if there is no record."""
     try:
         with open(path, "rb") as f:
             size = f.seek(0, os.SEEK_END)
@@ -100,7 +101,7 @@ def last_record(path: Path) -> tuple[JsonObject, float] | None:
 
 
 def last_step(state: JsonObject) -> int:
-    """The last step that is known to have been done."""
+    """The last step known to be done."""
     known = [state.get("last_step")]
     if state["state"] in ("running", "interrupted", "failed"):
         known.append(state.get("last_logged_step"))
@@ -120,7 +121,7 @@ def _object(path: Path) -> JsonObject:
 
 
 def _why_gone(status: JsonObject) -> str:
-    """How the process of a run that says it is running may have ended."""
+    """Why a run that says it is running may have no process."""
     pid, host, boot = (status.get(key) for key in ("pid", "host", "boot_id"))
     if host not in (None, socket.gethostname()):
         how = f"its process {pid} on {host} is gone"
@@ -147,7 +148,7 @@ def _is_alive(status: JsonObject) -> bool:
 
 
 def no_run(folder: RunFolder, lacks: Path) -> UsageError:
-    """The error of a folder without one of the files that every run has."""
+    """The error for a folder that lacks one of the files every run has."""
     return UsageError(
         "NOT-A-RUN",
         f"{folder.root} is not a run folder (no readable {lacks.name})",

@@ -1,5 +1,5 @@
-"""What is never told to anyone: secrets in the environment, and user names and passwords in URLs.
-All that goes to logs, crash files and the records of a run passes through `redact`.
+"""Hiding secrets: those in the environment, and user names and passwords in URLs. Everything that
+goes to logs, crash files and run records passes through `redact`.
 """
 
 import json
@@ -9,15 +9,15 @@ from urllib.parse import quote
 
 HIDDEN = "***"
 SHORTEST = 8
-"""Characters. A shorter value guards nothing, and words of that length occur in ordinary text."""
+"""Characters. A shorter value protects nothing, and would match ordinary text."""
 _NAME = re.compile(r"(?:TOKEN|KEY|SECRET|CREDENTIAL)S?$|PASSWORD|PASSWD|SECRET", re.IGNORECASE)
 _USER_IN_URL = re.compile(r"(?<=://)[^\s/]+@")
 
 
 def redact(text: str) -> str:
-    """`text` with `***` for the value of each environment variable whose name says that it is
-    secret (HF_TOKEN, AWS_SECRET_ACCESS_KEY, DB_PASSWORD), also as Python, JSON or a URL would
-    write it, and for what comes before the @ of a URL."""
+    """Replace with `***` the value of each environment variable whose name marks it as secret
+    (HF_TOKEN, AWS_SECRET_ACCESS_KEY, DB_PASSWORD), also as Python, JSON or a URL would write it,
+    and the user part of each URL (before the @)."""
     for name, value in os.environ.items():
         if len(value) >= SHORTEST and _NAME.search(name):
             for form in {value, repr(value)[1:-1], json.dumps(value)[1:-1], quote(value, safe="")}:

@@ -1,4 +1,4 @@
-"""Tensors by name and size, compared without a tensor."""
+"""Comparing tensors by name and size only."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,8 @@ Sizes = Mapping[str, tuple[int, ...]]
 
 
 def mismatch(expected: Sizes, found: Sizes) -> str:
-    """What is missing, unexpected or misshapen, the first three by name; empty when nothing is."""
+    """The first three differences by name (missing, unexpected or of another size); empty if there
+    are none."""
     faults = [f"no {name}" for name in expected if name not in found]
     faults += [f"unexpected {name[:80]}" for name in found if name not in expected]
     faults += [

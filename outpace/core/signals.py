@@ -1,4 +1,4 @@
-"""Which signals ask a long command to save what it has and stop."""
+"""The signals that ask a long command to save its work and stop."""
 
 import os
 import signal
@@ -10,8 +10,8 @@ torchrun passes it on."""
 
 
 def stop_signals() -> list[signal.Signals]:
-    """SIGTERM, SIGINT, SIGUSR1 (what schedulers send ahead of a time limit), and SIGHUP (a terminal
-    that closes; ignored under nohup, as everywhere)."""
+    """SIGTERM, SIGINT, SIGUSR1 (which schedulers send ahead of a time limit), and SIGHUP (a closed
+    terminal; ignored under nohup, as everywhere)."""
     found = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         found.append(signal.SIGHUP)
@@ -19,6 +19,6 @@ def stop_signals() -> list[signal.Signals]:
 
 
 def leave_at_once(number: int) -> NoReturn:
-    """End the process without saving: 130 for SIGINT, else 143 or what a shell says of the signal.
-    SIGUSR1 counts as the SIGTERM that it announces."""
+    """End the process without saving, with the exit code a shell reports for the signal (130 for
+    SIGINT, 143 for SIGTERM). SIGUSR1 counts as the SIGTERM that it announces."""
     os._exit(128 + (number if number != signal.SIGUSR1 else signal.SIGTERM))

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers in readable form."""
 
 GIB = 1024**3
 MIB = 1024**2

@@ -1,5 +1,5 @@
-"""Autoregressive generation with a KV cache: the prompt in one pass, for one sample whatever their
-number, then a token a step for all of them.
+"""Autoregressive generation with a KV cache: the shared prompt is read once, whatever the number of
+samples, then one token per step for all of them.
 """
 
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ NO_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBacke
 
 
 class Step(NamedTuple):
-    """One more token of every sample."""
+    """The next token of every sample."""
 
     tokens: torch.Tensor
     """(B,) int64, on the CPU."""
     logits: torch.Tensor
-    """(B, V): what the tokens were drawn from, on the model's device."""
+    """(B, V): the logits the tokens were drawn from, on the model's device."""
 
 
 @torch.inference_mode()
@@ -37,17 +37,17 @@ def generate(
     beyond_context: str = "slide",
 ) -> Iterator[Step]:
     """Yield the next token of each sample, step by step. `prompt` is the ids that all samples begin
-    with, or (B, T), a prompt of its own for each of B samples.
+    with, or (B, T), one prompt for each of B samples.
 
     When the context is full, its last half becomes the new beginning (`slide`), or generation ends
-    (`stop`). Each sample draws from a generator of its own, seeded by `generator`: a sample does
-    not depend on how many others there are, and `use_cache` changes the speed and not the tokens,
-    both but for rounding, which is coarse in int8. ValueError for a prompt without tokens.
+    (`stop`). Each sample draws from its own generator, seeded by `generator`, so a sample does not
+    depend on how many others there are, and `use_cache` changes the speed, not the tokens. Both
+    hold up to rounding, which is coarse in int8. ValueError for a prompt without tokens.
     """
     context, device = model.shape.context, next(model.parameters()).device
     text = prompt if isinstance(prompt, torch.Tensor) else torch.tensor([prompt])
     if text.size(1) == 0:
-        raise ValueError("a prompt has at least one token: end-of-text, to begin a document")
+        raise ValueError("a prompt needs at least one token: end-of-text, to begin a document")
     batch = num_samples if text.size(0) == 1 else text.size(0)
     seeds = torch.randint(2**62, (batch,), generator=generator).tolist()
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -78,14 +78,14 @@ def generate(
 
 
 def uniform(generators: list[torch.Generator], how: Sampling) -> torch.Tensor | None:
-    """A number from [0, 1) of each generator, (B, 1); None where nothing is left to chance."""
+    """One number from [0, 1) per generator, (B, 1); None at temperature 0."""
     if how.temperature == 0:
         return None
     return torch.stack([torch.rand(1, generator=g, dtype=torch.float64) for g in generators])
 
 
 def _cache(model: GPT2, batch: int, room: int) -> KVCache:
-    """In the type that queries have: some kernels of attention do not look whether keys have it."""
+    """A cache in the queries' type: some attention kernels do not check that keys have the same."""
     parameter = next(model.parameters())
     device, dtype = parameter.device, parameter.dtype
     if torch.is_autocast_enabled(device.type):
@@ -94,8 +94,8 @@ def _cache(model: GPT2, batch: int, room: int) -> KVCache:
 
 
 def _read(model: GPT2, tokens: torch.Tensor, cache: KVCache | None) -> torch.Tensor:
-    """Hidden states of `tokens`. cuDNN would make a plan for every length that the cache grows to,
-    which takes up to half a second (modelscope/FunASR issue 3704)."""
+    """Hidden states of `tokens`. Without cuDNN attention, which would make a plan for every length
+    the cache grows to and take up to half a second for each (modelscope/FunASR issue 3704)."""
     if tokens.device.type != "cuda":
         return model.hidden(tokens, cache)
     with sdpa_kernel(NO_PLANS):
@@ -113,7 +113,7 @@ def complete(
     stop_token: int | None = None,
     use_cache: bool = True,
 ) -> list[list[int]]:
-    """New tokens of each sample, up to and without its first `stop_token`."""
+    """New tokens of each sample, up to but not including its first `stop_token`."""
     steps = generate(
         model,
         prompt,

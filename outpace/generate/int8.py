@@ -1,9 +1,9 @@
-"""A GPT-2 whose matrices are int8, for generation on an x86 CPU: a quarter of the bytes to read a
-token, which is what bounds it. An approximation, and asked for by name only.
+"""A GPT-2 with int8 matrices, for generation on an x86 CPU: a quarter of the bytes to read per
+token, which limits the speed. An approximation, used only when asked for by name.
 
-Each row of a matrix is scaled to int8; activations are scaled as they come, a scale a call
-(PyTorch's dynamic quantisation, over FBGEMM): what a sample says then depends on what else is drawn
-with it. LayerNorm, attention and the residual stay fp32.
+Each row of a matrix has its own scale; activations are scaled as they come, one scale per call
+(PyTorch's dynamic quantisation, over FBGEMM), so a sample depends on what else is drawn with it.
+LayerNorm, attention and the residual stay fp32.
 """
 
 import warnings
@@ -27,7 +27,7 @@ class Int8Linear(nn.Module):
         self.activate = activate
         scale = (weight.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny).double()
         rows = torch.zeros(len(weight), dtype=torch.int64)
-        with warnings.catch_warnings():  # of PyTorch 2.13: deprecated, with nothing yet in place
+        with warnings.catch_warnings():  # PyTorch 2.13: deprecated, no successor yet
             warnings.simplefilter("ignore", UserWarning)
             q = torch.quantize_per_channel(weight, scale, rows, axis=0, dtype=torch.qint8)
         self.packed: Any = torch.ops.quantized.linear_prepack(q, bias)
@@ -38,7 +38,7 @@ class Int8Linear(nn.Module):
 
 
 def int8(model: GPT2) -> GPT2:
-    """The model with int8 matrices, on the CPU. UsageError where PyTorch has no such kernels."""
+    """The model with int8 matrices, on the CPU. UsageError if PyTorch has no such kernels."""
     if "x86" not in torch.backends.quantized.supported_engines:
         raise UsageError("NO-INT8", "this PyTorch has no int8 kernels", do="use --weights float32")
     if next(model.parameters()).device.type != "cpu":

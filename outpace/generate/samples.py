@@ -1,4 +1,4 @@
-"""Samples as people and programs want them: text piece by piece, why it ended, probabilities."""
+"""Samples for people and programs: text piece by piece, why it ended, probabilities."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,28 +14,29 @@ from outpace.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Scored:
-    """A token with what the model thought of it, before temperature and cuts."""
+    """A token with its probability under the model, before temperature and top-k or top-p."""
 
     id: int
     text: str
     probability: float
     rank: int
-    """1 for the likeliest."""
+    """1 for the most likely."""
     top: list[tuple[str, float]]
-    """The likeliest tokens, as text and probability."""
+    """The most likely tokens, as text and probability."""
 
 
 class Sample:
-    """One text in the making."""
+    """One sample while it is generated."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
         self.stream = TextStream(tokenizer, stop)
         self.pieces: list[str] = []
-        """What each step added to the text; empty where a character or a stop is not complete."""
+        """The text added by each step; empty while a character or a possible stop string is
+        incomplete."""
         self.tokens: list[Scored] = []
-        """With probabilities alone."""
+        """Filled only if probabilities were asked for."""
         self.ended_by = ""
-        """end_of_text, stop, or max_new_tokens or context once all is done."""
+        """end_of_text, stop, max_new_tokens or context; empty while the sample goes on."""
 
 
 def sample(
@@ -49,8 +50,9 @@ def sample(
     beyond_context: str = "slide",
     alternatives: int = 0,
 ) -> Iterator[int]:
-    """Continue `prompt` in every one of `samples`, and yield the number of each step when they hold
-    what it brought. Ends when all have. `alternatives` > 0: score the tokens, with as many."""
+    """Continue `prompt` in each of `samples`, and yield the number of each step once they contain
+    its tokens. Ends when all samples have ended. With `alternatives` > 0, score the tokens and list
+    that many of the most likely."""
     step = -1
     for step, (tokens, logits) in enumerate(
         generate(
@@ -86,7 +88,7 @@ def sample(
 
 
 Scores = tuple[float, int, list[int], list[float]]
-"""Probability and rank of the token, ids and probabilities of the likeliest."""
+"""Probability and rank of the token, ids and probabilities of the most likely."""
 
 
 def _score(logits: torch.Tensor, tokens: torch.Tensor, count: int) -> list[Scores]:

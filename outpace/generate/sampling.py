@@ -7,19 +7,20 @@ import torch
 from outpace.core.errors import NumericsError
 
 LEAST_TEMPERATURE = 1e-30
-"""A lower one is taken for this, whose inverse is a number in fp32."""
+"""Lower temperatures count as this one, whose inverse still fits in fp32."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn."""
+    """Settings for drawing the next token."""
 
     temperature: float = 0.8
     """0 takes the most likely token; 1 the model's own probabilities."""
     top_k: int = 200
     """Only the k most likely tokens; 0 for all."""
     top_p: float = 1.0
-    """Only the most likely tokens that together reach this probability (Holtzman et al. 2020)."""
+    """Only the most likely tokens that together reach this probability (nucleus sampling, Holtzman
+    et al. 2020)."""
 
 
 def probabilities(logits: torch.Tensor, how: Sampling) -> torch.Tensor:
@@ -27,7 +28,7 @@ def probabilities(logits: torch.Tensor, how: Sampling) -> torch.Tensor:
     logits = logits.float()
     if how.temperature == 0:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-    logits = logits - logits.amax(-1, keepdim=True)  # or a low temperature makes all of them inf
+    logits = logits - logits.amax(-1, keepdim=True)  # else a low temperature makes all of them inf
     logits = logits / max(how.temperature, LEAST_TEMPERATURE)
     if 0 < how.top_k < logits.size(-1):
         least = logits.topk(how.top_k).values[:, -1:]
@@ -35,8 +36,8 @@ def probabilities(logits: torch.Tensor, how: Sampling) -> torch.Tensor:
     p = logits.softmax(-1)
     if how.top_p < 1:
         ordered, index = p.sort(-1, descending=True)
-        before = ordered.cumsum(-1) - ordered  # probability of all likelier tokens
-        beyond = (before >= how.top_p) & (before > 0)  # never the likeliest
+        before = ordered.cumsum(-1) - ordered  # probability of all more likely tokens
+        beyond = (before >= how.top_p) & (before > 0)  # never the most likely
         ordered = ordered.masked_fill(beyond, 0.0)
         p = torch.zeros_like(p).scatter_(-1, index, ordered)
         p = p / p.sum(-1, keepdim=True)
@@ -45,8 +46,8 @@ def probabilities(logits: torch.Tensor, how: Sampling) -> torch.Tensor:
 
 def draw(logits: torch.Tensor, how: Sampling, uniform: torch.Tensor | None) -> torch.Tensor:
     """logits (B, V), uniform (B, 1) from [0, 1) in fp64 -> next tokens (B, 1) on the CPU: the first
-    whose cumulated probability exceeds the number, so that a seed means the same anywhere. None
-    takes the most likely. NumericsError when the model answers with something else than numbers."""
+    whose cumulative probability exceeds the number, so that a seed gives the same token on any
+    device. Without `uniform`, the most likely token. NumericsError if the logits are not finite."""
     if not logits.amax(-1).isfinite().all():
         raise NumericsError(
             "NOT-FINITE", "the model's logits are not finite", do="use another model"

@@ -1,4 +1,4 @@
-"""Tokens as text while they come: never half a character, and nothing of a stop string."""
+"""Decoding tokens as they come: never half a character, and no part of a stop string."""
 
 import codecs
 from collections.abc import Sequence
@@ -7,15 +7,15 @@ from outpace.tokenizer import Tokenizer
 
 
 class TextStream:
-    """The text of one sample. `feed` gives what is certain so far, `finish` the rest."""
+    """The text of one sample. `feed` returns the text that is certain so far, `finish` the rest."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
         self.tokenizer, self.stop = tokenizer, tuple(stop)
         self.stopped = False
-        """Whether a stop string or the end of the text has come; then nothing more is said."""
+        """Whether a stop string or end-of-text was reached; after that all output is empty."""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
-        """Characters that a stop string may begin with."""
+        """Characters held back because a stop string may begin with them."""
 
     def feed(self, token: int) -> str:
         """Take one token; return the characters that are complete and belong to the text."""
@@ -28,7 +28,7 @@ class TextStream:
         return self._take(self._decoder.decode(self.tokenizer.decode_bytes([token])))
 
     def finish(self) -> str:
-        """What was held back; the bytes of a character that never came whole become U+FFFD."""
+        """The text that was held back; bytes of an incomplete character become U+FFFD."""
         if self.stopped:
             return ""
         text = self._take(self._decoder.decode(b"", final=True)) + self._held
@@ -47,6 +47,6 @@ class TextStream:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of `text` a `stop` begins with."""
+    """Length of the longest end of `text` that is a proper prefix of `stop`."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

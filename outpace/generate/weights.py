@@ -1,4 +1,4 @@
-"""The types of weights that text can be generated with, on a CPU."""
+"""The weight types for generation."""
 
 import torch
 
@@ -9,8 +9,8 @@ from outpace.model.matrices import for_inference, packed, why_not_packed
 
 
 def with_weights(model: GPT2, weights: str) -> GPT2:
-    """`float32`: the model in the fastest exact form of its machine. `bfloat16` and `int8` read a
-    half and a quarter of the bytes, and are approximations, on a CPU only: UsageError elsewhere.
+    """`float32`: the model in its fastest exact form on this machine. `bfloat16` and `int8` read a
+    half and a quarter of the bytes; they are approximations, on a CPU only (UsageError elsewhere).
     """
     if weights == "int8":
         return int8(model)

@@ -1,1 +1,1 @@
-"""Level 4: models from and for other programs."""
+"""Level 4: reading other programs' model files, and writing them."""

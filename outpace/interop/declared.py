@@ -1,5 +1,5 @@
-"""What a file says of itself, checked before anything is allocated for it: numbers of a shape, and
-the shapes of tensors. Every fault is a ValueError with a sentence.
+"""Checks of what a model file declares, before anything is allocated for it: the numbers of a
+shape, and the shapes of the tensors. Every fault is a one-sentence ValueError.
 """
 
 from dataclasses import fields
@@ -18,7 +18,7 @@ LIMITED = ("n_layer", "n_head", "n_embd", "context", "vocab_multiple")
 
 
 def check_shape(shape: GPT2Shape) -> GPT2Shape:
-    """`shape`, if a GPT-2 of that shape can be, whatever types its numbers were read with."""
+    """Return `shape` if its numbers, of whatever type the file gave, make a possible GPT-2."""
     limits = {name: RANGES[name].most for name in LIMITED}
     for name, most in {**limits, "vocab_size": MOST_VOCABULARY}.items():
         value = getattr(shape, name)
@@ -32,8 +32,8 @@ def check_shape(shape: GPT2Shape) -> GPT2Shape:
 
 
 def why_not_plain(shape: GPT2Shape) -> str | None:
-    """What sets a model apart from OpenAI's GPT-2, which is all that other programs' formats hold;
-    None for a GPT-2. Anything that a shape says beyond `PLAIN` is a variant of ours."""
+    """How a model differs from OpenAI's GPT-2, the only one that other programs' formats can hold;
+    None for a plain GPT-2. Every field beyond `PLAIN` is a variant of ours."""
     for field in fields(shape):
         value = getattr(shape, field.name)
         if field.name not in PLAIN and value != field.default:
@@ -42,8 +42,8 @@ def why_not_plain(shape: GPT2Shape) -> str | None:
 
 
 def check_tensors(shape: GPT2Shape, found: Sizes, *, padded: bool) -> None:
-    """Each parameter of a GPT-2 of that (checked) shape is there with its size, and no other;
-    `padded` says whether the vocabulary is."""
+    """ValueError unless the tensors are exactly the parameters of a GPT-2 of that (checked) shape,
+    each with its size; `padded` says whether the vocabulary is padded."""
     layers = {name.split(".")[1] for name in found if name.startswith("h.")}
     if len(layers) != shape.n_layer:
         raise ValueError(f"it has {len(layers)} layers, n_layer is {shape.n_layer}")

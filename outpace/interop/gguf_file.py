@@ -1,5 +1,5 @@
-"""GGUF out, for llama.cpp and what is built on it: weights, shape and tokenizer in one file, by
-llama.cpp's own `gguf` package. Names and metadata as its convert_hf_to_gguf.py gives a GPT-2.
+"""Writing GGUF, for llama.cpp and programs built on it: weights, shape and tokenizer in one file,
+through llama.cpp's own `gguf` package. Names and metadata as in its convert_hf_to_gguf.py.
 """
 
 from pathlib import Path
@@ -33,16 +33,16 @@ def their_name(ours: str) -> str:
 
 
 def is_halved(name: str, tensor: Tensor) -> bool:
-    """Whether an fp16 file holds this tensor (outpace's name) in fp16: matrices, as llama.cpp does,
-    but for the positions."""
+    """Whether an fp16 file stores this tensor (outpace's name) in fp16: all matrices except the
+    position embedding, as in llama.cpp."""
     return tensor.dim() == 2 and name != "wpe.weight"
 
 
 def write_model(
     path: Path, weights: dict[str, Tensor], shape: GPT2Shape, dtype: torch.dtype, name: str
 ) -> None:
-    """Write weights (outpace's names) as GGUF of fp32 or fp16. The head is wte, so it is not
-    written twice."""
+    """Write weights (outpace's names) as fp32 or fp16 GGUF. The head is wte, so it is not stored
+    twice."""
     import gguf
 
     writer = gguf.GGUFWriter(path, "gpt2")
@@ -66,7 +66,7 @@ def write_model(
 
 
 def _add_tokenizer(writer, types) -> None:  # type: ignore[no-untyped-def]  # gguf has no types
-    """GPT-2's tokens, merges and the end of a document."""
+    """Add GPT-2's tokens, merges and end-of-text."""
     ids = vocabulary()
     tokens = sorted(ids, key=ids.__getitem__)
     writer.add_tokenizer_model("gpt2")

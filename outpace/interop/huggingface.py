@@ -1,7 +1,7 @@
 """Hugging Face GPT-2 folders, both ways, through one key map.
 
-The names are the same but for the prefix `transformer.`; the four linear maps of a block are stored
-transposed there (`Conv1D`), and the vocabulary is not padded.
+The names are the same except for the prefix `transformer.`; the four linear maps of a block are
+stored transposed there (`Conv1D`), and the vocabulary is not padded.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ INDEX = WEIGHTS + ".index.json"
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 HEAD = "lm_head.weight"
 LEFT_OUT = (HEAD, ".attn.bias", ".attn.masked_bias")
-"""Ends of names: the head, tied to wte, and buffers of old versions."""
+"""Suffixes of names to skip: the head, tied to wte, and buffers of old versions."""
 FLOATS = ("F64", "F32", "F16", "BF16")
 MOST_CONFIG_BYTES = 1024 * 1024
 Tensors = dict[str, torch.Tensor]
@@ -38,14 +38,15 @@ def is_folder(path: Path) -> bool:
 
 
 def why_not_folder(path: Path) -> str:
-    """What a folder that is not one lacks, as the end of a sentence; empty if it is like none."""
+    """Why a folder is not a model folder, as the end of a sentence; empty if it is nothing like
+    one."""
     if (path / "pytorch_model.bin").is_file():
         return "; pytorch_model.bin is a pickle, which could run code: save it as safetensors"
     return f"; {CONFIG} is there without {WEIGHTS}" if (path / CONFIG).is_file() else ""
 
 
 def read_shape(path: Path) -> GPT2Shape:
-    """Shape in config.json; CheckpointError for anything but plain GPT-2."""
+    """Read the shape from config.json; CheckpointError for anything but plain GPT-2."""
     try:
         if (path / CONFIG).stat().st_size > MOST_CONFIG_BYTES:
             raise ValueError("it is too large")
@@ -54,7 +55,7 @@ def read_shape(path: Path) -> GPT2Shape:
         shape = check_shape(GPT2Shape(*(config[key] for key in keys)))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _fault(
-            path, f"config.json is not GPT-2's ({type(error).__name__}: {error})"
+            path, f"config.json is not a GPT-2's ({type(error).__name__}: {error})"
         ) from error
     expected = {
         "model_type": "gpt2",
@@ -76,8 +77,8 @@ def read_shape(path: Path) -> GPT2Shape:
 
 
 def read_folder(path: Path) -> tuple[GPT2Shape, Tensors]:
-    """Shape and weights, under outpace's names, of a folder that transformers saved. What its
-    header declares is compared with the shape before a tensor is read."""
+    """Read shape and weights (under outpace's names) from a folder that transformers saved. The
+    header is compared with the shape before any tensor is read."""
     shape = read_shape(path)
     try:
         with contextlib.ExitStack() as stack:
@@ -92,7 +93,7 @@ def read_folder(path: Path) -> tuple[GPT2Shape, Tensors]:
                 types[name] = part.get_dtype()
             check_tensors(shape, found, padded=False)
             if odd := [f"{name} is {t}" for name, t in types.items() if t not in FLOATS]:
-                raise ValueError(f"{odd[0]}, not of floating-point numbers")
+                raise ValueError(f"{odd[0]}, which is not a floating-point type")
             theirs = {k: file.get_tensor(k) for k, file in where.items()}
             wte = next(t for k, t in theirs.items() if k.endswith("wte.weight"))
             for file in files:
@@ -104,7 +105,7 @@ def read_folder(path: Path) -> tuple[GPT2Shape, Tensors]:
 
 
 def _weight_files(path: Path) -> list[str]:
-    """The one file of the weights, or those that the index of a large model names."""
+    """The single weight file, or the shards named by the index of a large model."""
     if (path / WEIGHTS).is_file():
         return [WEIGHTS]
     if (path / INDEX).stat().st_size > MOST_CONFIG_BYTES:
@@ -112,14 +113,14 @@ def _weight_files(path: Path) -> list[str]:
     try:
         names = set(json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
         if not all(SHARD.fullmatch(name) for name in names):
-            raise ValueError("it names a file that no shard is called")
+            raise ValueError("it names a file that is not a shard")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{INDEX}: {error}") from error
     return sorted(names)
 
 
 def from_huggingface(theirs: Tensors, shape: GPT2Shape) -> Tensors:
-    """Their tensors as ours: fp32, transposed where theirs are, the vocabulary zero-padded."""
+    """Convert their tensors to ours: fp32, transposed back, the vocabulary zero-padded."""
     ours = {}
     for full_name, tensor in theirs.items():
         if full_name.endswith(LEFT_OUT):
@@ -131,7 +132,7 @@ def from_huggingface(theirs: Tensors, shape: GPT2Shape) -> Tensors:
 
 
 def to_huggingface(ours: Tensors, shape: GPT2Shape) -> Tensors:
-    """Our tensors as theirs, the padding of the vocabulary left off."""
+    """Convert our tensors to theirs, with the vocabulary's padding removed."""
     theirs = {}
     for name, tensor in ours.items():
         tensor = tensor.t().contiguous() if name.endswith(TRANSPOSED) else tensor
@@ -140,7 +141,7 @@ def to_huggingface(ours: Tensors, shape: GPT2Shape) -> Tensors:
 
 
 def transformers_model(weights: Tensors, shape: GPT2Shape) -> Any:
-    """transformers' own GPT2LMHeadModel holding these weights (outpace's names), in eval mode."""
+    """transformers' own GPT2LMHeadModel with these weights (outpace's names), in eval mode."""
     from transformers import GPT2LMHeadModel
 
     model = GPT2LMHeadModel(transformers_config(shape)).eval()
@@ -172,14 +173,14 @@ def transformers_config(shape: GPT2Shape) -> Any:
 
 
 def as_transformers_reads(folder: Path) -> Any:
-    """The GPT-2 of a folder by transformers' own reading, in fp32."""
+    """Load a folder's GPT-2 with transformers itself, in fp32."""
     from transformers import GPT2LMHeadModel
 
     return GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
 
 
 def write_card(folder: Path, source: str, step: int | None) -> None:
-    """Write the model card: what it is, where it is from, how it was checked."""
+    """Write the model card: what the model is, where it comes from, how it was checked."""
     of_step = "" if step is None else f", step {step:,}"
     card = f"""---
 library_name: transformers
@@ -215,7 +216,7 @@ def write_tokenizer(folder: Path, context: int) -> None:
 @torch.inference_mode()
 def disagreement(ours: GPT2, theirs: Any, *, seed: int = 0) -> tuple[float, float]:
     """Largest absolute difference of logits, in fp32, on random tokens over up to 256 positions;
-    and the largest logit, which says how much of that is rounding."""
+    and the largest logit, which tells how much of the difference is rounding."""
     generator = torch.Generator().manual_seed(seed)
     vocab, length = ours.shape.vocab_size, min(ours.shape.context, 256)
     idx = torch.randint(0, vocab, (2, length), generator=generator)

@@ -1,7 +1,7 @@
-"""llm.c's model files, both ways: a header of 256 int32, then every tensor, the vocabulary padded
-(karpathy/llm.c, train_gpt2.py, write_model, which pads to a multiple of 128).
+"""llm.c's model files, both ways: a header of 256 int32, then every tensor, with the vocabulary
+padded (karpathy/llm.c, train_gpt2.py, write_model, which pads to a multiple of 128).
 
-Version 3 holds fp32, version 5 bf16. The layers of each kind of tensor lie one after the other.
+Version 3 holds fp32, version 5 bf16. Tensors are grouped by kind, each kind layer by layer.
 """
 
 import math
@@ -22,17 +22,17 @@ from outpace.interop.vocabulary import padded
 MAGIC = 20240326
 HEADER_BYTES = 256 * 4
 DTYPES = {3: torch.float32, 5: torch.bfloat16}
-"""By the header's version."""
+"""The type by the header's version."""
 BLOCK = (
     "ln_1.weight", "ln_1.bias", "attn.c_attn.weight", "attn.c_attn.bias", "attn.c_proj.weight",
     "attn.c_proj.bias", "ln_2.weight", "ln_2.bias", "mlp.c_fc.weight", "mlp.c_fc.bias",
     "mlp.c_proj.weight", "mlp.c_proj.bias",
 )  # fmt: skip
-"""Their order in the file."""
+"""The order of the kinds in the file."""
 
 
 def is_file(path: Path) -> bool:
-    """Whether `path` begins as llm.c's model files do."""
+    """Whether `path` begins with the magic number of llm.c's model files."""
     if not path.is_file():
         return False
     with open(path, "rb") as file:
@@ -40,22 +40,22 @@ def is_file(path: Path) -> bool:
 
 
 def read_model(path: Path) -> tuple[GPT2Shape, dict[str, Tensor]]:
-    """Shape and fp32 weights under outpace's names. CheckpointError for anything but a whole file
-    of versions 3 or 5."""
+    """Read the shape and fp32 weights under outpace's names. CheckpointError for anything but a
+    whole file of version 3 or 5."""
     try:
         size = path.stat().st_size
         if size < HEADER_BYTES:
             raise ValueError("it is shorter than its header")
         header = np.fromfile(path, "<i4", 256).tolist()
         if header[0] != MAGIC:
-            raise ValueError("it does not begin as llm.c's model files do")
+            raise ValueError("it does not begin with the magic number of llm.c's model files")
         if header[1] not in DTYPES:
             raise ValueError(f"version {header[1]} is neither 3 (fp32) nor 5 (bf16)")
         dtype = DTYPES[header[1]]
         T, V, L, H, C, padded_rows = header[2:8]
         shape = check_shape(GPT2Shape(L, H, C, T, V))
         if not V <= padded_rows <= V + 65_536:
-            raise ValueError(f"it pads the vocabulary of {V} to {padded_rows}")
+            raise ValueError(f"its padded vocabulary is {padded_rows}, for {V} tokens")
         sizes = list(_sizes(shape, padded_rows))
         expected = HEADER_BYTES + dtype.itemsize * sum(math.prod(s) for _, s in sizes)
         if size != expected:

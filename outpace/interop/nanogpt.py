@@ -1,8 +1,8 @@
-"""nanoGPT's `ckpt.pt`, both ways. It is a pickle inside a zip, so one that is read is believed
-nothing: the zip is read first, then the names of what the pickle would call, and only then does
-`torch.load` see it, with `weights_only`. No tensor may claim more than the file holds.
+"""nanoGPT's `ckpt.pt`, both ways. It is a pickle inside a zip, so a file to be read is not trusted:
+first the zip is checked, then the names of everything the pickle would call, and only then is it
+passed to `torch.load`, with `weights_only`. No tensor may claim more bytes than the file has.
 
-nanoGPT's GELU is the exact one and GPT-2's a tanh close to it: the weights are the same both ways,
+nanoGPT uses the exact GELU, GPT-2 a tanh approximation of it: the weights are the same both ways,
 the logits nearly.
 """
 
@@ -23,23 +23,26 @@ from outpace.interop.vocabulary import cropped, padded
 from outpace.model.gpt2 import GPT2
 
 NAME = "ckpt.pt"
-"""In its out_dir."""
+"""The file's name in nanoGPT's out_dir."""
 PREFIXES = ("_orig_mod.", "transformer.")
 OLDEST_TORCH = (2, 10)
-"""Older `weights_only` loading can be made to run code (CVE-2025-32434, CVE-2026-24747)."""
+"""In older versions a file can make `weights_only` loading run code (CVE-2025-32434,
+CVE-2026-24747)."""
 MOST_PICKLE_BYTES = 64 * 1024 * 1024
-"""GPT-2 XL's own, with an optimiser's state, is below 1 MB."""
+"""GPT-2 XL's pickle, with optimiser state, is below 1 MB."""
 CALLED = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage"
 )
-"""What nanoGPT's pickle calls. torch allows more, among it `bytearray`, which allocates at will."""
+"""What nanoGPT's pickle calls. torch allows more, including `bytearray`, which can allocate any
+size."""
 CALLS_UNSEEN = ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "PERSID")
-"""Pickle operations that torch.save does not write and that could name something else."""
+"""Pickle operations that torch.save does not write and that could call something else."""
 
 
 def read_checkpoint(path: Path) -> tuple[GPT2Shape, dict[str, torch.Tensor], int]:
-    """Shape, weights under outpace's names, and the number of iterations done. CheckpointError
-    for a file that is damaged, is not nanoGPT's, or claims what it does not hold."""
+    """Read the shape, the weights under outpace's names, and the number of iterations done.
+    CheckpointError for a file that is damaged, is not nanoGPT's, or claims more than it contains.
+    """
     if (version := _torch_version()) < OLDEST_TORCH:
         raise CheckpointError(
             "OLD-TORCH",
@@ -50,20 +53,22 @@ def read_checkpoint(path: Path) -> tuple[GPT2Shape, dict[str, torch.Tensor], int
         _check_zip(path)
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         a = saved["model_args"]
-        vocab = min(a["vocab_size"], GPT2_VOCAB)  # nanoGPT pads it, and keeps no record of that
+        vocab = min(a["vocab_size"], GPT2_VOCAB)  # nanoGPT may pad it, and does not record that
         shape = check_shape(
             GPT2Shape(a["n_layer"], a["n_head"], a["n_embd"], a["block_size"], vocab)
         )
         weights = _weights(saved["model"])
         wte = weights.pop("wte.weight")
         if len(wte) != a["vocab_size"]:
-            raise ValueError(f"it says a vocabulary of {a['vocab_size']}, and holds {len(wte)}")
+            raise ValueError(
+                f"it declares a vocabulary of {a['vocab_size']}, but has {len(wte)} rows"
+            )
         if not torch.equal(weights.pop("lm_head.weight", wte), wte):
             raise ValueError(UNTIED)
         weights["wte.weight"] = cropped(wte, shape)
         if not a["bias"]:
             if biases := sorted(name for name in weights if name.endswith(".bias")):
-                raise ValueError(f"it says bias=False, and holds {biases[0][:80]}")
+                raise ValueError(f"it declares bias=False, but has {biases[0][:80]}")
             weights |= _biases(shape)
         check_tensors(shape, {k: tuple(t.shape) for k, t in weights.items()}, padded=False)
         weights["wte.weight"] = padded(wte, shape)
@@ -82,7 +87,7 @@ def write_checkpoint(
     path: Path, weights: dict[str, torch.Tensor], shape: GPT2Shape, iterations: int
 ) -> None:
     """Write weights (outpace's names) as nanoGPT's train.py would, for its sample.py and for
-    `--init_from=resume`, which goes on with an optimiser that is new. Flushed to the disk."""
+    `--init_from=resume`, which continues with a fresh optimiser. Flushed to the disk."""
     model = {f"transformer.{name}": tensor for name, tensor in weights.items()}
     model["transformer.wte.weight"] = cropped(weights["wte.weight"], shape).clone()
     matrices = [p for p in model.values() if p.dim() >= 2]  # before the head, which is wte again
@@ -98,7 +103,7 @@ def write_checkpoint(
         "model_args": arguments,
         "optimizer": torch.optim.AdamW(groups, lr=6e-4, betas=(0.9, 0.95)).state_dict(),
         "iter_num": iterations,
-        "best_val_loss": 1e9,  # where its train.py begins
+        "best_val_loss": 1e9,  # the initial value in its train.py
     }
     with open(path, "wb") as file:
         torch.save(saved, file)
@@ -107,8 +112,9 @@ def write_checkpoint(
 
 
 def _check_zip(path: Path) -> None:
-    """The zip holds stored members only, once each, not more than the file, all with the right
-    checksum (`torch.load` looks at none), and a pickle that calls nothing but `CALLED`."""
+    """ValueError unless the zip has only stored members, once each, together no larger than the
+    file, all with the right checksum (`torch.load` does not check it), and one pickle that calls
+    nothing but `CALLED`."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         if any(m.compress_type != zipfile.ZIP_STORED or m.flag_bits & 1 for m in members):
@@ -130,7 +136,7 @@ def _check_zip(path: Path) -> None:
 
 
 def _weights(theirs: Any) -> dict[str, torch.Tensor]:
-    """Tensors by outpace's names, each backed by as many bytes as its shape says."""
+    """Tensors under outpace's names, each checked to have as many bytes as its shape needs."""
     weights = {}
     for full_name, tensor in theirs.items():
         name = str(full_name)
@@ -139,7 +145,7 @@ def _weights(theirs: Any) -> dict[str, torch.Tensor]:
         if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
             raise ValueError(f"{name[:80]} is not a tensor of floating-point numbers")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise ValueError(f"{name[:80]} claims to be {tuple(tensor.shape)} and holds less")
+            raise ValueError(f"{name[:80]} claims to be {tuple(tensor.shape)} but has fewer bytes")
         weights[name] = tensor
     return weights
 
@@ -149,7 +155,7 @@ def _torch_version() -> tuple[int, ...]:
 
 
 def _biases(shape: GPT2Shape) -> dict[str, torch.Tensor]:
-    """Zeros for what a model without biases leaves out: it computes the same."""
+    """Zeros for the biases that a model trained without them lacks: it computes the same."""
     with torch.device("meta"):
         named = GPT2(shape).named_parameters()
     return {name: torch.zeros(p.shape) for name, p in named if name.endswith(".bias")}

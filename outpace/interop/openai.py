@@ -1,7 +1,7 @@
-"""OpenAI's own GPT-2: a folder with `hparams.json` and a TensorFlow checkpoint, as openai/gpt-2's
-download_model.py leaves it (and gpt-2-simple after fine-tuning). TensorFlow is not needed.
+"""OpenAI's own GPT-2: a folder with `hparams.json` and a TensorFlow checkpoint, as left by
+openai/gpt-2's download_model.py (and by gpt-2-simple after fine-tuning). Needs no TensorFlow.
 
-Their names are GPT-2's, spelt otherwise: `model/h0/attn/c_attn/w` is `h.0.attn.c_attn.weight`.
+The names are GPT-2's in another spelling: `model/h0/attn/c_attn/w` is `h.0.attn.c_attn.weight`.
 Linear maps are (1, in, out) there, (out, in) here; gains are `g`.
 """
 
@@ -24,18 +24,18 @@ NAME = re.compile(
     r"model/(?:(?P<top>wte|wpe)|(?:h(?P<layer>\d{1,4})/)?"
     r"(?P<part>ln_1|ln_2|ln_f|attn/c_attn|attn/c_proj|mlp/c_fc|mlp/c_proj)/(?P<kind>[wgb]))"
 )
-"""Everything else in a checkpoint (an optimiser's moments) is left out."""
+"""Names of the weights. Everything else in a checkpoint (an optimiser's moments) is skipped."""
 
 
 def is_folder(path: Path) -> bool:
-    """Whether `path` looks like a folder of OpenAI's."""
+    """Whether `path` looks like OpenAI's model folder."""
     return (path / HPARAMS).is_file() and any(path.glob(f"*{INDEX}"))
 
 
 def read_folder(path: Path) -> tuple[GPT2Shape, dict[str, torch.Tensor]]:
-    """Shape and weights under outpace's names, the vocabulary zero-padded. CheckpointError for
-    what is damaged, is no GPT-2, or claims what it does not hold."""
-    import google_crc32c  # noqa: F401  # before anything is read, of which it takes the checksums
+    """Read shape and weights under outpace's names, with the vocabulary zero-padded.
+    CheckpointError if the folder is damaged, is not a GPT-2, or claims more than it contains."""
+    import google_crc32c  # noqa: F401  # fail early if it is missing: reading needs it for checksums
 
     try:
         shape = _read_shape(path)
@@ -50,7 +50,7 @@ def read_folder(path: Path) -> tuple[GPT2Shape, dict[str, torch.Tensor]]:
         raise CheckpointError(
             "OPENAI",
             f"{path}: {what[:300]}",
-            do="name a folder as openai/gpt-2's download_model.py makes it",
+            do="name a folder made by openai/gpt-2's download_model.py",
         ) from error
 
 
@@ -63,7 +63,8 @@ def _read_shape(path: Path) -> GPT2Shape:
 
 
 def _prefix(path: Path) -> str:
-    """The checkpoint's name: what the file `checkpoint` calls newest, else the only one there."""
+    """The checkpoint's name: the newest according to the file `checkpoint`, else the only one
+    there."""
     names = sorted(file.name.removesuffix(INDEX) for file in path.glob(f"*{INDEX}"))
     record = path / "checkpoint"
     if len(names) > 1 and record.is_file() and record.stat().st_size <= MOST_JSON_BYTES:
@@ -71,7 +72,7 @@ def _prefix(path: Path) -> str:
         if newest and newest[1] in names:
             return newest[1]
     if len(names) != 1:
-        raise ValueError(f"it holds {len(names)} checkpoints, and none is named as the newest")
+        raise ValueError(f"it has {len(names)} checkpoints, and none is named as the newest")
     return names[0]
 
 

@@ -2,8 +2,8 @@
 raw little-endian data. Sources: tensorflow/core/util/tensor_bundle/tensor_bundle.h,
 tensorflow/core/protobuf/tensor_bundle.proto, google/leveldb doc/table_format.md.
 
-Nothing declared is believed before it is compared with the files' sizes; every block of the index
-and every tensor has a CRC-32C, and each is checked. Every fault is a ValueError with a sentence.
+No declared size is trusted before it is compared with the files' sizes. Every block of the index
+and every tensor has a CRC-32C, and each is checked. Every fault is a one-sentence ValueError.
 """
 
 import math
@@ -17,16 +17,17 @@ import torch
 
 MAGIC = 0xDB4775248B80FB57
 FOOTER_BYTES, TRAILER_BYTES = 48, 5
-"""Of the table: two block handles and the magic; of a block: its compression and its CRC."""
+"""The table's footer has two block handles and the magic; a block's trailer its compression and
+CRC."""
 MOST_INDEX_BYTES = 16 * 1024 * 1024
-"""GPT-2 XL's has 30 kB."""
+"""GPT-2 XL's index has 30 kB."""
 FLOAT = 1
 """DT_FLOAT of tensorflow/core/framework/types.proto: fp32."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor is in the files."""
+    """A tensor's place in the files."""
 
     kind: int
     size: tuple[int, ...]
@@ -37,7 +38,7 @@ class Entry:
 
 
 class Bundle:
-    """A checkpoint by its prefix, `model.ckpt` say. Opening it reads the index alone."""
+    """A checkpoint, by its prefix such as `model.ckpt`. Opening it reads only the index."""
 
     def __init__(self, prefix: Path) -> None:
         path = prefix.with_name(prefix.name + ".index")
@@ -60,10 +61,10 @@ class Bundle:
             self.entries[name] = entry
 
     def read(self, name: str) -> torch.Tensor:
-        """One fp32 tensor, its checksum compared."""
+        """Read one fp32 tensor and check its checksum."""
         entry = self.entries[name]
         if entry.kind != FLOAT or entry.n_bytes != 4 * math.prod(entry.size):
-            raise ValueError(f"{name[:80]} is not {entry.size} numbers of fp32")
+            raise ValueError(f"{name[:80]} is not {entry.size} in fp32")
         with open(self.files[entry.shard], "rb") as file:
             file.seek(entry.offset)
             data = file.read(entry.n_bytes)
@@ -81,11 +82,11 @@ def masked_crc(data: bytes) -> int:
 
 
 def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of a table, through its index of blocks."""
+    """Keys and values of a table, by way of its block index."""
     if len(data) < FOOTER_BYTES or struct.unpack("<Q", data[-8:])[0] != MAGIC:
-        raise ValueError("the index is not a table of TensorFlow's")
+        raise ValueError("the index is not a TensorFlow table")
     footer = data[-FOOTER_BYTES:]
-    at = _handle(footer, 0)[1]  # of the block of filters, which there are none of
+    at = _handle(footer, 0)[1]  # skip the handle of the filter block, which is empty
     for _, handle in _rows(_block(data, _handle(footer, at)[0])):
         yield from _rows(_block(data, _handle(handle, 0)[0]))
 
@@ -96,14 +97,15 @@ def _block(data: bytes, handle: tuple[int, int]) -> bytes:
     if end + TRAILER_BYTES > len(data) - FOOTER_BYTES:
         raise ValueError("a block of the index lies outside it")
     if data[end] != 0:
-        raise ValueError("a block of the index is compressed, which TensorFlow's never are")
+        raise ValueError("a block of the index is compressed, which TensorFlow never does")
     if masked_crc(data[offset : end + 1]) != struct.unpack_from("<I", data, end + 1)[0]:
         raise ValueError("a block of the index is damaged")
     return data[offset:end]
 
 
 def _rows(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Rows of a block; each key names how much of the key before it begins with."""
+    """Rows of a block. Each key is stored as the length of the prefix shared with the key before
+    it, and the rest."""
     if len(block) < 4 or (end := len(block) - 4 - 4 * struct.unpack("<I", block[-4:])[0]) < 0:
         raise ValueError("a block of the index is cut")
     at, key = 0, b""
@@ -126,13 +128,13 @@ def _entry(row: bytes) -> Entry:
     for number, value in _fields(row):
         if isinstance(value, int):
             fields[number] = value
-        elif number == 2:  # TensorShapeProto: a Dim each, whose size is field 1
+        elif number == 2:  # TensorShapeProto: one Dim per dimension, whose size is field 1
             dims = [dict(_fields(dim)) for n, dim in _fields(value) if isinstance(dim, bytes)]
             size = [dim.get(1, 0) for dim in dims]  # type: ignore[misc]
         elif number == 7:
-            raise ValueError("a tensor is stored in slices, which GPT-2's are not")
+            raise ValueError("a tensor is stored in slices, unlike GPT-2's")
     if not all(isinstance(n, int) for n in size):
-        raise ValueError("a tensor's shape is no list of numbers")
+        raise ValueError("a tensor's shape is not a list of numbers")
     values = (fields.get(number, 0) for number in (1, 3, 4, 5, 6))
     kind, shard, offset, n_bytes, crc = values
     return Entry(kind, tuple(size), shard, offset, n_bytes, crc)
@@ -162,14 +164,14 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _handle(data: bytes, at: int) -> tuple[tuple[int, int], int]:
-    """A block's (offset, size), and where the bytes go on."""
+    """A block's (offset, size), and the position after it."""
     offset, at = _varint(data, at)
     size, at = _varint(data, at)
     return (offset, size), at
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """An unsigned number in 7-bit groups, lowest first, and where the bytes go on."""
+    """An unsigned number in 7-bit groups, lowest first, and the position after it."""
     value = 0
     for shift in range(0, 64, 7):
         if at >= len(data):
@@ -179,4 +181,4 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, at
-    raise ValueError("the index holds a number of more than 64 bits")
+    raise ValueError("the index has a number of more than 64 bits")

@@ -1,5 +1,6 @@
-"""The token embedding between files, which hold the vocabulary alone or padded to any multiple,
-and outpace's model, which pads it with zeros to its own."""
+"""Padding and cropping the token embedding: files hold the bare vocabulary or one padded to any
+multiple, outpace's model pads it with zeros to its own.
+"""
 
 import torch
 

@@ -1,4 +1,6 @@
-"""This machine's own rates, as `outpace bench kernels` left them: what a plan predicts from."""
+"""This machine's measured rates, written by `outpace bench kernels`, from which a plan predicts its
+speed.
+"""
 
 import json
 import math
@@ -18,30 +20,29 @@ PASSES = ("forward", "dgrad", "wgrad")
 
 @dataclass(frozen=True)
 class Calibration:
-    """Rates that were measured here."""
+    """Rates measured on this machine."""
 
     precision: str
-    """Of the products: no, bf16 or fp16."""
+    """Precision of the matrix products: no, bf16 or fp16."""
     date: str
     products: dict[str, float]
-    """FLOP/s of each linear map's product forward and its two gradients, together."""
+    """For each linear map, FLOP/s of its forward product and two gradient products together."""
     attention: float | None
-    """FLOP/s of the fastest fused attention, forward and backward."""
+    """FLOP/s of the fastest fused attention, forward and backward together."""
     bandwidth: float
-    """Bytes a second of a copy, read and written."""
+    """Bytes per second of a copy, counting both reads and writes."""
 
 
 def path(device: str, precision: str, threads: int) -> Path:
-    """The file in the cache folder (`core/cache.py`): one for each precision of the products, on a
-    CPU also for each number of threads."""
+    """The file in the cache folder (`core/cache.py`): one per precision of the products, on a CPU
+    also per number of threads."""
     where = f"cpu-{threads}" if device == "cpu" else device
     return cache_folder() / f"calibration-{where}-{precision}.json"
 
 
 def read(machine: Machine, precision: str) -> Calibration | None:
-    """What was measured on that machine in that precision and with this process's threads, or None
-    where there is nothing that holds: no file, one that is damaged, of another format or of
-    another machine."""
+    """The calibration of that machine in that precision with this process's number of threads. None
+    if the file is missing, damaged, of another format or of another machine."""
     try:
         file = path(machine.device, precision, torch.get_num_threads())
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -60,12 +61,12 @@ def read(machine: Machine, precision: str) -> Calibration | None:
 
 
 def _together(rates: dict[str, Any]) -> float:
-    """The rate of three products of equally many FLOPs, one after the other."""
+    """The combined rate of three products with equal FLOPs."""
     return len(PASSES) / sum(1 / _rate(rates[which]) for which in PASSES)
 
 
 def _rate(value: Any) -> float:
     rate = float(value)
     if not 0 < rate < math.inf:
-        raise ValueError(f"{value} is no rate")
+        raise ValueError(f"{value} is not a rate")
     return rate

@@ -1,11 +1,11 @@
-"""Memory of large tensors on a CPU: in huge pages, and kept.
+"""Memory of large tensors on a CPU: huge pages, and no return to the system.
 
-A step of GPT-2 allocates some gigabytes anew, most of it logits. In pages of 4 KiB the kernel
-clears and maps them one by one: a copy of 206 MB takes 173 ms, in pages of 2 MiB 49 ms (Zen 3,
-torch 2.13). PyTorch asks for them (`madvise`) where THP_MEM_ALLOC_ENABLE is set when it allocates
-for the first time (c10/core/impl/alloc_cpu.cpp). And glibc gives every large block back at once,
-to ask for it again a moment later, when the kernel may first have to move others' pages: a fifth
-of a step's time, and half a second of jitter (docs/lab-log.md).
+A step of GPT-2 allocates several gigabytes, mostly logits. With pages of 4 KiB the kernel clears
+and maps them one by one: a copy of 206 MB takes 173 ms, with pages of 2 MiB 49 ms (Zen 3, torch
+2.13). PyTorch asks for huge pages (`madvise`) if THP_MEM_ALLOC_ENABLE is set at its first
+allocation (c10/core/impl/alloc_cpu.cpp). Also, glibc returns every large block to the system at
+once and asks for it again a moment later, when the kernel may first have to move other pages: a
+fifth of a step's time, and half a second of jitter (docs/lab-log.md).
 """
 
 import ctypes
@@ -21,8 +21,9 @@ NEVER = -1
 
 
 def use_huge_pages() -> None:
-    """From now on, if no tensor was made in this process yet; a user's own setting stays. It is not
-    left in the environment, for other programs that we start."""
+    """Use huge pages for tensors from now on, if this process has not made any tensor yet. A user's
+    own setting stays. The variable does not stay in the environment, where our child processes
+    would inherit it."""
     if SWITCH in os.environ:
         return
     os.environ[SWITCH] = "1"
@@ -31,8 +32,8 @@ def use_huge_pages() -> None:
 
 
 def keep_memory() -> None:
-    """What is freed from now on stays this process's, for its next tensors (glibc only). Other
-    threads than the first still map what is larger than their heaps' 64 MiB."""
+    """Keep freed memory in this process for its next tensors (glibc only). Threads other than the
+    first still use mmap for blocks larger than their heaps of 64 MiB."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)

@@ -1,4 +1,4 @@
-"""The process group: one process or many, started by torchrun. nccl on CUDA, gloo on CPU."""
+"""The process group: one process, or several started by torchrun. nccl on CUDA, gloo on CPU."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from outpace.core.errors import BUG, OutpaceError, PeerLost, UsageError
 
 @dataclass(frozen=True)
 class Ranks:
-    """Who we are among how many."""
+    """This process's place in the group."""
 
     rank: int = 0
     world_size: int = 1
@@ -29,7 +29,8 @@ class Ranks:
 
 
 def from_environment() -> Ranks:
-    """What torchrun set, or a single process. UsageError when only a part of it is there."""
+    """The ranks set by torchrun, or a single process. UsageError if only some of the variables are
+    set."""
     if "RANK" not in os.environ:
         return Ranks()
     found = []
@@ -47,7 +48,7 @@ def _no_ranks(name: str) -> UsageError:
     return UsageError(
         "RANKS",
         f"RANK is set in the environment, and {name} is {os.environ.get(name)!r}",
-        do="start it by torchrun, or unset RANK for a single process",
+        do="start it with torchrun, or unset RANK for a single process",
     )
 
 
@@ -60,7 +61,7 @@ LOST = (
     "timeout",
     "remote process",
 )
-"""How gloo and nccl word that another process died or fell silent, in a RuntimeError."""
+"""How gloo and nccl report, in a RuntimeError, that another process died or stopped answering."""
 
 
 LAST_WORD, WORD_TIMEOUT = "ended-with", timedelta(seconds=5)
@@ -68,7 +69,7 @@ ANYONE, LOOK_EVERY_S = "anyone", 1.0
 
 
 def lost_peer(error: Exception, ranks: Ranks) -> PeerLost | None:
-    """PeerLost when `error` is the process group's word that another process is gone."""
+    """PeerLost if `error` means that another process of the group is gone."""
     text = str(error).lower()
     if ranks.world_size == 1 or not isinstance(error, RuntimeError):
         return None
@@ -82,14 +83,15 @@ def lost_peer(error: Exception, ranks: Ranks) -> PeerLost | None:
         return None
     return PeerLost(
         "PEER-LOST",
-        f"another process of the group is gone or silent ({text.strip().splitlines()[0][:160]})",
+        "another process of the group died or stopped answering "
+        f"({text.strip().splitlines()[0][:160]})",
         kept="all that was saved",
         do="run the same command again",
     )
 
 
 def peer_failed(exit_code: int) -> OutpaceError:
-    """What the others end with when a process has failed and said so."""
+    """The error of the other processes when one has failed and said so."""
     error = OutpaceError(
         "PEER-FAILED",
         "another process failed; its own line says why",
@@ -100,10 +102,10 @@ def peer_failed(exit_code: int) -> OutpaceError:
 
 
 class Group:
-    """The few collective operations training needs; each is the identity with one process."""
+    """The few collective operations that training needs; one process gets back its input."""
 
     def __init__(self, ranks: Ranks, device: torch.device, timeout_s: float = 600.0) -> None:
-        """PeerLost when the others do not come."""
+        """PeerLost if the other processes do not join."""
         self.ranks, self.device = ranks, device
         self._control: dist.ProcessGroup | None = None
         self._store: Any = None
@@ -121,7 +123,7 @@ class Group:
             raise _no_ranks("MASTER_ADDR")
         if not os.environ.get("MASTER_PORT", "").isdecimal():
             raise _no_ranks("MASTER_PORT")
-        # torchrun restarts a group on the same store, where the last one's addresses still are.
+        # torchrun restarts a group on the same store, which still has the old addresses.
         store, rank, world_size = next(
             dist.rendezvous("env://", timeout=timeout)  # type: ignore[attr-defined]
         )
@@ -134,18 +136,18 @@ class Group:
             world_size=world_size,
             timeout=timeout,
         )
-        # Stop flags travel over gloo, so that asking each step never waits for the GPU.
+        # Stop flags go over gloo, so that checking them each step never waits for the GPU.
         self._control = dist.new_group(backend="gloo", timeout=timeout)
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
-        """Sum of a device tensor over all processes, on each."""
+        """Sum a device tensor over all processes."""
         if self.ranks.world_size > 1:
             value = value.clone()
             dist.all_reduce(value)
         return value
 
     def largest(self, value: int) -> int:
-        """Largest of one host integer over all processes, on each."""
+        """Maximum of one host integer over all processes."""
         if self._control is None:
             return value
         box = torch.tensor([value])
@@ -153,7 +155,7 @@ class Group:
         return int(box.item())
 
     def gather(self, value: Any) -> list[Any]:
-        """What every process has, in their order, on each."""
+        """The values of all processes, in rank order."""
         if self._control is None:
             return [value]
         found: list[Any] = [None] * self.ranks.world_size
@@ -161,10 +163,10 @@ class Group:
         return found
 
     def word_on(self, error: Exception) -> OutpaceError | None:
-        """In place of the backend's word for a lost process: PeerLost, or that it failed, if it
-        said so. Any other error of ours is told the others, who will miss us."""
+        """If `error` means a lost process: PEER-FAILED if that process has reported its failure,
+        else PeerLost. Any other error is our own: report it to the others, and return None."""
         lost = error if isinstance(error, PeerLost) else lost_peer(error, self.ranks)
-        with contextlib.suppress(Exception):  # who kept the store may be gone
+        with contextlib.suppress(Exception):  # the store's host may be gone
             if self._store is not None:
                 self._store.set_timeout(WORD_TIMEOUT)
                 if lost is None:
@@ -174,8 +176,8 @@ class Group:
         return lost
 
     def anyone(self, here: bool) -> bool:
-        """Whether this process or another has ever said so, without waiting for any; looks once in
-        `LOOK_EVERY_S`. For work of which each process has another number of pieces."""
+        """Whether any process has ever passed True, without waiting for the others; asks the store
+        at most once per `LOOK_EVERY_S`. For work that is divided into unequal numbers of pieces."""
         if self._store is None:
             return here
         now = time.monotonic()
@@ -202,8 +204,8 @@ class Group:
             raise word from error
 
     def leave(self, *, failed: bool = False) -> None:
-        """Leave the others, which nccl waits for unless they are given up: after an error they may
-        be in the middle of a sum that never ends."""
+        """Leave the group. After an error on CUDA the communicator is aborted: nccl would otherwise
+        wait for peers that may be in the middle of a sum that never ends."""
         if self.ranks.world_size == 1 or not dist.is_initialized():
             return
         if failed and self.device.type == "cuda":

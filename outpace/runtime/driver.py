@@ -1,5 +1,6 @@
-"""What a GPU's driver tells of its clocks, power and heat, through nvidia-smi where it is there;
-and which cuDNN there is."""
+"""A GPU's clocks, power and temperature as reported by nvidia-smi, if installed; and the version of
+cuDNN.
+"""
 
 import contextlib
 import functools
@@ -23,7 +24,7 @@ QUERY = {
     "utilisation_percent": "utilization.gpu",
     "throttle_reasons": "clocks_throttle_reasons.active",
 }
-"""Our names, and the fields of `nvidia-smi --help-query-gpu`. Throttle reasons are a bit mask."""
+"""Our name for each field of `nvidia-smi --help-query-gpu`. Throttle reasons are a bit mask."""
 TIMEOUT_S = 5.0
 DEVICES = Path("/dev")
 
@@ -31,8 +32,8 @@ State = dict[str, float | str | None]
 
 
 def unusable_gpu() -> tuple[str, str] | None:
-    """What keeps PyTorch from the NVIDIA GPU that this machine has, and what helps. None where it
-    has none, PyTorch uses it, or CUDA_VISIBLE_DEVICES hides it."""
+    """Why PyTorch cannot use this machine's NVIDIA GPU, and the remedy. None if there is no GPU,
+    PyTorch can use it, or CUDA_VISIBLE_DEVICES hides it."""
     if torch.cuda.is_available() or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return None
     under_wsl = Path("/dev/dxg").exists() and shutil.which("nvidia-smi") is not None
@@ -48,8 +49,8 @@ def unusable_gpu() -> tuple[str, str] | None:
 
 
 def gpu_state(device: torch.device) -> State | None:
-    """The state of a GPU now; a field that the driver does not tell is None. None on a CPU, and
-    where there is no nvidia-smi or it does not answer."""
+    """The state of a GPU now, with None for a field that the driver does not report. None on a CPU,
+    or if nvidia-smi is missing or does not answer."""
     if device.type != "cuda":
         return None
     return ask(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
@@ -57,8 +58,8 @@ def gpu_state(device: torch.device) -> State | None:
 
 @contextlib.contextmanager
 def state_amid(device: torch.device, seconds: float) -> Iterator[list[State]]:
-    """The state of a GPU `seconds` after now, if what is done meanwhile is still going on then: a
-    GPU that has nothing to do tells other clocks. Empty where `gpu_state` is None."""
+    """The state of a GPU `seconds` from now, while the body still runs: an idle GPU reports other
+    clocks. The list stays empty if the body ends sooner or `gpu_state` is None."""
     found: list[State] = []
 
     def look() -> None:
@@ -75,7 +76,7 @@ def state_amid(device: torch.device, seconds: float) -> Iterator[list[State]]:
 
 
 def ask(gpu: str) -> State | None:
-    """What nvidia-smi tells of a GPU, by UUID, which CUDA_VISIBLE_DEVICES does not renumber."""
+    """Query nvidia-smi for a GPU by UUID, which CUDA_VISIBLE_DEVICES does not renumber."""
     values = _query([*QUERY.values()], f"--id={gpu}")
     if len(values) != len(QUERY):
         return None
@@ -83,24 +84,26 @@ def ask(gpu: str) -> State | None:
 
 
 def driver_version() -> str | None:
-    """Such as 580.65.06, of all GPUs; None where nvidia-smi does not tell."""
+    """The driver version, such as 580.65.06, the same for all GPUs; None if nvidia-smi does not
+    report it."""
     return next(iter(_query(["driver_version"])), None)
 
 
 @functools.cache
 def cudnn_version() -> int | str | None:
-    """PyTorch's cuDNN, such as 92000; None in a build without CUDA. What PyTorch says where another
-    one is found first, with a warning: only cuDNN's attention needs it, and `auto` tries that."""
+    """PyTorch's cuDNN version, such as 92000; None in a build without CUDA. If the loader finds an
+    incompatible cuDNN first: PyTorch's message, after a warning, because only cuDNN attention needs
+    it, which `auto` tries."""
     try:
         return torch.backends.cudnn.version() if torch.version.cuda else None
     except RuntimeError as error:
         found = " ".join(str(error).split(". ")[0].split())
-        warn(f"{found}; going on without it. Unset LD_LIBRARY_PATH to use PyTorch's own")
+        warn(f"{found}; continuing without it. Unset LD_LIBRARY_PATH to use PyTorch's own")
         return found
 
 
 def _query(fields: list[str], *gpu: str) -> list[str]:
-    """nvidia-smi's answer for the (first) GPU, a value a field; none where it gives none."""
+    """nvidia-smi's answer for the (first) GPU, one value per field; empty if there is no answer."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
@@ -116,7 +119,7 @@ def _query(fields: list[str], *gpu: str) -> list[str]:
 
 
 def _value(text: str) -> float | str | None:
-    """A number, a mask as it is, or None for `[N/A]` and the like."""
+    """Parse a number; a bit mask stays text; None for `[N/A]` and the like."""
     if text.startswith("["):
         return None
     try:

@@ -1,5 +1,5 @@
-"""What this machine is. Peaks are those of `machines.py`; a machine that is not in that table has
-no peak, and then no MFU is printed.
+"""Describing this machine. Peaks come from `machines.py`; for a machine that is not in that table
+no MFU is printed.
 """
 
 import contextlib
@@ -17,24 +17,25 @@ from outpace.runtime.machines import by_device_name
 
 @dataclass(frozen=True)
 class Machine:
-    """Facts that the plan depends on; a plain value, so any machine can be planned for."""
+    """Facts that the plan depends on. A plain value, so that any machine can be planned for."""
 
     device: str
     """cpu or cuda."""
     device_name: str
     cores: int
     memory_bytes: int
-    """All memory of the device that trains."""
+    """Total memory of the training device."""
     available_bytes: int
-    """Memory that is free there now."""
+    """Memory free on that device now."""
     bf16: bool
     """Fast bf16 products: Ampere and later, or a CPU with avx512_bf16 or AMX."""
     peak_flops: float | None = None
-    """FLOP/s of products in half precision; None where no data sheet is known."""
+    """FLOP/s of half-precision products; None where no data sheet is known."""
     peak_source: str | None = None
 
     def peak(self, precision: str) -> float | None:
-        """What an MFU in that precision is a share of; None for fp32, whose peak is another one."""
+        """The peak that an MFU in that precision refers to; None for fp32, which has another
+        peak."""
         return None if precision == "no" else self.peak_flops
 
 
@@ -59,7 +60,7 @@ def detect(device: str) -> Machine:
     total, free = memory.total, memory.available
     with contextlib.suppress(OSError):
         for limit, used in memory_limits(GROUPS.read_text()):
-            if limit < memory.total:  # cgroup v1 writes 2^63 for none
+            if limit < memory.total:  # cgroup v1 writes 2^63 for no limit
                 total, free = min(total, limit), min(free, max(0, limit - used))
     bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return Machine("cpu", _cpu_name(), usable_cores(), total, free, bf16)
@@ -73,23 +74,24 @@ def memory_in_use(device: torch.device) -> int:
 
 
 def peak_resident_bytes() -> int:
-    """Largest resident size of this process so far."""
+    """Peak resident size of this process."""
     unit = 1 if platform.system() == "Darwin" else 1024
     return high_water_mark() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def high_water_mark(process: int | str = "self") -> int | None:
-    """Largest resident size of a process so far, in bytes: Linux's, which can be set back."""
-    mark = _told(Path(f"/proc/{process}/status"), "VmHWM")
+    """Peak resident size of a process in bytes, from Linux, where it can be reset."""
+    mark = _proc_field(Path(f"/proc/{process}/status"), "VmHWM")
     return int(mark.removesuffix("kB")) * 1024 if mark else None
 
 
 def _cpu_name() -> str:
-    return _told(Path("/proc/cpuinfo"), "model name") or platform.processor() or platform.machine()
+    model = _proc_field(Path("/proc/cpuinfo"), "model name")
+    return model or platform.processor() or platform.machine()
 
 
-def _told(file: Path, what: str) -> str:
-    """Behind the first `WHAT :` of a file of Linux's; empty where there is none."""
+def _proc_field(file: Path, what: str) -> str:
+    """The value of the first `WHAT :` line of a /proc file; empty if there is none."""
     with contextlib.suppress(OSError):
         for line in file.read_text().splitlines():
             if line.startswith(what):

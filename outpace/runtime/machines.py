@@ -1,11 +1,11 @@
-"""GPUs by name, as their vendor describes them: what a plan for another machine knows.
+"""GPUs by name, with their vendors' figures, for plans for other machines.
 
 Peaks are dense (no sparsity) tensor-core FLOP/s with fp32 accumulation; `fp32` is without tensor
 cores. Bandwidths are bytes per second; `link` is what one GPU sends to the others in one direction.
-`memory_mib` is what nvidia-smi reports, which is less than the sheet's figure where ECC takes some
-(totals collected in modal-labs/modal-client, pull request 2797; B200: NVIDIA/TensorRT-LLM, issue
-10278). `products` is the share of the peak that GPT-2 124M's own products sustain, and `attention`
-that of fused attention. Neither is on a data sheet: `fit` says where they come from.
+`memory_mib` is what nvidia-smi reports, which is less than the data sheet's figure where ECC takes
+some (totals collected in modal-labs/modal-client, pull request 2797; B200: NVIDIA/TensorRT-LLM,
+issue 10278). `products` is the share of the peak that GPT-2 124M's own products sustain, and
+`attention` that of fused attention. Neither is on a data sheet: `fit` says where they come from.
 """
 
 import re
@@ -16,40 +16,40 @@ from outpace.core.registry import nearest_names
 from outpace.core.units import MIB
 
 MOST_GPUS = 8
-"""GPUs of one host; a plan knows no links between hosts."""
+"""GPUs on one host; a plan does not model links between hosts."""
 OTHER_CARDS = re.compile(r"\b(MIG|Laptop|Mobile|Max-Q|Ti|SUPER|D)\b")
-"""Words that make a device's name that of another card, or of a part of one: `RTX 3090 Ti`, `RTX
-4090 Laptop GPU`, `RTX 4090 D`, `H100 80GB HBM3 MIG 1g.10gb`."""
+"""Words in a device name that mean a different card, or a part of one: `RTX 3090 Ti`, `RTX 4090
+Laptop GPU`, `RTX 4090 D`, `H100 80GB HBM3 MIG 1g.10gb`."""
 
-HOPPER = (0.54, 0.22, "fitted to the 435,000 to 490,000 tokens/s a GPU of H100s and one H200")
+HOPPER = (0.54, 0.22, "fitted to the 435,000 to 490,000 tokens/s per GPU of H100s and one H200")
 AMPERE = (0.58, 0.30, "fitted to the 182,000 to 188,000 tokens/s of an A100 80 GB")
 ADA = (0.80, 0.40, "fitted to the 130,000 tokens/s of an RTX 4090")
-BLACKWELL = (0.27, 0.20, "fitted to the 621,000 tokens/s a GPU of 8 B200, a lower bound")
-SERVER_ADA = (0.20, 0.25, "fitted to the 76,000 tokens/s a GPU of 8 L40S, a lower bound")
+BLACKWELL = (0.27, 0.20, "fitted to the 621,000 tokens/s per GPU of 8 B200, a lower bound")
+SERVER_ADA = (0.20, 0.25, "fitted to the 76,000 tokens/s per GPU of 8 L40S, a lower bound")
 LOW_POWER = (0.45, 0.25, "assumed: a power limit far below what its clocks would draw")
 OLD = (0.50, 0.20, "assumed: fp16 tensor cores of the first generations")
-"""(products, attention, fit) by architecture. The figures fitted to are, each with its source, in
-tests/unit/train/test_forecast.py, which holds the predictions against them."""
+"""(products, attention, fit) by architecture. tests/unit/train/test_forecast.py lists the figures
+they were fitted to, each with its source, and checks the predictions against them."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU of a kind."""
+    """One kind of GPU."""
 
     device_name: str
-    """As torch.cuda.get_device_name() has it, in whole words."""
+    """The whole words of torch.cuda.get_device_name() that identify it."""
     half: float
-    """FLOP/s in bf16, or in fp16 where there is no bf16."""
+    """FLOP/s in bf16, or in fp16 on a GPU without bf16."""
     tf32: float
-    """FLOP/s in TF32; where there is no TF32, in fp32."""
+    """FLOP/s in TF32, or in fp32 on a GPU without TF32."""
     fp32: float
     bandwidth: float
-    """Bytes a second of its memory."""
+    """Memory bandwidth in bytes per second."""
     memory_mib: int
     watts: float
-    """The power limit it ships with."""
+    """Default power limit."""
     link: float
-    """Bytes a second to other GPUs, one direction: NVLink, else PCIe."""
+    """Bytes per second to other GPUs, in one direction: NVLink, else PCIe."""
     source: str
     shares: tuple[float, float, str]
     bf16: bool = True
@@ -111,7 +111,7 @@ GPUS: dict[str, Gpu] = {
 
 
 def by_device_name(name: str) -> Gpu | None:
-    """The GPU of which torch.cuda.get_device_name() says `name`, or None."""
+    """The GPU whose torch.cuda.get_device_name() is `name`, or None."""
     if OTHER_CARDS.search(name):
         return None
     return next(
@@ -121,7 +121,8 @@ def by_device_name(name: str) -> Gpu | None:
 
 
 def named(machine: str) -> tuple[Gpu, int]:
-    """The GPU of `--machine`, and how many: `h100`, or `h100x8`. UsageError names the nearest."""
+    """Parse `--machine`: the GPU and how many, from `h100` or `h100x8`. UsageError names the
+    nearest."""
     asked = machine.lower()
     kind, number = asked, 1
     if asked not in GPUS and (counted := re.fullmatch(r"(.+?)x([0-9]+)", asked)):

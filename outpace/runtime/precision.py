@@ -10,7 +10,7 @@ DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def precision_name(precision: str) -> str:
-    """As people call it."""
+    """The usual name of a precision."""
     return "fp32" if precision == "no" else precision
 
 
@@ -22,11 +22,12 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 def grad_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
-    """A loss scaler that does something only for fp16."""
+    """A loss scaler, active only for fp16."""
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
 def use_tf32(on: bool) -> None:
-    """TF32 or full fp32 for fp32 products on CUDA; a CPU has no TF32. Through the one function that
-    sets all that PyTorch knows of it: half of it set, the compiler refuses to read the other."""
+    """Use TF32 or full fp32 for fp32 products on CUDA; a CPU has no TF32. Uses the one function
+    that sets all of PyTorch's related flags: the compiler refuses to run if only some of them are
+    set."""
     torch.set_float32_matmul_precision("high" if on else "highest")

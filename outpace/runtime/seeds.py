@@ -1,7 +1,7 @@
-"""Randomness as a function of where it is used, so that there is no generator state to lose.
+"""Randomness as a function of its place, so that there is no generator state to lose.
 
 Dropout of a micro-step is seeded by (seed, step, its place in the global batch): the same whether
-the run was interrupted, evaluated in between, or spread over other processes.
+the run was interrupted, evaluated in between, or spread over a different number of processes.
 """
 
 import hashlib
@@ -11,11 +11,11 @@ import torch
 
 
 def use_deterministic_kernels(on: bool) -> None:
-    """Let torch take only kernels whose result does not depend on the timing of threads, or raise.
-    (Where it may only warn, attention's backward on a GPU stays as it is.) Compiled code too:
-    Inductor's own backward of an embedding adds atomically, in any order."""
+    """Let torch use only kernels whose result does not depend on thread timing, or raise. (If it
+    may only warn, attention's backward on a GPU does not change.) Affects compiled code, too:
+    Inductor's own backward of an embedding uses atomic adds, in any order."""
     if on:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by cuBLAS
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
     torch.use_deterministic_algorithms(on)
     # A debugging aid, and slow.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -33,5 +33,5 @@ def seed_micro_step(seed: int, step: int, position: int) -> None:
 
 
 def generator(seed: int, *where: int | str) -> torch.Generator:
-    """A generator of its own for `where`, on the CPU."""
+    """A CPU generator for `where` alone."""
     return torch.Generator().manual_seed(derive(seed, *where))

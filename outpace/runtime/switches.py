@@ -1,5 +1,5 @@
-"""PyTorch's switches that hold for a whole process, put back when a run is over: a notebook that
-trains goes on with its own work.
+"""Restoring PyTorch's process-wide switches after a run, for a notebook that trains and then does
+other work.
 """
 
 import contextlib
@@ -10,14 +10,15 @@ import torch
 
 @contextlib.contextmanager
 def switches_put_back() -> Iterator[None]:
-    """Whatever is set inside, deterministic kernels and the precision of fp32 products are after as
-    they were before."""
+    """On exit, restore deterministic kernels and the precision of fp32 products."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     matmul, tf32 = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
     precision = "high" if tf32 == "tf32" else "highest"
-    with contextlib.suppress(RuntimeError):  # set in a newer way, which this one does not read
+    with contextlib.suppress(
+        RuntimeError
+    ):  # set through the newer API, which the older getter does not read
         precision = torch.get_float32_matmul_precision()
     try:
         yield

@@ -123,7 +123,7 @@ def test_nanogpt_vocabularies_are_padded_or_not(rows, says, tmp_path):
 def test_nanogpt_checkpoints_that_are_something_else_say_what(tmp_path):
     with pytest.raises((CheckpointError, UsageError), match="VOCABULARY"):
         load_model(str(nanogpt_file(tmp_path, 65, 65)), CPU)
-    with pytest.raises(CheckpointError, match="a vocabulary of 50304, and holds 50257"):
+    with pytest.raises(CheckpointError, match="a vocabulary of 50304, but has 50257"):
         load_model(str(nanogpt_file(tmp_path, 50257, 50304)), CPU)
     with pytest.raises(CheckpointError, match="head is tied to its embedding"):
         load_model(str(nanogpt_file(tmp_path, 50257, 50257, tied=False)), CPU)

@@ -47,7 +47,7 @@ def test_a_compiler_that_fails_is_told_in_its_own_words_and_the_path_at_fault(tm
     run = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True
     )
-    assert "error:" in run.stdout and f"{tmp_path / 'a b'} is none" in run.stdout, run.stderr
+    assert "error:" in run.stdout and f"unlike {tmp_path / 'a b'}" in run.stdout, run.stderr
 
 
 def test_a_folder_that_the_user_has_named_stays(cache, monkeypatch):
