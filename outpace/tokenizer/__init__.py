@@ -28,7 +28,7 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]: ...
 
     def encode_array(self, text: str) -> "Ids":
-        """The same ids as `encode`, compact; what a whole corpus goes through."""
+        """The same ids as `encode`, in a compact array; used for whole corpora."""
         ...
 
     def encode_batch(self, texts: list[str]) -> "tuple[Ids, Lengths]":
@@ -40,13 +40,13 @@ class Tokenizer(Protocol):
     def decode_bytes(self, ids: list[int]) -> bytes: ...
 
     def token_bytes(self) -> list[int]:
-        """Bytes of text that each id stands for; 0 for `end_of_text`."""
+        """How many bytes of text each id stands for; 0 for `end_of_text`."""
         ...
 
 
 def get_tokenizer(name: str, engine: str = "tiktoken") -> Tokenizer:
     """Return the tokenizer of that name; UsageError names the nearest one. `engine` is the library
-    that encodes: `tiktoken` is loaded in a moment, `fastokens` (`auto`, where installed) is far
-    faster, and has the same ids."""
+    that encodes: `tiktoken` loads quickly; `fastokens` (`auto` takes it if installed) is far
+    faster. Both give the same ids."""
     tokenizer: Tokenizer = TOKENIZERS.load(name)(engine)
     return tokenizer

@@ -1,4 +1,4 @@
-"""One id a UTF-8 byte, and 256 for the end of a text. For tests and toy models."""
+"""One id per UTF-8 byte, and 256 for end-of-text. For tests and toy models."""
 
 import hashlib
 
@@ -17,7 +17,7 @@ class BytesTokenizer:
     vocab_sha256 = hashlib.sha256(bytes(range(256))).hexdigest()
 
     def __init__(self, engine: str = "") -> None:
-        """There is but one way to take bytes, whatever `engine` says."""
+        """`engine` is ignored: there is only one way to encode bytes."""
 
     def encode(self, text: str) -> list[int]:
         """UTF-8 bytes; a lone surrogate becomes `?`."""

@@ -1,7 +1,7 @@
-"""The table of libraries that do GPT-2's encoding, each behind the same `encode_batch`.
+"""The libraries for GPT-2's encoding, each behind the same `encode_batch`.
 
-`fastokens` is the fast one (19 times tiktoken on one core), young, and so checked: at loading
-against golden ids, during preparation against tiktoken. `tiktoken` is OpenAI's own, the reference.
+`fastokens` is fast (19 times tiktoken on one core) and young, so it is checked: at loading against
+golden ids, during preparation against tiktoken. `tiktoken` is OpenAI's own, the reference.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Engine(Protocol):
-    """One library. Text with lone surrogates is a UnicodeEncodeError."""
+    """One library. UnicodeEncodeError for text with lone surrogates."""
 
     version: str
 
@@ -32,7 +32,7 @@ class Engine(Protocol):
 
 
 class Tiktoken:
-    """tiktoken's Rust, one text after the other."""
+    """tiktoken's Rust encoder, one text after another."""
 
     def __init__(self, encoding: "tiktoken.Encoding") -> None:
         self.version = "tiktoken-" + metadata.version("tiktoken")
@@ -48,12 +48,12 @@ class Tiktoken:
 
 
 class Fastokens:
-    """fastokens' Rust over the same vocabulary, with no added token, so that a literal
+    """fastokens' Rust encoder over the same vocabulary, without added tokens, so that a literal
     `<|endoftext|>` is text. Its pre-tokeniser is Hugging Face's `ByteLevel`, whose Unicode tables
-    are those of tiktoken (its own `from_tiktoken` differs at U+180E)."""
+    match tiktoken's (its own `from_tiktoken` differs at U+180E)."""
 
     def __init__(self, vocab: str, merges: list[str]) -> None:
-        # Read at import. Its own threads cost half as much again in CPU time; ours call it.
+        # Read at import. Its own threads would cost half as much CPU time again; we have our own.
         os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
         from fastokens import Tokenizer
 
@@ -73,7 +73,7 @@ class Fastokens:
         self.version = "fastokens-" + metadata.version("fastokens")
 
     def encode_batch(self, texts: list[str]) -> "tuple[Ids, Lengths]":
-        import numpy as np  # not before the vocabulary, which needs no Python meanwhile
+        import numpy as np  # late: the vocabulary loads without the GIL meanwhile
 
         ids, offsets = self._tokenizer.encode_batch_flat(texts)
         return (
@@ -83,7 +83,7 @@ class Fastokens:
 
 
 def fault(engine: Engine) -> str | None:
-    """What is wrong with an engine on the golden texts, or None."""
+    """Run an engine on the golden texts; return what is wrong, or None."""
     try:
         ids, lengths = engine.encode_batch(golden_texts())
     except (ValueError, RuntimeError, TypeError, OverflowError) as error:
@@ -93,7 +93,7 @@ def fault(engine: Engine) -> str | None:
 
 
 def choose(name: str) -> str:
-    """The engine that `name` (or `auto`) means here. UsageError for one that is not installed."""
+    """The engine meant by `name`, which may be `auto`. UsageError if it is not installed."""
     have_fastokens = util.find_spec("fastokens") is not None
     if name == "auto":
         return "fastokens" if have_fastokens else "tiktoken"
@@ -105,13 +105,13 @@ def choose(name: str) -> str:
 
 
 Definition = tuple[str, list[str]]
-"""Ids of the ordinary tokens as JSON, and the merges in their order."""
+"""Ids of the ordinary tokens as JSON, and the merges in order."""
 
 
 def load(
     name: str, encoding: "Callable[[], tiktoken.Encoding]", definition: Callable[[], Definition]
 ) -> Engine:
-    """The engine that is meant; tiktoken, said loudly, where fastokens fails its self-test."""
+    """Load an engine; if fastokens fails its self-test, tiktoken with a warning."""
     if choose(name) == "tiktoken":
         return Tiktoken(encoding())
     try:
@@ -122,7 +122,7 @@ def load(
     if wrong is None:
         return fast
     warn(
-        f"fastokens fails its self-test ({wrong}); going on with tiktoken, which is some 19 times "
-        "slower and right. `pip install 'outpace[fast]'` installs the version that was checked"
+        f"fastokens fails its self-test ({wrong}); continuing with tiktoken, which is right but "
+        "some 19 times slower. `pip install 'outpace[fast]'` installs the version that was checked"
     )
     return Tiktoken(encoding())

@@ -1,8 +1,8 @@
-"""Texts whose ids are known: what an encoder must pass before it is trusted with a corpus."""
+"""Texts with known ids, which an encoder must reproduce before it is trusted with a corpus."""
 
 GOLDEN_SHA256 = "1b240ed6e3a18587059aa72b7f0fe02cf12ffa5d9ec856fb460a54275fe6b157"
-"""SHA-256 of the ids (uint16) and lengths (int64) of `golden_texts()`. A test computes it again
-with a byte-pair encoder written from openai/gpt-2's encoder.py."""
+"""SHA-256 of the ids (uint16) and lengths (int64) of `golden_texts()`. A test recomputes it with a
+byte-pair encoder written from openai/gpt-2's encoder.py."""
 
 SPACES = (
     " ",

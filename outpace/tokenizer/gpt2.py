@@ -1,5 +1,5 @@
-"""GPT-2's byte-pair encoding, offline: OpenAI's two vocabulary files ship with the package, their
-hashes are checked on loading; engines.py has the libraries that do the encoding.
+"""GPT-2's byte-pair encoding, offline: OpenAI's two vocabulary files ship with the package, and
+their hashes are checked on loading. The libraries that encode are in engines.py.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 VOCAB_FOLDER = Path(__file__).parent / "gpt2_vocab"
 ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
-"""OpenAI's published hashes, the same as in tiktoken's own openai_public.py."""
+"""OpenAI's published hashes, as in tiktoken's own openai_public.py."""
 
 SPLIT_PATTERN = (
     r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
@@ -36,14 +36,14 @@ PART_CHARACTERS = 1 << 16
 """Longer texts are encoded in parts of about this size, which bounds memory and keeps long runs of
 white space from overflowing the stack of tiktoken's regex engine (at some 500,000 spaces)."""
 PARTS = 32
-"""So many at once: an engine's own arrays have 4 bytes an id."""
+"""Parts encoded at once: an engine's own arrays take 4 bytes per id."""
 LONGEST_RUN = 1 << 17
-"""A part in which no word ends is cut here all the same: the one case where ids may differ from
-those of an encoder without limits."""
+"""A part without a word end is cut at this length. Only then may the ids differ from those of an
+encoder without limits."""
 
 _WORD_END = re.compile(r"\S(?=[ \n])|[^\W\d_](?=[，。、！？；：])")
-"""Places where GPT-2's pre-tokeniser always cuts: none of its alternatives goes on from something
-else to white space, nor from a letter to punctuation."""
+"""Where GPT-2's pre-tokeniser always cuts: none of its alternatives continues from anything else to
+white space, nor from a letter to punctuation."""
 
 
 class Gpt2Tokenizer:
@@ -64,7 +64,7 @@ class Gpt2Tokenizer:
         return ids
 
     def encode_array(self, text: str) -> "Ids":
-        """Like `encode`, in 2 bytes an id."""
+        """Like `encode`, in 2 bytes per id."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> "tuple[Ids, Lengths]":
@@ -100,12 +100,12 @@ class Gpt2Tokenizer:
 
 
 def without_lone_surrogates(text: str) -> str:
-    """The text, with U+FFFD for halves of surrogate pairs."""
+    """Replace lone halves of surrogate pairs with U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _parts(text: str) -> Iterator[str]:
-    """Cut a long text where a word ends; a short one is a single part, the empty one too."""
+    """Cut a long text at word ends; a short text, even an empty one, is a single part."""
     at = 0
     while len(text) - at > PART_CHARACTERS:
         limit = at + LONGEST_RUN
@@ -118,13 +118,14 @@ def _parts(text: str) -> Iterator[str]:
 
 
 def vocabulary() -> dict[str, int]:
-    """Id of every token, spelt in the printable stand-ins of OpenAI's encoder.json."""
+    """The id of every token, spelt in the printable stand-in characters of OpenAI's
+    encoder.json."""
     tokens: dict[str, int] = json.loads(_checked("encoder.json", ENCODER_SHA256))
     return tokens
 
 
 def merges() -> list[str]:
-    """Pairs of tokens in the order in which they merge, a space between the two."""
+    """The pairs of tokens in merge order, each as two tokens with a space between."""
     lines = _checked("vocab.bpe", MERGES_SHA256).decode("utf-8").split("\n")[1:]
     return [line for line in lines if line]
 
@@ -133,7 +134,7 @@ _building = threading.Lock()
 
 
 def _encoding() -> "tiktoken.Encoding":
-    with _building:  # two threads would each build it
+    with _building:  # else two threads would both build it
         return _built()
 
 
@@ -154,8 +155,8 @@ def _built() -> "tiktoken.Encoding":
 
 
 def _definition() -> tuple[str, list[str]]:
-    """Ids of the ordinary tokens as JSON, and the merges in their order, a space between the two.
-    The file of the ids ends with that of `<|endoftext|>`, which is none of them."""
+    """Ids of the ordinary tokens as JSON, and the merges. The last entry of encoder.json,
+    `<|endoftext|>`, is cut off: it is not an ordinary token."""
     encoder = _checked("encoder.json", ENCODER_SHA256).decode("utf-8")
     return encoder[: encoder.rindex(",")] + "}", merges()
 
@@ -178,7 +179,7 @@ def _checked(file: str, sha256: str) -> bytes:
 
 
 def _byte_of_character() -> dict[str, int]:
-    """The printable stand-in characters of encoder.json, back to the bytes they stand for
+    """From the printable stand-in characters of encoder.json to the bytes they stand for
     (openai/gpt-2, src/encoder.py, bytes_to_unicode)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]

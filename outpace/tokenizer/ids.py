@@ -1,9 +1,9 @@
-"""Types of what tokenizers give; apart, so that they can be loaded before NumPy is."""
+"""The array types of token ids; in a module of their own so that tokenizers load before NumPy."""
 
 import numpy as np
 import numpy.typing as npt
 
 Ids = npt.NDArray[np.uint16]
-"""Token ids as the shards hold them; every vocabulary here is below 2^16."""
+"""Token ids as stored in shards; every vocabulary here is smaller than 2^16."""
 Lengths = npt.NDArray[np.int64]
-"""How many ids each of several texts has."""
+"""Number of ids of each of several texts."""

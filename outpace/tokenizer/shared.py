@@ -1,4 +1,4 @@
-"""One tokenizer for all threads of a process, loaded on a thread while other things are."""
+"""One tokenizer for all threads of a process, loaded in the background."""
 
 import contextlib
 import threading
@@ -10,7 +10,7 @@ _loaded: dict[tuple[str, str], Tokenizer] = {}
 
 
 def shared(name: str, engine: str) -> Tokenizer:
-    """The tokenizer of this process, loaded once. Threads may use it at the same time."""
+    """This process's tokenizer, loaded once. Threads may use it at the same time."""
     key = name, engine
     with _loading:
         if key not in _loaded:
@@ -20,17 +20,17 @@ def shared(name: str, engine: str) -> Tokenizer:
 
 
 def preload(name: str, engine: str) -> None:
-    """Begin to load it; who then asks for it waits, or is told why not. The process ends after it:
-    Rust that comes back to a Python which is ending aborts."""
+    """Start loading it on a thread; `shared` then waits for it, or raises its error. Not a daemon
+    thread, because Rust code that returns to an exiting Python aborts."""
 
     def load() -> None:
-        with contextlib.suppress(Exception):  # raised again where the tokenizer is asked for
+        with contextlib.suppress(Exception):  # `shared` will raise it again
             shared(name, engine)
 
     threading.Thread(target=load, name="outpace-tokenizer").start()
 
 
 def release() -> None:
-    """Let go of its word cache, some 240 MB after much text."""
+    """Free its word cache, some 240 MB after much text."""
     with _loading:
         _loaded.clear()

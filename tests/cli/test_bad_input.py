@@ -125,7 +125,7 @@ def test_a_manifest_that_is_not_text_is_refused(refused, tiny):
         ("a.txt.zst", b"not zstd", [], "BAD-INPUT", "a.txt.zst"),
         ("a.parquet", b"PAR1", [], "BAD-INPUT", "not a whole parquet file"),
         ("a.txt", b" \n", [], "EMPTY", "none with text"),
-        ("a.docx", b"x", [], "FILE-TYPE", "a.docx is none of"),
+        ("a.docx", b"x", [], "FILE-TYPE", "a.docx is not one of"),
     ],
 )
 def test_a_bad_input_file_is_refused(name, content, argv, error, words, refused, folder):

@@ -1,6 +1,6 @@
-"""The table of text sources, and what each is made of: chunks, read in parallel, in batches of
-documents. A chunk yields the same documents in the same order each time it is read, anywhere, which
-is what makes preparation restartable and its result reproducible.
+"""The table of text sources, and their parts: a source is a list of chunks, read in parallel, each
+in batches of documents. A chunk yields the same documents in the same order each time, on any
+machine, so preparation can restart and its result is reproducible.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,68 +26,68 @@ SOURCES = Registry(
 )
 
 BATCH_CHARACTERS = 1_000_000
-"""Text in a batch, about; one document may be more."""
+"""About how much text is in a batch; one long document may exceed it."""
 Buffer = bytes | memoryview
 MOST_DOCUMENT_BYTES = 64 * 2**20
-"""Longer documents are refused, which bounds memory: a book has a megabyte."""
+"""Longer documents are refused, which bounds memory; a book has about a megabyte."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some documents of a chunk, in order: texts, or what is tokenised already."""
+    """Some documents of a chunk, in order, as text or as tokens."""
 
     texts: list[str] = field(default_factory=list)
     columns: dict[str, list[Any]] = field(default_factory=dict)
-    """A value a document, of each of the columns that were asked for."""
+    """The columns that were asked for, one value per document."""
     labels: list[str] | None = None
-    """Where each document comes from, if not all from the chunk's file."""
+    """Origin of each document, if that is not the chunk's file."""
     notes: dict[str, int] = field(default_factory=dict)
-    """What was counted on the way, to be summed."""
+    """Counts made while reading, to be summed."""
     ids: Ids | None = None
-    """Instead of texts: tokens of the documents, concatenated, without any end-of-text."""
+    """The documents' tokens instead of texts, concatenated, without end-of-text."""
     lengths: Int64 | None = None
-    """Tokens of each document of `ids`."""
+    """Number of tokens of each document in `ids`."""
     encoded: Sequence[Buffer] | None = None
-    """UTF-8 of each text, where the file has it: to spare encoding what was just decoded."""
+    """UTF-8 of each text, if the file has it, so that it need not be encoded again."""
 
 
 class Chunk(Protocol):
-    """A part of a source that is read on its own, by any thread or process: it can be pickled."""
+    """A part of a source that any thread or process can read on its own: it can be pickled."""
 
     @property
     def name(self) -> str:
-        """Unique in the source; a file, say, and `#` and what part of it."""
+        """Unique in the source, such as a file name, with `#` and the part if it is only a part."""
         ...
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of input."""
+        """Size of the input."""
         ...
 
     @property
     def text_bytes(self) -> int:
-        """Bytes of text in it, about."""
+        """Approximate size of the text."""
         ...
 
     @property
     def documents(self) -> int | None:
-        """How many, where that is known without reading."""
+        """Number of documents, if known without reading."""
         ...
 
     @property
     def stamp(self) -> str:
-        """Changes with the content: `sha256:...` or another hash of it, which is trusted for ever;
-        `stat:...`, size and time, which is trusted while a preparation is not finished; or empty,
-        so that the text is read again to be compared."""
+        """A string that changes with the content. `sha256:...` or another hash of the content is
+        trusted for ever; `stat:...` (size and time) is trusted until the preparation is finished;
+        if empty, the text is read again and compared."""
         ...
 
     def read(self, columns: Sequence[str] = ()) -> Iterator[Batch]:
-        """Yield the documents. DataError names what is wrong with the input, and where."""
+        """Yield the documents. DataError says what is wrong with the input, and where."""
         ...
 
 
 class Source(Protocol):
-    """Where documents come from."""
+    """A source of documents."""
 
     name: str
 
@@ -96,12 +96,12 @@ class Source(Protocol):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What goes into the manifest: where the text comes from. No counts."""
+        """Where the text comes from, for the manifest. No counts."""
         ...
 
 
 class WholeSource:
-    """A source of plain `documents()`, in one chunk that stays in this process. A base class."""
+    """Base class for a source that only has `documents()`: a single chunk, read in this process."""
 
     name: str
 
@@ -135,10 +135,10 @@ class _Whole:
 
 
 class Gather:
-    """Documents one by one, to batches."""
+    """Collects documents into batches."""
 
     def __init__(self, columns: Sequence[str] = (), label: str | None = None) -> None:
-        """`label` is where the documents come from that do not say it themselves."""
+        """`label` is the origin of documents that have none of their own."""
         self._names, self._label = columns, label
         self.notes: dict[str, int] = {}
         self._clear()
@@ -155,7 +155,7 @@ class Gather:
             self.notes[what] = self.notes.get(what, 0) + count
 
     def add(self, text: str, values: Iterable[Any] = (), label: str | None = None) -> Batch | None:
-        """A batch whenever one is full."""
+        """Add a document; return a batch whenever one is full."""
         self._texts.append(text)
         self._encoded = None
         if label is not None:
@@ -168,7 +168,8 @@ class Gather:
     def extend(
         self, texts: list[str], encoded: list[Buffer] | None, columns: list[list[Any]]
     ) -> Batch | None:
-        """The same for several documents, with their UTF-8 if it is at hand."""
+        """Add several documents, with their UTF-8 if available; return a batch whenever one is
+        full."""
         self._texts += texts
         if self._encoded is not None:
             self._encoded = None if encoded is None else [*self._encoded, *encoded]
@@ -198,7 +199,7 @@ def no_column(place: str, name: str, known: Sequence[str], flag: str = "--filter
 
 
 def missing(what: str, name: str, known: Sequence[str], do: str) -> DataError:
-    """For a field or column that is not there: the nearest, and those that are."""
+    """The error for a missing field or column: names the nearest, and those that exist."""
     return DataError(
         "BAD-INPUT",
         f"{what} {name!r}{nearest(name, known)}; it has {', '.join(known[:20]) or 'none'}",

@@ -1,4 +1,4 @@
-"""Text to train on, and other text to validate on."""
+"""A source with separate text for validation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,17 +7,17 @@ from outpace.core.errors import UsageError
 from outpace.data.sources import Chunk, Source
 
 BY_INPUT = "input"
-"""How such a source is split, in a manifest's options."""
+"""The value of `split` in a manifest's options for such a source."""
 
 
 class WithValidation:
-    """`train`, and behind it `val`, of which every document is validation. One that is in both is a
-    copy, and stays with `train`."""
+    """All documents of `train`, then those of `val`, which are all validation. A document in both
+    is a copy, and stays in `train`."""
 
     def __init__(self, train: Source, val: Source) -> None:
         self.train, self.val, self.name = train, val, train.name
         self.validation_from = 0
-        """The first chunk of validation, once there are `chunks`."""
+        """Number of the first validation chunk; set by `chunks`."""
 
     def chunks(self) -> Sequence[Chunk]:
         train, val = self.train.chunks(), self.val.chunks()
@@ -35,7 +35,7 @@ class WithValidation:
         return {**self.train.describe(), "validation": val}
 
     def finished(self) -> None:
-        """Let both clean up, if they want to."""
+        """Let both sources clean up, if they have to."""
         for source in (self.train, self.val):
             if hasattr(source, "finished"):
                 source.finished()

@@ -1,5 +1,5 @@
-"""Documents from local files: .txt and .md (a file is a document), .jsonl (a line is one), .parquet
-(a row is one); each text format also as .gz, .bz2, .xz or .zst. Archives are not read.
+"""Documents from local files: .txt and .md (one document per file), .jsonl (one per line), .parquet
+(one per row); each text format also as .gz, .bz2, .xz or .zst. Archives are not read.
 """
 
 import glob
@@ -33,21 +33,23 @@ from outpace.data.token_files import SUFFIXES
 
 TEXT, JSONL, PARQUET = (".txt", ".md"), (".jsonl", ".ndjson"), (".parquet",)
 PACKED_LINES = ".json"
-"""Of a compressed file: lines of JSON, as in C4's .json.gz. A plain .json may be anything."""
+"""Inside a compressed file this suffix means JSON lines, as in C4's .json.gz. An uncompressed .json
+may be anything."""
 ARCHIVES = (".tar", ".tgz", ".tbz2", ".txz", ".tzst", ".zip", ".7z", ".rar")
 TEXTS_BYTES, LINES_BYTES, GROUPS_BYTES = 4 << 20, 16 << 20, 8 << 20
-"""What a chunk holds, about: of small text files, of a plain .jsonl, of a parquet file's text."""
+"""Approximate size of a chunk: small text files together, part of a plain .jsonl, the text of some
+parquet row groups."""
 SHRINKS = 3.0
-"""How much bigger text is than its compressed file, for estimates."""
+"""Assumed ratio of text to compressed size, for estimates."""
 
 
 class FilesSource:
-    """Every document of the files that `patterns` name (paths, globs or folders), by sorted path.
+    """Every document in the files named by `patterns` (paths, globs or folders), sorted by path.
 
-    Text files lose a byte-order mark and have CRLF turned to LF; the counts go to the manifest.
-    `errors` decides on a document that is not UTF-8, a line that is not JSON, a value that is not
-    text: `strict` refuses it, `skip` leaves it out, and `replace` puts U+FFFD in place of bad
-    bytes and lone surrogates, and refuses the rest. `separator` cuts text files into documents.
+    Text files lose a byte-order mark, and CRLF becomes LF; the manifest counts both. `errors`
+    decides about a document that is not UTF-8, a line that is not JSON, or a value that is not
+    text: `strict` refuses it, `skip` leaves it out, and `replace` puts U+FFFD in place of bad bytes
+    and lone surrogates, and refuses the rest. `separator` cuts text files into documents.
     """
 
     name = "files"
@@ -76,7 +78,7 @@ class FilesSource:
 
 @dataclass(frozen=True)
 class FileChunk:
-    """Whole files of text, lines of one file, or row groups of one."""
+    """Some whole text files, some lines of a .jsonl, or some row groups of a parquet file."""
 
     paths: tuple[str, ...]
     how: Reading
@@ -86,7 +88,7 @@ class FileChunk:
     part: str = ""
     start: int = 0
     end: int | None = None
-    """Bytes of a .jsonl, or row groups of a parquet file, from and up to."""
+    """The range of bytes of a .jsonl, or of row groups of a parquet file."""
     documents: int | None = None
 
     @property
@@ -158,7 +160,7 @@ def _parquet_chunks(path: Path, how: Reading) -> Iterator[Chunk]:
     metadata, stamp = parquet_metadata(path, how.text_field), file_stamp(path)
     sizes = [declared_bytes(metadata, how.text_field, n) for n in range(metadata.num_row_groups)]
     SizeLimit(path).check(sum(unpacked for _, unpacked in sizes))
-    cut = holds_tokens(metadata, how.text_field)  # rows of tokens are cut at their end-of-text
+    cut = holds_tokens(metadata, how.text_field)  # rows of tokens may contain several documents
     first = packed = text = rows = 0
     for group, (compressed, unpacked) in enumerate(sizes):
         packed, text = packed + compressed, text + unpacked
@@ -171,7 +173,7 @@ def _parquet_chunks(path: Path, how: Reading) -> Iterator[Chunk]:
 
 
 def find_files(patterns: list[str]) -> list[Path]:
-    """Files behind paths, globs and folders, sorted, each once."""
+    """The files named by paths, globs and folders, sorted, without repeats."""
     if not patterns:
         raise UsageError("NO-INPUT", "no --input was given", do="add --input 'PATHS_OR_GLOBS'")
     known = [*TEXT, *JSONL, *PARQUET]
@@ -203,7 +205,7 @@ def find_files(patterns: list[str]) -> list[Path]:
                 lines = "; lines of JSON end in .jsonl" if kind(path) == ".json" else ""
                 raise DataError(
                     "FILE-TYPE",
-                    f"{path} is none of {', '.join(known)}",
+                    f"{path} is not one of {', '.join(known)}",
                     do=_as_tokens([path.suffix])
                     or f"convert it; compressed text may end in {', '.join(COMPRESSED)}{lines}",
                 )
@@ -219,16 +221,16 @@ def find_files(patterns: list[str]) -> list[Path]:
 
 
 def _as_tokens(suffixes: Iterable[str]) -> str:
-    """The remedy where there is no text, but what may be tokens."""
-    theirs = any(suffix in SUFFIXES for suffix in suffixes)
-    return "`outpace prepare pretokenized`, if it holds tokens" if theirs else ""
+    """The remedy if there is no text, but there are files that may contain tokens; else empty."""
+    maybe_tokens = any(suffix in SUFFIXES for suffix in suffixes)
+    return "`outpace prepare pretokenized`, if it contains tokens" if maybe_tokens else ""
 
 
 def find_these(
     patterns: Sequence[str], wanted: Callable[[Path], bool], what: str, do: str
 ) -> list[Path]:
-    """The files that are `wanted` behind paths, globs and folders, sorted, each once. DataError
-    where there is no such file, with `what` they are called."""
+    """The `wanted` files among those named by paths, globs and folders, sorted, without repeats.
+    DataError, which calls them `what`, if there is none."""
     found: set[Path] = set()
     for pattern in patterns:
         named = _named_by(Path(pattern).expanduser())
@@ -240,7 +242,7 @@ def find_these(
 
 
 def _named_by(given: Path) -> list[Path]:
-    """What a path or a glob names. A path that exists is meant as it is, though it may hold glob
+    """The paths named by a path or a glob. An existing path is taken literally, even if it has glob
     characters."""
     if os.path.lexists(given):
         return [given]
@@ -248,7 +250,7 @@ def _named_by(given: Path) -> list[Path]:
 
 
 def _files_below(folder: Path) -> tuple[list[Path], int]:
-    """Files below a folder, and how many links to folders there are, which are not followed."""
+    """Files below a folder, and the number of links to folders, which are not followed."""
 
     def refuse(error: OSError) -> NoReturn:
         raise fault(Path(error.filename), f"cannot be read: {reason(error)}") from error
@@ -256,14 +258,14 @@ def _files_below(folder: Path) -> tuple[list[Path], int]:
     files: list[Path] = []
     links = 0
     for parent, folders, names in os.walk(folder, onerror=refuse):
-        prepared = MANIFEST in names  # a dataset below its own text
+        prepared = MANIFEST in names  # a dataset prepared into a folder of the text
         files += (Path(parent, name) for name in names if not (prepared and name == REMOVED))
         links += sum(Path(parent, name).is_symlink() for name in folders)
     return files, links
 
 
 def kind(path: Path) -> str:
-    """Suffix that says what a file holds, without that of its compression."""
+    """The suffix that tells a file's format, without the suffix of its compression."""
     if path.suffix.lower() not in COMPRESSED:
         return path.suffix.lower()
     inner = Path(path.stem).suffix.lower()

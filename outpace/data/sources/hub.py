@@ -1,8 +1,9 @@
 """Datasets on the Hugging Face hub: any with a text column, OpenWebText, FineWeb and FineWeb-Edu.
 
-No script of a dataset is ever run: the files are read as they are. Which files, of which commit,
-is in `OUTPUT/.downloads/listing.json`, so that a restart reads the same ones, and needs no hub
-once they are here. A dataset without files of its own is read from the hub's parquet conversion.
+A dataset's script is never run: its files are read directly. `OUTPUT/.downloads/listing.json`
+records which files of which commit, so that a restart reads the same ones, and does not need the
+hub once they are downloaded. A dataset without data files is read from the hub's parquet
+conversion.
 """
 
 import fnmatch
@@ -25,33 +26,33 @@ from outpace.data.stores import HubStore
 
 LISTING = "listing.json"
 CONVERTED = "refs/convert/parquet"
-"""The hub's own conversion of a dataset: CONFIG/SPLIT/0000.parquet. Of a large one that is not
-parquet itself it has the first 5 GB alone, in CONFIG/partial-SPLIT."""
+"""Branch of the hub's own conversion of a dataset: CONFIG/SPLIT/0000.parquet. For a large dataset
+that is not parquet itself it has only the first 5 GB, in CONFIG/partial-SPLIT."""
 CONVERTED_FILE = re.compile(r"([^/]+)/(partial-)?(.+?)(?:-part\d+)?/\d+\.parquet")
 CARD, DEFAULT = "README.md", "default"
 Configs = dict[str, dict[str, list[str]]]
-"""Configuration -> split -> patterns of paths."""
+"""Configuration -> split -> path patterns."""
 OPENWEBTEXT = "Skylion007/openwebtext"
 FINEWEB = {"fineweb": "HuggingFaceFW/fineweb", "fineweb-edu": "HuggingFaceFW/fineweb-edu"}
 SAMPLES = ("10BT", "100BT", "350BT")
-"""Of FineWeb, in tokens; another name is one of its crawls, such as CC-MAIN-2024-10."""
+"""FineWeb's samples, by tokens; other names are its crawls, such as CC-MAIN-2024-10."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which files of a dataset."""
+    """The files of a dataset that are asked for."""
 
     name: str
     revision: str = "main"
     config: str = ""
-    """A configuration that the dataset's card names, or a folder."""
+    """A configuration named in the dataset's card, or a folder."""
     split: str = "train"
     folder: str = ""
-    """Where to look at all, for a dataset of many thousand files."""
+    """The only folder to list, for a dataset with many thousand files."""
 
 
 class HubSource:
-    """The documents of a dataset, file by file, in the order of the files' names."""
+    """The documents of a dataset, file by file, sorted by file name."""
 
     def __init__(self, kind: str, wanted: Wanted, how: Reading, downloading: Downloading) -> None:
         self.name, self.wanted, self.how, self.downloading = kind, wanted, how, downloading
@@ -74,7 +75,7 @@ class HubSource:
 
 
 def fineweb(kind: str, sample: str, revision: str) -> Wanted:
-    """A sample, a crawl, or `all` of FineWeb (`kind` fineweb) or FineWeb-Edu (fineweb-edu)."""
+    """A sample, a crawl or `all` of FineWeb (`kind` fineweb) or FineWeb-Edu (fineweb-edu)."""
     folder = "data" if sample == "all" else f"data/{sample}"
     if sample in SAMPLES:
         folder = f"sample/{sample}"
@@ -90,15 +91,15 @@ def fineweb(kind: str, sample: str, revision: str) -> Wanted:
 def listing(
     wanted: Wanted, folder: Path, ask: Callable[[Wanted], tuple[HubStore, list[Remote]]]
 ) -> tuple[HubStore, list[Remote]]:
-    """The store and the files, from the list that an earlier run left, or by asking the hub."""
+    """The store and the files, from an earlier run's listing or by asking the hub."""
     path = folder / LISTING
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["wanted"] == asdict(wanted):
-            store = HubStore(wanted.name, kept["commit"])  # HF_ENDPOINT may be another one now
+            store = HubStore(wanted.name, kept["commit"])  # HF_ENDPOINT may have changed
             return store, [Remote(**f | {"url": store.url(f["path"])}) for f in kept["files"]]
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # none, or a damaged one
+        pass  # missing or damaged
     store, remotes = ask(wanted)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,8 +130,8 @@ def _ask(wanted: Wanted) -> tuple[HubStore, list[Remote]]:
 
 
 def _conversion(store: HubStore, wanted: Wanted) -> tuple[HubStore, list[Remote]]:
-    """What is wanted in the hub's parquet conversion, or nothing where it has none. DataError for
-    one that holds but the first part of it."""
+    """The wanted files in the hub's parquet conversion, or nothing if there is none. DataError if
+    the conversion contains only the first part."""
     try:
         store = HubStore.at(wanted.name, CONVERTED)
     except UsageError:  # no such branch
@@ -146,7 +147,7 @@ def _conversion(store: HubStore, wanted: Wanted) -> tuple[HubStore, list[Remote]
         folder = chosen[0].path.rpartition("/")[0]
         raise DataError(
             "PARTIAL",
-            f"the hub's parquet conversion of {wanted.name} holds only the first part of {folder}",
+            f"the hub's parquet conversion of {wanted.name} has only the first part of {folder}",
             do="download the dataset's own files, and outpace prepare files --input FOLDER; for "
             f"that part alone add --revision {CONVERTED} --config {folder}",
         )
@@ -154,17 +155,18 @@ def _conversion(store: HubStore, wanted: Wanted) -> tuple[HubStore, list[Remote]
 
 
 def _of_config(configs: Configs, everything: list[Remote], wanted: Wanted) -> list[Remote]:
-    """The files of the configuration: as told in `configs`, else those in a folder of its name."""
+    """The files of the configuration: those listed in `configs`, else those in a folder of that
+    name."""
     if wanted.config in configs or (not wanted.config and configs):
         patterns = configs[_the_config(configs, wanted)]
-        of_split = patterns.get(wanted.split)
-        if of_split is None:
+        split_patterns = patterns.get(wanted.split)
+        if split_patterns is None:
             raise UsageError(
                 "NO-SPLIT",
                 f"{wanted.name} has no split {wanted.split!r}{nearest(wanted.split, patterns)}",
                 do=f"choose one of {', '.join(patterns)} with --hub_split",
             )
-        found = [r for r in everything if any(_fits(r.path, p) for p in of_split)]
+        found = [r for r in everything if any(_fits(r.path, p) for p in split_patterns)]
         return data_files(found, split="")
     if not wanted.config:
         return _of_split(everything, wanted)
@@ -181,8 +183,8 @@ def _of_config(configs: Configs, everything: list[Remote], wanted: Wanted) -> li
 
 
 def _of_split(remotes: list[Remote], wanted: Wanted) -> list[Remote]:
-    """Of files that no card tells apart, those of the split by their names. Where none is named so,
-    all: they are what there is to train on, and no other split than that."""
+    """The files of the split, told by their names as there is no card. If no name contains the
+    split, all files, but only for the default split."""
     found = data_files(remotes, wanted.split)
     if found and wanted.split != Wanted.split and wanted.split not in found[0].path.lower():
         raise UsageError(
@@ -207,8 +209,8 @@ def _the_config(configs: dict[str, Any], wanted: Wanted) -> str:
 
 
 def _card(store: HubStore, everything: list[Remote]) -> Configs:
-    """Configurations of the dataset's card, its `default: true` under that name, too. None without
-    a card, or when nobody could read what it says."""
+    """The configurations in the dataset's card, plus the one marked `default: true` under that
+    name. Empty without a card, or if the card cannot be parsed."""
     card = next((r for r in everything if r.path == CARD), None)
     if card is None:
         return {}
@@ -230,7 +232,7 @@ def _card(store: HubStore, everything: list[Remote]) -> Configs:
 
 
 def _patterns(data_files: Any) -> dict[str, list[str]]:
-    """A card's data_files: a pattern, several, or some for each split."""
+    """A card's data_files (one pattern, several, or some per split) as split -> patterns."""
     if isinstance(data_files, str):
         return {"train": [data_files]}
     if isinstance(data_files, dict):
@@ -247,10 +249,11 @@ def _patterns(data_files: Any) -> dict[str, list[str]]:
 
 
 def _fits(path: str, pattern: str) -> bool:
-    """Whether a card's pattern means a file: as fsspec reads it, where `*` stays in one folder."""
+    """Whether a card's pattern matches a path, by fsspec's rules, where `*` stays within a
+    folder."""
     from fsspec.utils import glob_translate
 
     try:
         return bool(re.match(glob_translate(pattern.removeprefix("./")), path))
-    except ValueError:  # `**` with something beside it, as in **.jsonl
+    except ValueError:  # `**` next to other characters, as in **.jsonl
         return fnmatch.fnmatchcase(path, pattern)

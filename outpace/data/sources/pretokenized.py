@@ -1,4 +1,4 @@
-"""Token files that other people's scripts wrote (token_files.py), as documents for new shards."""
+"""Token files written by other programs (token_files.py), as documents for new shards."""
 
 import copy
 import os
@@ -55,8 +55,8 @@ class TokenChunk:
 
 
 class PretokenizedSource:
-    """The documents of token files, by path. Documents are cut at end-of-text; one that a shard
-    cuts in two gives two."""
+    """The documents of token files, sorted by path. Documents are separated by end-of-text; one
+    that a shard border cuts becomes two."""
 
     name = "pretokenized"
 
@@ -70,7 +70,7 @@ class PretokenizedSource:
         self.tokenizer, self.downloading = tokenizer, downloading
 
     def by_split(self) -> dict[str, "PretokenizedSource"]:
-        """The files of each split, as their names say."""
+        """One source per split, by the files' names."""
         sides = {}
         for split in sorted({split_of(f.path) for f in self.files}):
             sides[split] = copy.copy(self)
@@ -88,7 +88,7 @@ class PretokenizedSource:
         }
 
     def finished(self) -> None:
-        """Delete the files that were downloaded for this; hard links to them stay."""
+        """Delete the files that were downloaded for this source; hard links to them remain."""
         if self.downloading is None or self.downloading.keep:
             return
         for file in self.files:
@@ -99,8 +99,8 @@ class PretokenizedSource:
 def fetch_token_files(
     name: str, revision: str, output: Path, limit_tokens: int | None
 ) -> list[str]:
-    """Paths of the token files of a dataset on the hub, such as kjj0/fineweb10B-gpt2, fetched below
-    `output`: all of them, or the validation and as many others as hold `limit_tokens`."""
+    """Paths of the token files of a dataset on the hub, such as kjj0/fineweb10B-gpt2, downloaded
+    below `output`: all of them, or the validation files and enough others for `limit_tokens`."""
     folder = output / DOWNLOADS
     wanted = Wanted(name, revision, config=f"tokens, at most {limit_tokens}")
     store, remotes = listing(wanted, folder, lambda w: _token_files(w, limit_tokens))
@@ -109,7 +109,7 @@ def fetch_token_files(
     paths = []
     for number, remote in enumerate(remotes):
         if (used := output / Path(remote.path).name).exists() and is_sound(used, remote):
-            paths.append(str(used))  # by an earlier run
+            paths.append(str(used))  # from an earlier run
             continue
         with fetched(remote, store, folder, remotes[number + 1 : number + 1 + AHEAD]) as path:
             paths.append(str(path))
@@ -123,7 +123,7 @@ def _token_files(wanted: Wanted, limit_tokens: int | None) -> tuple[HubStore, li
         raise DataError(
             "NO-INPUT",
             f"the dataset {wanted.name} has no {' or '.join(SUFFIXES)} files",
-            do=f"text goes by `outpace prepare huggingface {wanted.name}`",
+            do=f"for text use `outpace prepare huggingface {wanted.name}`",
         )
     chosen: list[Remote] = []
     tokens = 0
@@ -137,7 +137,7 @@ def _token_files(wanted: Wanted, limit_tokens: int | None) -> tuple[HubStore, li
 
 
 def find_token_files(patterns: Sequence[str]) -> list[Path]:
-    """Token files behind paths, globs and folders, sorted, each once."""
+    """The token files named by paths, globs and folders, sorted, without repeats."""
     if not patterns:
         raise UsageError("NO-INPUT", "no --input was given", do="add --input 'PATHS_OR_GLOBS'")
     what = f"{' or '.join(SUFFIXES)} file"
@@ -145,7 +145,7 @@ def find_token_files(patterns: Sequence[str]) -> list[Path]:
 
 
 def _is_token_file(path: Path) -> bool:
-    """By its name; and no index of Megatron's that has such a name."""
+    """By its suffix; but not a Megatron index that has such a suffix."""
     if path.suffix.lower() not in SUFFIXES:
         return False
     with open(path, "rb") as f:

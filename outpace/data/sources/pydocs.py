@@ -1,9 +1,9 @@
 """The English documentation inside any Python installation: the language reference
 (`pydoc_data.topics`) and the docstrings of the standard library and of installed packages. Real
-text, offline, in seconds; no module is imported, sources are only parsed.
+text, offline, in seconds. Sources are only parsed; no module is imported.
 
-A module is a document. A docstring that was seen before is left out, and a top-level package gives
-at most `PACKAGE_LIMIT` characters, so that no single package makes up the corpus.
+Each module is one document. Repeated docstrings are left out, and a top-level package contributes
+at most `PACKAGE_LIMIT` characters, so that no single package dominates the corpus.
 """
 
 import ast
@@ -29,9 +29,10 @@ from outpace.data.sources import WholeSource
 
 PACKAGE_LIMIT = 3_000_000
 SHORTEST = 40
-"""Docstrings below this many characters say too little to keep."""
+"""Shorter docstrings, in characters, say too little to keep."""
 LONG_RUN = re.compile(r" {3,}")
-"""Spaces that draw tables and deep indents become two: GPT-2 spends a token on each of them."""
+"""Runs of spaces (tables, deep indents) are shortened to two: GPT-2 spends one token on each
+space."""
 SKIPPED_FOLDERS = {"test", "tests", "testing", "__pycache__", "site-packages", "lib2to3", "_vendor"}
 
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -40,7 +41,7 @@ Docstring = tuple[str, str]
 
 
 class PydocsSource(WholeSource):
-    """Documentation of this Python, one document a module or language topic."""
+    """Documentation of this Python, one document per module or language topic."""
 
     name = "pydocs"
 
@@ -57,7 +58,7 @@ class PydocsSource(WholeSource):
 
     @cached_property
     def _files(self) -> list[tuple[str, Path]]:
-        """(top-level package, file): the standard library, then what is installed, by path."""
+        """(top-level package, file): the standard library, then installed packages, by path."""
         return [(f.relative_to(r).parts[0], f) for r in _roots() for f in _python_files(r)]
 
     @cached_property
@@ -66,7 +67,7 @@ class PydocsSource(WholeSource):
         seen: set[bytes] = set()
         used: dict[str, int] = {}
         workers = min(8, usable_cores())
-        # Spawned: a fork would copy the locks that other threads happen to hold.
+        # Spawned, because a fork would copy the locks that other threads happen to hold.
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, spawn, _start_worker) as pool:
             parsed = pool.map(_docstrings, [f for _, f in self._files], chunksize=32)
@@ -89,8 +90,8 @@ def _roots() -> list[Path]:
 
 
 def _start_worker() -> None:
-    """Leave signals to the parent and end with it, however it ends; say nothing about warnings in
-    other people's sources."""
+    """Leave signals to the parent and end when it ends; ignore warnings about other people's
+    sources."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     warnings.simplefilter("ignore")
@@ -129,7 +130,7 @@ def _module_name(file: Path) -> str:
 
 
 def _docstrings(file: Path) -> list[Docstring]:
-    """Docstrings of a source file in its order; none from one that does not parse."""
+    """Docstrings of a source file in order; none if it does not parse."""
     try:
         source = file.read_bytes()
         if b'"""' not in source and b"'''" not in source:

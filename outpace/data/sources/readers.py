@@ -1,5 +1,5 @@
-"""How the three kinds of local files give documents: text, JSON lines, parquet. Each reader yields
-batches; what it counts on the way (byte-order marks, CRLF, replaced, left out) goes with them.
+"""Readers for the three kinds of local files: text, JSON lines, parquet. Each yields batches, with
+counts of what it changed (byte-order marks, CRLF, replaced, left out).
 """
 
 import functools
@@ -24,15 +24,15 @@ from outpace.data.sources.unpack import PIECE, SizeLimit, open_input
 
 BOM = "\ufeff"
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-"""How UTF-16 begins; UTF-8 never holds these bytes."""
+"""How UTF-16 begins; UTF-8 never contains these bytes."""
 SURROGATE = re.compile("[\ud800-\udfff]")
 UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error)
-"""What reading a missing, forbidden, cut or damaged file raises."""
+"""What reading a missing, forbidden, truncated or damaged file raises."""
 ROWS = 16, 64
-"""Of a parquet file at once, at least and at most: few, as each may be the same long text, stored
-once; more where all the texts of a row group together are short."""
+"""Minimum and maximum number of rows read from a parquet file at once: few, because each may be the
+same long text, stored once; more if all texts of a row group together are short."""
 ROWS_BYTES = 2**28
-"""What the rows that are read at once may take."""
+"""Memory limit for the rows read at once."""
 MEND = "fix or leave out the file"
 MEND_OR_SKIP = "fix the file, or leave such lines out with --errors skip"
 OTHER_FIELD = "name another --text_field, or leave such lines out with --errors skip"
@@ -48,20 +48,21 @@ BOMS, CRLFS, UNCUT, REPLACED, SKIPPED = NOTES = (
 
 @dataclass(frozen=True)
 class Reading:
-    """How documents are taken from files; see FilesSource."""
+    """How to read documents from files; see FilesSource."""
 
     text_field: str = "text"
     errors: str = "strict"
     separator: str = ""
     root: str = ""
-    """Folder that the files are named from where their text is counted by file."""
+    """The folder that labels (used to count text by file) are relative to."""
 
     def label(self, path: Path) -> str:
+        """A file's name in the counts."""
         absolute = path.absolute().as_posix()
         return absolute.removeprefix(self.root.rstrip("/") + "/") if self.root else absolute
 
     def told(self) -> dict[str, str]:
-        """For what describes a dataset: its field, and what else was asked for."""
+        """For a dataset's description: the text field, and any option that is not the default."""
         usual = {"separator": "", "errors": "strict"}
         asked = {name: getattr(self, name) for name in usual}
         return {
@@ -75,7 +76,7 @@ class BadDocument(DataError):
 
 
 class NoField(BadDocument):
-    """One without the field of the text."""
+    """A document without the text field."""
 
 
 def read_texts(paths: Sequence[Path], how: Reading, columns: Sequence[str]) -> Iterator[Batch]:
@@ -98,8 +99,8 @@ def read_texts(paths: Sequence[Path], how: Reading, columns: Sequence[str]) -> I
 
 
 def _pieces(path: Path, separator: bytes) -> Iterator[tuple[int, bytes]]:
-    """(the byte that it begins at, its bytes) of each document of a text file. A line end in the
-    separator is also one of CRLF, which the text will not have any more."""
+    """(offset of the first byte, bytes) of each document of a text file. A line end in the
+    separator also matches CRLF, which becomes LF only later."""
     border = re.compile(re.escape(separator).replace(b"\\\n", b"\r?\n"))
     with open_input(path) as f:
         at, data = 0, b""
@@ -114,8 +115,8 @@ def _pieces(path: Path, separator: bytes) -> Iterator[tuple[int, bytes]]:
                 raise DataError(
                     "DOCUMENT-SIZE",
                     f"{path}: a document of more than {MOST_DOCUMENT_BYTES >> 20} MiB",
-                    do="cut it into several files, or say with --separator what comes between "
-                    "its documents",
+                    do="cut it into several files, or give the text between its documents with "
+                    "--separator",
                 )
     yield at, data
 
@@ -138,8 +139,9 @@ def _text_of(path: Path, at: int, data: bytes, how: Reading, gather: Gather) -> 
 def read_jsonl(
     path: Path, how: Reading, columns: Sequence[str], start: int = 0, end: int | None = None
 ) -> Iterator[Batch]:
-    """JSON lines; of a plain file those that begin at bytes from `start` up to `end`. Where none
-    has the field, --text_field is more likely wrong, and that is refused whatever --errors says."""
+    """JSON lines; from a plain file only the lines that begin between bytes `start` and `end`. If
+    no line has the field, --text_field is probably wrong: that is refused whatever `errors` says.
+    """
     gather = Gather(columns, how.label(path))
     no_field, texts = None, 0
     try:
@@ -174,7 +176,7 @@ def read_jsonl(
 def _lines(
     path: Path, f: BinaryIO, start: int, end: int | None
 ) -> Iterator[tuple[int, int, bytes]]:
-    """(byte it begins at, number counted from `start`, line)."""
+    """(offset of its first byte, number counted from `start`, line)."""
     at, number = start, 0
     while (end is None or at < end) and (line := f.readline(MOST_DOCUMENT_BYTES + 1)):
         number += 1
@@ -196,7 +198,7 @@ def _pass_line(f: BinaryIO) -> None:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where in a file a line is: the `number`-th from byte `start` on, its text at `offset`."""
+    """The place of a line in a file: the `number`-th from byte `start` on, its text at `offset`."""
 
     path: Path
     start: int
@@ -205,7 +207,7 @@ class _Place:
 
     @property
     def line(self) -> int:
-        """Number in the file, which takes reading all that comes before: for messages alone."""
+        """Line number in the file. Reads everything before it, so only for messages."""
         return _lines_before(self.path, self.start) + self.number
 
     def __str__(self) -> str:
@@ -213,7 +215,7 @@ class _Place:
 
 
 def _lines_before(path: Path, offset: int) -> int:
-    """Line ends in a file's first bytes."""
+    """Number of line ends in a file's first `offset` bytes."""
     lines = 0
     with open_input(path) as f:
         while offset and (piece := f.read(min(PIECE, offset))):
@@ -225,7 +227,7 @@ def _lines_before(path: Path, offset: int) -> int:
 def _fields(
     place: _Place, data: bytes, how: Reading, gather: Gather, columns: Sequence[str]
 ) -> tuple[str, list[Any]]:
-    """Text and columns of a line."""
+    """The text and columns of one line."""
     try:
         record = json.loads(_decoded(place.path, data, how, gather, place))
     except (ValueError, RecursionError) as error:
@@ -237,10 +239,10 @@ def _fields(
         raise _bad(f"{place} is {type(record).__name__}, not a JSON object", MEND_OR_SKIP)
     for name in (how.text_field, *columns):
         if name not in record:
-            there = list(record)
+            known = list(record)
             if name != how.text_field:
-                raise no_column(str(place), name, there)
-            what = f"{place} has no field {name!r}{nearest(name, there)}; it has {', '.join(there)}"
+                raise no_column(str(place), name, known)
+            what = f"{place} has no field {name!r}{nearest(name, known)}; it has {', '.join(known)}"
             raise NoField("BAD-INPUT", what, do=OTHER_FIELD)
     text = record[how.text_field]
     if not isinstance(text, str):
@@ -256,7 +258,7 @@ def _fields(
 
 
 def _skip(bad: BadDocument, how: Reading, gather: Gather) -> None:
-    """Leave a document out, or refuse it."""
+    """Count a document as left out, or raise."""
     if how.errors != "skip":
         raise bad
     gather.note(SKIPPED)
@@ -270,7 +272,7 @@ def _decoded(
     place: _Place | None = None,
     offset: int = 0,
 ) -> str:
-    """`data` as text, which is at `place` of the file, or at the byte `offset`."""
+    """Decode `data`, which is the line at `place`, or begins at byte `offset`."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -297,7 +299,7 @@ def _metadata(path: Path, _stamp: str) -> Any:
 
 
 def parquet_metadata(path: Path, text_field: str) -> Any:
-    """What a parquet file says of itself; DataError when it is none, or has no such column."""
+    """The metadata of a parquet file; DataError if it is not one, or lacks the text column."""
     import pyarrow as pa
 
     try:
@@ -315,7 +317,7 @@ def parquet_metadata(path: Path, text_field: str) -> Any:
 def read_parquet(
     path: Path, how: Reading, columns: Sequence[str], groups: Sequence[int] | None = None
 ) -> Iterator[Batch]:
-    """Rows of a parquet file, or of some of its row groups; a missing text is an empty document."""
+    """Rows of a parquet file, or of some row groups; a null text is an empty document."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -330,8 +332,8 @@ def read_parquet(
     gather = Gather(columns, how.label(path))
     wanted = list(dict.fromkeys([how.text_field, *columns]))
     try:
-        # Threads of Arrow's own, to read ahead or to decode, would take turns with ours, which are
-        # as many as the cores.
+        # Arrow's own threads, for reading ahead and decoding, would compete with ours, of which
+        # there is one per core.
         with pq.ParquetFile(path, metadata=metadata, pre_buffer=False) as file:
             if holds_tokens(metadata, how.text_field):
                 yield from read_tokens(file, path, how.text_field, groups, columns)
@@ -371,8 +373,8 @@ def read_parquet(
 def _mended(
     path: Path, column: Any, how: Reading, gather: Gather, row: int, left_out: set[int]
 ) -> list[str | None]:
-    """The texts of a column that is not all UTF-8, as --errors says; rows to leave out are added to
-    `left_out`. BadDocument with the row, counted from `row`."""
+    """The texts of a column that is not all UTF-8, treated as `errors` says; row numbers to leave
+    out are added to `left_out`. BadDocument names the row, counted from `row`."""
     import pyarrow as pa
 
     texts: list[str | None] = []
@@ -391,14 +393,15 @@ def _mended(
 
 
 def _rows(metadata: Any, field: str, groups: Sequence[int]) -> int:
-    """How many rows to read at once: no text is longer than its row group says to be unpacked."""
+    """How many rows to read at once, assuming the longest text is as long as its row group
+    unpacked."""
     longest = max((declared_bytes(metadata, field, n)[1] for n in groups), default=1)
     least, most = ROWS
     return min(most, max(least, ROWS_BYTES // max(1, longest)))
 
 
 def _utf_8(column: Any) -> list[Buffer] | None:
-    """The bytes of a column of text where they lie, or None for one that is stored otherwise."""
+    """Views of the bytes of a text column, without copying; None if it is stored otherwise."""
     import pyarrow as pa
 
     width = {pa.string(): np.int32, pa.large_string(): np.int64}.get(column.type)
@@ -411,7 +414,7 @@ def _utf_8(column: Any) -> list[Buffer] | None:
 
 
 def declared_bytes(metadata: Any, field: str, group: int) -> tuple[int, int]:
-    """(compressed, unpacked) bytes that a parquet file says a row group's column has."""
+    """(compressed, unpacked) size in bytes of a row group's column, as declared by the file."""
     rows = metadata.row_group(group)
     columns = [rows.column(n) for n in range(rows.num_columns)]
     mine = [c for c in columns if c.path_in_schema.split(".")[0] == field]
@@ -422,7 +425,7 @@ def declared_bytes(metadata: Any, field: str, group: int) -> tuple[int, int]:
 
 
 def file_stamp(path: Path) -> str:
-    """Size and time of change; empty for a file that cannot be seen."""
+    """Size and modification time; empty if the file cannot be read."""
     try:
         status = path.stat()
     except OSError:

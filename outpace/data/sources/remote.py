@@ -1,5 +1,5 @@
-"""Files that are somewhere else as chunks of a source: each is fetched when its turn comes, and the
-next ones while it is read, so that downloading and tokenising overlap.
+"""Remote files as chunks of a source: each is downloaded when its turn comes, and the next ones
+while it is read, so that downloading and tokenising overlap.
 """
 
 import io
@@ -21,24 +21,24 @@ from outpace.data.sources.unpack import COMPRESSED
 from outpace.data.stores import is_url, store_of
 
 AHEAD = 2
-"""Files that are fetched while one is read, and files that are kept behind it: a restart goes on
-at the last finished shard, which may be in one of them."""
+"""Number of files downloaded while one is read, and number of files kept after reading: a restart
+continues at the last finished shard, which may need one of them."""
 DOWNLOADS = ".downloads"
-"""Folder below the output."""
+"""Download folder inside the output."""
 FOOTER_BYTES = 1 << 20
-"""Of a parquet file's end, which says what columns it has."""
+"""Size of the end of a parquet file to read, which lists its columns."""
 FOOTER_S = 30
 READABLE = (*TEXT, *JSONL, *PARQUET)
 
 
 @dataclass(frozen=True)
 class Downloading:
-    """How remote files come to this disk, and when they go."""
+    """Where remote files are downloaded to, and whether they are kept."""
 
     output: Path
     keep: bool = False
     readers: int = 1
-    """Files that are read at the same time, at most."""
+    """Maximum number of files read at the same time."""
 
     @property
     def folder(self) -> Path:
@@ -46,11 +46,11 @@ class Downloading:
 
     @property
     def at_once(self) -> int | None:
-        """How many files lie here at the same time, at most; None for all of them."""
+        """Maximum number of files on the disk at the same time; None for all of them."""
         return None if self.keep else self.readers + 2 * AHEAD
 
     def finish(self, remotes: Sequence[Remote]) -> None:
-        """Delete what was downloaded, unless it is to be kept; the list of the files stays."""
+        """Delete the downloads, unless they are to be kept; the listing stays."""
         if self.keep:
             return
         for remote in remotes:
@@ -70,9 +70,9 @@ class RemoteChunk:
     how: Reading
     text_bytes: int
     then: tuple[Remote, ...] = ()
-    """What is fetched meanwhile."""
+    """The files to download meanwhile."""
     past: Remote | None = None
-    """What is deleted when this is read."""
+    """A file to delete once this one is read."""
     documents: int | None = None
 
     @property
@@ -90,7 +90,7 @@ class RemoteChunk:
 
     def read(self, columns: Sequence[str] = ()) -> Iterator[Batch]:
         with fetched(self.remote, self.store, self.folder, self.then) as found:
-            path = found.absolute()  # as labels have it
+            path = found.absolute()  # as in labels
             for chunk in local_chunks([path], self.how):
                 for batch in chunk.read(columns):
                     yield _relabelled(batch, str(path), self.remote.path)
@@ -99,14 +99,14 @@ class RemoteChunk:
 
 
 def _relabelled(batch: Batch, here: str, there: str) -> Batch:
-    """A batch whose documents are from the remote file, not from its copy on this disk."""
+    """Replace the local copy's path in a batch's labels with the remote path."""
     if batch.labels is None:
         return batch
     return replace(batch, labels=[label.replace(here, there, 1) for label in batch.labels])
 
 
 def local_chunks(paths: Sequence[Path], how: Reading) -> list[Chunk]:
-    """Chunks of files on this disk: text, JSON lines, parquet, and tars of compressed tars."""
+    """Chunks of local files: text, JSON lines, parquet, and tars of compressed tars."""
     if any(map(is_tar, paths)):
         return tar_chunks(paths)
     return file_chunks(paths, how)
@@ -115,8 +115,8 @@ def local_chunks(paths: Sequence[Path], how: Reading) -> list[Chunk]:
 def remote_chunks(
     remotes: Sequence[Remote], store: Store, downloading: Downloading, how: Reading
 ) -> list[Chunk]:
-    """A chunk a file, fetched below the output. Says what there is to download, and refuses a
-    column that the first parquet file does not have, before anything is fetched."""
+    """One chunk per remote file, downloaded below the output. Before any download, prints the
+    amount and refuses a column that the first parquet file does not have."""
     folder, grown = downloading.folder, SHRINKS
     if not (downloading.output / MANIFEST).exists():
         if remotes and kind(Path(remotes[0].path)) in PARQUET:
@@ -137,8 +137,8 @@ def remote_chunks(
 
 
 def of_one_rank(chunks: Sequence[Chunk]) -> list[Chunk]:
-    """The same chunks, for a process beside which others read other ones of the same folder: none
-    but these are fetched ahead, and each is deleted when it is read, for its part is kept."""
+    """The same chunks for a process that reads only these of a shared folder: only these are
+    downloaded ahead, and each is deleted once read, because its part is kept."""
     found: list[Chunk] = []
     for n, chunk in enumerate(chunks):
         if isinstance(chunk, RemoteChunk):
@@ -150,16 +150,17 @@ def of_one_rank(chunks: Sequence[Chunk]) -> list[Chunk]:
 
 
 def data_files(remotes: Sequence[Remote], split: str = "train") -> list[Remote]:
-    """The files that hold documents; of a set with several splits those of `split`."""
+    """The files that contain documents; if there are several splits, those of `split`."""
     known = [r for r in remotes if kind(Path(r.path)) in READABLE or is_tar(Path(r.path))]
     known = [r for r in known if Path(r.path).name.lower() not in ("readme.md", "license.txt")]
-    of_kind = _most_of_one_kind(known)
-    of_split = [r for r in of_kind if split in r.path.lower()]
-    return of_split or of_kind
+    preferred = _preferred_kind(known)
+    in_split = [r for r in preferred if split in r.path.lower()]
+    return in_split or preferred
 
 
-def _most_of_one_kind(remotes: list[Remote]) -> list[Remote]:
-    """Parquet before JSON lines before tars before text: the rest is documentation."""
+def _preferred_kind(remotes: list[Remote]) -> list[Remote]:
+    """All files of one kind, parquet before JSON lines before tars before text: other kinds are
+    probably documentation."""
     for kinds in (PARQUET, JSONL, (".tar",), TEXT):
         found = [r for r in remotes if kind(Path(r.path)) in kinds]
         if found:
@@ -173,8 +174,8 @@ def _is_packed(remote: Remote) -> bool:
 
 
 def _growth(remote: Remote, store: Store, folder: Path, field: str) -> float | None:
-    """How much more text than bytes a remote parquet file has, by its last megabyte; None when
-    that cannot be told. DataError when it has no column `field`."""
+    """The ratio of text to file size of a remote parquet file, from its last megabyte; None if
+    unknown. DataError if it has no column `field`."""
     if (folder / remote.path).exists() or store.at_hand(remote):
         return None
     import pyarrow as pa
@@ -195,7 +196,7 @@ def _growth(remote: Remote, store: Store, folder: Path, field: str) -> float | N
 
 
 class _Tail(io.RawIOBase):
-    """A file of which only the end is here."""
+    """A file-like object that has only the end of a file."""
 
     def __init__(self, tail: bytes, start: int) -> None:
         self._tail, self._start, self._at = tail, start, 0
@@ -216,7 +217,7 @@ class _Tail(io.RawIOBase):
 
     def readinto(self, out: Any) -> int:
         if self._at < self._start:
-            raise OSError("this part of the file is not here")
+            raise OSError("this part of the file was not downloaded")
         first = self._at - self._start
         data = self._tail[first : first + len(out)]
         out[: len(data)] = data
@@ -225,7 +226,8 @@ class _Tail(io.RawIOBase):
 
 
 class AddressedSource:
-    """Files by paths and addresses, in the order given; those behind an address are fetched."""
+    """Files named by paths and addresses, in the order given; those at an address are
+    downloaded."""
 
     name = "files"
 
@@ -266,7 +268,8 @@ class AddressedSource:
 
 
 def _check_places(remotes: Sequence[Remote]) -> None:
-    """UsageError for two addresses of one path: the second would get the first one's download."""
+    """UsageError for two addresses with the same local path: the second would get the first one's
+    file."""
     urls: dict[str, str] = {}
     for remote in remotes:
         if (other := urls.setdefault(remote.path, remote.url)) != remote.url:

@@ -4,9 +4,10 @@
       openwebtext/urlsf_subset00-1_data.xz ...     each a tar of
         0000000-<hash>.txt ...
 
-The hub's copy was made from it by `re.sub("\\n\\n\\n+", "\\n\\n", text).strip()`, the archives by
-name and the texts in each by name (huggingface/datasets, openwebtext.py); the same is done here, so
-the documents are the same. Nothing is unpacked to the disk: no name in an archive leads anywhere.
+The hub's copy was made from these with `re.sub("\\n\\n\\n+", "\\n\\n", text).strip()`, with the
+archives, and the texts in each, sorted by name (huggingface/datasets, openwebtext.py). We do the
+same, so the documents are the same. Nothing is unpacked to the disk, so names inside an archive are
+harmless.
 """
 
 import io
@@ -26,21 +27,21 @@ from outpace.data.sources.unpack import PIECE, open_input, unpack_xz
 
 BLANK_LINES = re.compile("\n\n\n+")
 GROWS = 2.9
-"""Bytes of text to a byte of .xz."""
+"""Bytes of text per byte of .xz."""
 MOST_MEMBER_BYTES = 256 << 20
-"""Of one compressed tar inside, which is held whole; those of OpenWebText have 600 kB."""
+"""Maximum size of one inner compressed tar, which is kept in memory; OpenWebText's have 600 kB."""
 FAULTS = (tarfile.TarError, *UNREADABLE)
 
 
 def is_tar(path: Path) -> bool:
-    """Whether a file is one of these, by its name."""
+    """Whether a file is such a tar, by its name."""
     name = path.name.lower()
     return name.endswith((".tar", ".tar.xz", ".txz", "_data.xz"))
 
 
 @dataclass(frozen=True)
 class TarChunk:
-    """One compressed tar inside a tar, at a place in it; or a whole compressed tar."""
+    """One compressed tar inside a tar, at an offset; or a whole compressed tar."""
 
     path: str
     member: str
@@ -91,14 +92,15 @@ class TarChunk:
 
 
 def normalised(text: str) -> str:
-    """As the hub's copy has it: line ends as Python reads them, no three line ends in a row, and
-    no white space around."""
+    """Normalise as in the hub's copy: line ends as Python reads them, no three line ends in a row,
+    and no white space at either end."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     return BLANK_LINES.sub("\n\n", text).strip()
 
 
 def tar_chunks(paths: Sequence[Path]) -> list[Chunk]:
-    """A chunk for each compressed tar, by its name; of a compressed tar of them one for all."""
+    """One chunk per inner compressed tar, sorted by name; a compressed tar of tars is a single
+    chunk."""
     found: list[tuple[str, TarChunk]] = []
     for path in paths:
         stamp = file_stamp(path)
@@ -112,7 +114,7 @@ def tar_chunks(paths: Sequence[Path]) -> list[Chunk]:
         except FAULTS as error:
             raise fault(path, f"is not a whole tar: {reason(error)}") from error
         if not inside:
-            raise fault(path, "it holds no .xz archives as OpenWebText's tars do", "unpack it")
+            raise fault(path, "it contains no .xz archives as OpenWebText's tars do", "unpack it")
         found += inside
     return [chunk for _, chunk in sorted(found, key=lambda entry: entry[0])]
 
@@ -129,15 +131,14 @@ def _members(path: Path, stamp: str) -> Iterator[tuple[str, TarChunk]]:
             yield name, TarChunk(str(path), name, member.offset_data, member.size, stamp)
         with open(path, "rb") as f:
             f.seek(tar.offset)
-            if f.read(tarfile.BLOCKSIZE) != bytes(
-                tarfile.BLOCKSIZE
-            ):  # a tar's end; tarfile asks not
+            end = bytes(tarfile.BLOCKSIZE)  # a tar ends in zeros, which tarfile does not check
+            if f.read(tarfile.BLOCKSIZE) != end:
                 raise EOFError("it is cut short")
 
 
 def _stream(path: Path) -> Iterator[tuple[str, bytes]]:
-    """The texts of a compressed tar: by name if it is one of OpenWebText's own, as they come if it
-    is a tar of those."""
+    """The texts of a compressed tar: sorted by name if they are directly in it, in archive order if
+    it contains compressed tars."""
     with open_input(path) as f, tarfile.open(fileobj=f, mode="r|") as tar:
         own: list[tuple[str, bytes]] = []
         for member in tar:
@@ -146,13 +147,13 @@ def _stream(path: Path) -> Iterator[tuple[str, bytes]]:
                 yield from _inner(_content(tar, member, MOST_MEMBER_BYTES), f"{path}#{name}")
             elif member.isreg() and name.endswith(".txt"):
                 own.append((name, _content(tar, member, MOST_DOCUMENT_BYTES)))
-        while f.read(PIECE):  # the compression's own check is at its end
+        while f.read(PIECE):  # the compression's checksum is at the end
             pass
     yield from sorted(own)
 
 
 def _inner(packed: bytes, where: str) -> Iterator[tuple[str, bytes]]:
-    """The texts of a compressed tar in memory, by name."""
+    """The texts of a compressed tar in memory, sorted by name."""
     with tarfile.open(fileobj=io.BytesIO(unpack_xz(packed, Path(where))), mode="r:") as tar:
         texts = [
             (PurePosixPath(m.name).name, _content(tar, m, MOST_DOCUMENT_BYTES))
@@ -176,12 +177,12 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, most: int) -> bytes:
 
 
 class TarSource:
-    """OpenWebText from its original tars on this disk."""
+    """OpenWebText from its original tars on the local disk."""
 
     name = "openwebtext"
 
     def __init__(self, patterns: Sequence[str]) -> None:
-        do = "check the path; parquet and text go by `outpace prepare files --input`"
+        do = "check the path; for parquet and text use `outpace prepare files --input`"
         self.paths = find_these(patterns, is_tar, ".tar, .tar.xz or _data.xz", do)
 
     def chunks(self) -> Sequence[Chunk]:

@@ -1,5 +1,5 @@
-"""Parquet columns that hold token ids instead of text (lists of integers): they pass by the
-tokenizer. An end-of-text at either end of a row or inside it borders documents, and is left out.
+"""Parquet columns of token ids instead of text (lists of integers), which skip the tokenizer. An
+end-of-text anywhere in a row separates documents, and is left out.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,13 +12,13 @@ from outpace.core.errors import DataError
 from outpace.data.sources import Batch
 
 END_OF_TEXT = 50256
-"""Of GPT-2, the only vocabulary that such columns are read for."""
+"""GPT-2's id; such columns are read only for its vocabulary."""
 ROWS = 256
 LARGEST = np.iinfo(np.uint16).max
 
 
 def holds_tokens(metadata: Any, field: str) -> bool:
-    """Whether a parquet file's column is one of lists of integers."""
+    """Whether a parquet file's column contains lists of integers."""
     import pyarrow as pa
 
     kind = metadata.schema.to_arrow_schema().field(field).type
@@ -29,8 +29,8 @@ def holds_tokens(metadata: Any, field: str) -> bool:
 def read_tokens(
     file: Any, path: Path, field: str, groups: Sequence[int], columns: Sequence[str]
 ) -> Iterator[Batch]:
-    """Rows of an open parquet file as documents of tokens. DataError for an id that is no uint16;
-    the vocabulary itself is checked later."""
+    """Rows of an open parquet file as documents of tokens. DataError for an id outside uint16; the
+    vocabulary is checked later."""
     row = sum(file.metadata.row_group(n).num_rows for n in range(groups[0])) if groups else 0
     wanted = list(dict.fromkeys([field, *columns]))
     for rows in file.iter_batches(ROWS, row_groups=groups, columns=wanted):
@@ -44,7 +44,7 @@ def read_tokens(
             what = "null" if nulls else f"{ids[bad[0]]}, beyond the vocabulary of GPT-2"
             raise DataError(
                 "TOKEN-RANGE",
-                f"{path}: row {at}: {field!r} holds {what}",
+                f"{path}: row {at}: {field!r} contains {what}",
                 do="the tokens are of another vocabulary; prepare the text itself",
             )
         row += len(lengths)
@@ -53,10 +53,10 @@ def read_tokens(
 
 
 def _documents(ids: Any, lengths: Any, values: dict[str, Any]) -> Batch:
-    """Rows cut at every end-of-text; empty parts are left out, and so are empty rows."""
+    """Cut rows at every end-of-text; empty rows and parts are left out."""
     row_of = np.repeat(np.arange(len(lengths)), lengths)
     is_end = ids == END_OF_TEXT
-    part = np.cumsum(is_end) + row_of  # equal within a part, and grows from one to the next
+    part = np.cumsum(is_end) + row_of  # a number per part, ascending
     keep = ~is_end
     _, first, counts = np.unique(part[keep], return_index=True, return_counts=True)
     rows = row_of[keep][first]

@@ -1,5 +1,5 @@
-"""Input files opened for reading, unpacked as they are read and under limits: neither a bomb (a few
-kilobytes that unpack to gigabytes) nor a header that asks for gigabytes takes the machine's memory.
+"""Opening input files, decompressed as they are read and within limits: neither a bomb (a few
+kilobytes that unpack to gigabytes) nor a header that asks for gigabytes can exhaust the memory.
 """
 
 import bz2
@@ -14,23 +14,23 @@ from outpace.data.shard_file import check_regular
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 MOST_BYTES, MOST_RATIO = 64 * 2**20, 200
-"""A file is refused once it has unpacked to more than both. Text shrinks to a tenth, logs of equal
-lines to a hundredth; 64 MiB of zeros are 10 kB of xz."""
+"""A file that unpacks to more than both is refused. Text shrinks to a tenth, logs of equal lines to
+a hundredth; 64 MiB of zeros are 10 kB of xz."""
 XZ_MEMORY = 128 * 2**20
-"""Bytes that an .xz file's header may ask for; `xz -9` makes files that need 65 MiB. Zstandard's
+"""Memory that an .xz file's header may ask for; `xz -9` makes files that need 65 MiB. Zstandard's
 own limit is a window of 128 MiB (ZSTD_WINDOWLOG_LIMIT_DEFAULT in zstd.h)."""
 PIECE = 1 << 20
 
 
 class SizeLimit:
-    """How much a file may unpack to."""
+    """Limit on the size a file may unpack to."""
 
     def __init__(self, path: Path, size: int | None = None) -> None:
         self.path = path
         self.most = max(MOST_BYTES, MOST_RATIO * (path.stat().st_size if size is None else size))
 
     def check(self, size: int) -> None:
-        """DataError when `size` bytes are too many."""
+        """DataError if `size` bytes are too many."""
         if size > self.most:
             raise DataError(
                 "BOMB",
@@ -41,15 +41,15 @@ class SizeLimit:
 
 
 def open_input(path: Path) -> BinaryIO:
-    """Open a regular file for reading, unpacked by the compression that its name ends in. OSError,
-    EOFError, lzma.LZMAError or zlib.error while it is read when it is damaged, and DataError when
-    it is a bomb."""
+    """Open a regular file for reading, decompressed according to its suffix. Reading raises
+    OSError, EOFError, lzma.LZMAError or zlib.error if the file is damaged, and DataError if it is a
+    bomb."""
     check_regular(path)
     suffix = path.suffix.lower()
     if suffix not in COMPRESSED:
         return open(path, "rb")
     if path.stat().st_size == 0:
-        raise EOFError("it is empty, and not even a compressed file")
+        raise EOFError("it is empty, which no compressed file is")
     raw = _Bounded(_unpacked(path, suffix), SizeLimit(path))
     return io.BufferedReader(raw, PIECE)
 
@@ -72,7 +72,7 @@ def _xz_decompressor() -> lzma.LZMADecompressor:
 
 
 def unpack_xz(data: bytes, path: Path) -> bytes:
-    """What .xz data in memory unpacks to; `path` names it in errors, which are `open_input`'s."""
+    """Unpack .xz data in memory; `path` names it in errors, which are those of `open_input`."""
     limit, parts, size = SizeLimit(path, len(data)), [], 0
     with _Streams(io.BytesIO(data), _xz_decompressor) as stream:
         while part := stream.read(PIECE):
@@ -83,8 +83,8 @@ def unpack_xz(data: bytes, path: Path) -> bytes:
 
 
 class _Streams(io.RawIOBase):
-    """The streams of a .bz2 or .xz file, one after the other. `bz2.open` and `lzma.open` pass over
-    what follows the last stream, and set xz no limit of memory."""
+    """The streams of a .bz2 or .xz file, one after another. `bz2.open` and `lzma.open` ignore what
+    follows the last stream, and do not limit xz's memory."""
 
     def __init__(self, file: BinaryIO, decompressor: Any) -> None:
         self._make, self._decoder = decompressor, decompressor()
@@ -109,7 +109,7 @@ class _Streams(io.RawIOBase):
                 return len(data)
 
     def _after_padding(self) -> bytes:
-        """What follows the zeros that may come between and after streams of xz."""
+        """The data after the zero padding that may follow an xz stream."""
         while (packed := self._file.read(PIECE)) and not (packed := packed.lstrip(b"\0")):
             pass
         return packed
@@ -120,7 +120,7 @@ class _Streams(io.RawIOBase):
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that may not grow beyond a limit."""
+    """A stream that may not exceed a limit."""
 
     def __init__(self, stream: BinaryIO, limit: SizeLimit) -> None:
         self._stream, self._limit, self._size = stream, limit, 0

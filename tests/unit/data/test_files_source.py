@@ -371,9 +371,9 @@ def test_a_pattern_without_a_match_is_named(tree, pattern):
 
 
 def test_other_kinds_of_files_and_empty_folders_are_refused(tree):
-    with pytest.raises(DataError, match=r"x\.bin is none of"):
+    with pytest.raises(DataError, match=r"x\.bin is not one of"):
         found(tree, "sub/x.bin")
-    with pytest.raises(DataError, match=r"e\.csv is none of"):
+    with pytest.raises(DataError, match=r"e\.csv is not one of"):
         found(tree, "sub/e.*")
     (tree / "empty").mkdir()
     with pytest.raises(DataError, match="no text files"):
@@ -412,5 +412,5 @@ def test_bad_bytes_behind_a_separator_are_counted_in_the_file(tmp_path):
 def test_a_null_among_token_ids_is_refused(tmp_path):
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"ids": pa.array([[1, 2], [3, None, 4]])}), path)
-    with pytest.raises(DataError, match="row 2: 'ids' holds null"):
+    with pytest.raises(DataError, match="row 2: 'ids' contains null"):
         list(read_parquet(path, Reading("ids"), []))

@@ -135,7 +135,7 @@ def test_damage_is_told_in_one_line(tmp_path, monkeypatch):
 
     whole = tar(archives())
     refused("cut.tar", whole[:2200], "cut")
-    refused("none.tar", tar({"readme.txt": b"x"}), "holds no .xz")
+    refused("none.tar", tar({"readme.txt": b"x"}), "contains no .xz")
     refused("rubbish.tar", b"rubbish" * 1000, "not a whole tar")
     refused("flip.tar", whole.replace(b"\xfd7zXZ", b"\xfd7zXY", 1), "flip.tar#urlsf_subset00-10_")
     refused("cut_data.xz", inner(TEXTS["urlsf_subset00-2_data.xz"])[:-30], "cut_data")
