@@ -1,8 +1,9 @@
-"""Shards that others wrote, used as they are: hard links (or copies) and a manifest beside them.
+"""Using shards written by other programs in place: hard links (or copies) and a manifest beside
+them.
 
-llm.c's and modded-nanogpt's scripts write the very format of our shards, and publish FineWeb in it
-(NAME_val_000000.bin, NAME_train_000001.bin, ...). Their shards cut a document at the border of two:
-the manifest says `cut_documents`, and such a shard begins with the rest of a document.
+llm.c's and modded-nanogpt's scripts write exactly the format of our shards, and publish FineWeb in
+it (NAME_val_000000.bin, NAME_train_000001.bin, ...). Their shard borders cut documents in two: the
+manifest says `cut_documents`, and such a shard begins with the rest of a document.
 """
 
 import contextlib
@@ -28,26 +29,26 @@ from outpace.data.token_files import MOST_DOCUMENT_TOKENS, TokenFile, token_file
 from outpace.tokenizer import Tokenizer, get_tokenizer
 
 VALIDATION = ("val", "valid", "validation", "test")
-"""One of these words in a file's name makes it validation, unless `train` comes behind it."""
+"""A file is validation if one of these words is in its name, unless `train` comes after it."""
 
 
 def split_of(path: Path) -> str:
-    """The split that a file's name says."""
+    """The split that a file's name indicates."""
     words = path.stem.lower().replace("-", "_").replace(".", "_").split("_")
     said = [word for word in words if word in (*VALIDATION, "train")]
     return "val" if said and said[-1] in VALIDATION else "train"
 
 
 def can_adopt(files: Sequence[TokenFile]) -> bool:
-    """Whether files can be shards as they are: of llm.c's format, of both splits by their names."""
+    """Whether files can be used as shards in place: llm.c's format, and both splits, by their
+    names."""
     splits = {split_of(f.path) for f in files}
     return {f.format for f in files} == {"llm.c"} and splits == set(SPLITS)
 
 
 def adopt(files: Sequence[TokenFile], output: Path, *, workers: int = 1) -> Dataset:
-    """Make a dataset of `files` in `output`, which may be the folder that they are in. Every token
-    is read. DataError for what is no shard of GPT-2 tokens, and when `output` holds another
-    dataset."""
+    """Make a dataset of `files` in `output`, which may be their own folder. Every token is read.
+    DataError if a file is not a shard of GPT-2 tokens, or if `output` contains another dataset."""
     tokenizer = get_tokenizer("gpt2")
     _check_names(files, output)
     try:
@@ -62,7 +63,7 @@ def adopt(files: Sequence[TokenFile], output: Path, *, workers: int = 1) -> Data
     if (output / MANIFEST).exists():
         dataset = open_dataset(output)
         if dataset.manifest.get("spec") != spec:
-            raise other_dataset(output, "of other files")
+            raise other_dataset(output, "made from other files")
         return dataset
     for file, (shard, lengths) in zip(files, found, strict=True):
         target = output / shard.file
@@ -74,16 +75,12 @@ def adopt(files: Sequence[TokenFile], output: Path, *, workers: int = 1) -> Data
 
 
 def _check_names(files: Sequence[TokenFile], output: Path) -> None:
-    """DataError for two files of one name, or one that another of that name would replace."""
+    """DataError if two files have the same name, or if a file would replace a different one."""
     names: dict[str, Path] = {}
     for file in files:
         if not re.fullmatch(SHARD_NAME, file.path.name) or not file.tokens:
-            what = (
-                "it holds no tokens"
-                if not file.tokens
-                else "a shard's name is NAME.bin without spaces"
-            )
-            raise token_file_fault(file.path, what)
+            name_fault = "a shard's name is NAME.bin without spaces"
+            raise token_file_fault(file.path, name_fault if file.tokens else "it has no tokens")
         other = names.setdefault(file.path.name, file.path)
         if other is not file.path:
             raise DataError(
@@ -102,7 +99,7 @@ def _check_names(files: Sequence[TokenFile], output: Path) -> None:
 
 
 def _examine(file: TokenFile, tokenizer: Tokenizer) -> tuple[ShardFile, Int64]:
-    """A file as a shard, and the lengths of its documents."""
+    """Describe a file as a shard, with the lengths of its documents."""
     starts, at, end = [], 0, tokenizer.end_of_text
     for piece in file.pieces(tokenizer.vocab_size):
         starts.append(np.flatnonzero(piece == end) + at)

@@ -1,4 +1,4 @@
-"""NumPy arrays by what they hold."""
+"""Types of NumPy arrays, by element."""
 
 import numpy as np
 import numpy.typing as npt

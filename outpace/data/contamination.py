@@ -1,5 +1,6 @@
-"""Which documents of a prepared dataset share a run of words with a benchmark. The tokens are read
-block by block and decoded; memory does not depend on the dataset, its shards or its documents.
+"""Finding the documents of a prepared dataset that share a run of words with a benchmark. Tokens
+are read and decoded block by block, so memory does not depend on the size of the dataset, its
+shards or its documents.
 """
 
 import time
@@ -16,11 +17,11 @@ from outpace.data.stream import TokenStream
 from outpace.tokenizer import Tokenizer, get_tokenizer
 
 BLOCK_TOKENS = 1 << 18
-"""Decoded at once: about 1 MB of text."""
+"""Tokens decoded at once: about 1 MB of text."""
 TAIL_CHARACTERS = 1 << 16
-"""Where the last words of a block are looked for first, for a document that goes on in the next."""
+"""First length of a block's end that is searched for its last words, if its document continues."""
 MOST_EXAMPLES = 5
-"""Documents that a finding names."""
+"""How many documents are listed per finding."""
 COMMON_PER_GB = 10.0
 
 
@@ -32,10 +33,10 @@ def contamination(
     most_documents_per_gb: float | None = COMMON_PER_GB,
     progress: Callable[[float], object] = lambda share: None,
 ) -> dict[str, Any]:
-    """Read a split of `dataset`, and return which names of the index it holds, as a record.
+    """Read a split of `dataset` and return, as a record, which names of the index occur in it.
 
-    A document's number is its place in the split, from 0. `progress` is told the share that
-    is read. DataError for a damaged shard.
+    A document's number is its position in the split, from 0. `progress` is called with the share
+    read. DataError for a damaged shard.
     """
     started = time.perf_counter()
     stream, census, documents = dataset.stream(split), Census(index), 0
@@ -66,9 +67,9 @@ def contamination(
 def _blocks(
     stream: TokenStream, tokenizer: Tokenizer, n: int, progress: Callable[[float], object]
 ) -> Iterator[tuple[list[int], list[str]]]:
-    """Numbers and texts of documents or parts of one, a block of tokens at a time. A block ends
-    before a token that begins with white space, where no word and no character is cut; the part
-    that goes on begins with the n - 1 words before it."""
+    """Numbers and texts of documents, or parts of them, one block of tokens at a time. A block ends
+    before a token that begins with white space, so no word and no character is cut; a part that
+    continues a document starts with the n - 1 words before it."""
     cuttable = _cuttable(tokenizer.name)
     at, document, before = 0, -1, ""
     while at < len(stream):
@@ -82,7 +83,7 @@ def _blocks(
         for i, part in enumerate(np.split(tokens, marks)):
             if i > 0:
                 document, before = document + 1, ""
-            elif len(part):  # the document of the block before goes on, or a stream begins in one
+            elif len(part):  # continues the last block's document, or a stream begins inside one
                 document = max(document, 0)
             else:
                 continue
@@ -94,7 +95,8 @@ def _blocks(
 
 
 def _last_words(text: str, number: int) -> list[str]:
-    """The last words of a text; a tail may begin inside its first one."""
+    """The last words of a text. Longer and longer ends are tried, as an end may begin inside a
+    word."""
     length = TAIL_CHARACTERS
     while len(found := words(text[-length:])) <= number and length < len(text):
         length *= 4
@@ -103,7 +105,7 @@ def _last_words(text: str, number: int) -> list[str]:
 
 @cache
 def _cuttable(name: str) -> Bools:
-    """Of each token, whether it begins with white space or a document."""
+    """For each token, whether it begins with white space or is end-of-text."""
     tokenizer = get_tokenizer(name)
     ids = range(tokenizer.vocab_size)
     begins = np.array([tokenizer.decode([i])[:1].isspace() for i in ids])
@@ -112,7 +114,7 @@ def _cuttable(name: str) -> Bools:
 
 
 def _by_name(index: NgramIndex, documents: Int64, ngrams: Int64) -> dict[str, dict[str, Any]]:
-    """Of each name found: in how many documents, the first ones, and words that they share."""
+    """For each name found: the number of documents, the first of them, and the words they share."""
     place, holder = index.pairs(ngrams)
     pairs, first = np.unique(np.stack([holder, documents[place]]), axis=1, return_index=True)
     holders, begins = np.unique(pairs[0], return_index=True)

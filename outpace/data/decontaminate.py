@@ -1,8 +1,9 @@
-"""`--decontaminate`: documents that hold a run of thirteen words of an evaluation are left out.
+"""`--decontaminate`: leaving out documents that contain thirteen consecutive words of an
+evaluation.
 
 N-grams are found by hash and confirmed word for word (ngrams.py). Thirteen words are what GPT-3
-counted as an overlap (Brown et al. 2020, appendix C); which words they were, and of which question,
-is listed in removed.jsonl.
+counted as an overlap (Brown et al. 2020, appendix C). removed.jsonl lists the words and the
+question.
 """
 
 import functools
@@ -27,7 +28,7 @@ class Benchmark:
 
     @classmethod
     def of(cls, name: str, path: Path) -> "Benchmark":
-        """DataError when there is no such file."""
+        """DataError if the file cannot be read."""
         try:
             return cls(name, str(path), sha256_file(path))
         except OSError as error:
@@ -38,8 +39,8 @@ class Benchmark:
             ) from error
 
     def passages(self) -> Iterator[tuple[str, str]]:
-        """(question, text): of HellaSwag's file each context with each of its endings, of any other
-        .jsonl the field `text`, of a .txt every line. DataError for what is none of these."""
+        """(question, text): each context with each of its endings for HellaSwag's file, the field
+        `text` for any other .jsonl, every line of a .txt. DataError for anything else."""
         number = 0
         try:
             with open(self.path, encoding="utf-8") as f:
@@ -73,7 +74,7 @@ def _texts(record: dict[str, Any]) -> list[str]:
 
 @functools.lru_cache(maxsize=1)
 def index_of(benchmarks: tuple[Benchmark, ...]) -> NgramIndex:
-    """The n-grams of all of them, made once a process."""
+    """The n-grams of all benchmarks, built once per process."""
     for benchmark in benchmarks:
         if sha256_file(Path(benchmark.path)) != benchmark.sha256:
             raise DataError("INPUT-CHANGED", f"{benchmark.path} changed", do="run again")
@@ -81,7 +82,7 @@ def index_of(benchmarks: tuple[Benchmark, ...]) -> NgramIndex:
 
 
 def overlaps(benchmarks: tuple[Benchmark, ...], texts: list[str]) -> dict[int, str]:
-    """Which texts overlap, with a word on how."""
+    """The numbers of the overlapping texts, each with a description."""
     index = index_of(benchmarks)
     found = index.find_in(texts)
     return {

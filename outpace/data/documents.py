@@ -1,9 +1,9 @@
-"""Samples that begin where a document does, instead of at every T-th token.
+"""Samples that begin at the start of a document, instead of at every T-th token.
 
-From the first document on, a sample takes the documents that follow until it is full and cuts the
-last; the next sample begins at the first document after that. What is cut off is not read. modded-
-nanogpt's training loader cuts its rows so; there it is `BOSFinder` (KellerJordan/modded-nanogpt,
-train_gpt.py).
+A sample starts at a document and takes the documents that follow until it is full, cutting the
+last; the next sample starts at the first document after that. What is cut off is not read.
+modded-nanogpt's training loader cuts its rows this way, in `BOSFinder`
+(KellerJordan/modded-nanogpt, train_gpt.py).
 """
 
 import numpy as np
@@ -14,15 +14,15 @@ from outpace.data.shards import Dataset
 
 
 def document_starts(dataset: Dataset, split: str) -> Int64:
-    """Place of each document's first token in the split's stream, from the lengths beside the
-    shards. DataError when they do not add up to the shards' tokens."""
+    """Position of each document's first token in the split's stream, from the lengths beside the
+    shards. DataError if they do not add up to the shards' tokens."""
     lengths = dataset.document_lengths(split)
     return np.cumsum(lengths) - lengths
 
 
 def aligned_samples(starts: Int64, tokens: int, context: int) -> Int64:
-    """Where samples of `context` inputs and one more target begin; each is whole inside the
-    stream, and no two share an input."""
+    """Start positions of samples of `context` inputs and one more target; each sample lies inside
+    the stream, and no two share an input."""
     following = np.searchsorted(starts, starts + context)
     last = np.searchsorted(starts, tokens - context)  # one past the last with room for its target
     chosen, at = [], 0
@@ -33,8 +33,8 @@ def aligned_samples(starts: Int64, tokens: int, context: int) -> Int64:
 
 
 def unread(mixture: Mixture, context: int) -> float:
-    """Share of the training tokens that aligned samples leave out, each dataset by its share of the
-    samples."""
+    """Share of the training tokens that aligned samples do not read; datasets weigh by their share
+    of the samples."""
     total = 0.0
     for dataset, share in zip(mixture.datasets, mixture.shares, strict=True):
         tokens = max(1, dataset.tokens("train"))

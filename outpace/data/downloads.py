@@ -1,10 +1,10 @@
-"""Remote files on this disk: fetched ahead of their use, resumed where they broke off, checked.
+"""Downloading remote files: ahead of their use, resumed after a break, checked.
 
-    FOLDER/PATH          a whole file, whose hash is the announced one
-    FOLDER/PATH.part     what there is of one so far; the next run goes on behind it
+    FOLDER/PATH          a whole file, with the announced hash
+    FOLDER/PATH.part     a download so far; the next run continues it
 
-A file gets its final name only when its size and hash are right. While one is read the next are
-fetched on threads, each once in a process, whoever asks for it.
+A file gets its final name only if its size and hash are right. While one file is read the next are
+downloaded on threads; several readers in a process share one download.
 """
 
 import os
@@ -28,56 +28,56 @@ from outpace.core.network import BUSY, TRIES, in_background, pause, within
 from outpace.core.units import gb
 
 CONNECTIONS = 4
-"""Files that are fetched at the same time, at most."""
+"""Maximum number of files downloaded at the same time."""
 CLOSED = (401, 403)
-"""HTTP status codes of what is not open to everybody."""
+"""HTTP status codes of files that need permission."""
 SPARE_BYTES = 64 << 20
-"""Left free on the disk beside what is fetched."""
+"""Disk space to leave free beside the downloads."""
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A file that is somewhere else."""
+    """A file on a server."""
 
     path: str
-    """Its name here, below the folder of downloads, with / between the parts."""
+    """Its local name, below the download folder, with / between the parts."""
     url: str
     size: int
-    """Bytes."""
+    """In bytes."""
     digest: str = ""
-    """`sha256:HEX`, `git:HEX` (SHA-1 of a git blob), or empty when nobody announced one."""
+    """`sha256:HEX`, `git:HEX` (SHA-1 of a git blob), or empty if none was announced."""
     version: str = ""
-    """The server's own word for its content, such as an ETag; empty when it has none."""
+    """The server's identifier of the content, such as an ETag; empty if there is none."""
 
     def __post_init__(self) -> None:
         parts, drive = PurePosixPath(self.path).parts, PureWindowsPath(self.path).drive
         if not parts or {"..", "/"} & set(parts) or "\\" in self.path or drive:
             raise DataError(
                 "REMOTE-NAME",
-                f"the name {self.path!r} would lead out of the folder of downloads",
+                f"the name {self.path!r} would lead out of the download folder",
                 do="leave that file out",
             )
 
 
 class Store(Protocol):
-    """Where remote files are read."""
+    """A server to read remote files from."""
 
     def read(self, remote: Remote, out: BinaryIO, start: int) -> None:
-        """Append the bytes from `start` on to `out`, which holds those before."""
+        """Append to `out`, which has the bytes before `start`, those from `start` on."""
         ...
 
     def faults(self) -> tuple[type[BaseException], ...]:
-        """What `read` raises when the network or the server fails."""
+        """The exceptions `read` raises if the network or the server fails."""
         ...
 
     def at_hand(self, remote: Remote) -> Path | None:
-        """A whole copy that this machine has already, somewhere else; its hash is checked."""
+        """A whole copy elsewhere on this machine, if there is one; its hash is checked later."""
         ...
 
 
 @dataclass
 class _Copy:
-    """One file of a folder of downloads, in this process."""
+    """One file of a download folder, in this process."""
 
     coming: Future[Path]
     readers: int = 0
@@ -93,10 +93,11 @@ _LOCK = threading.Lock()
 def fetched(
     remote: Remote, store: Store, folder: Path, then: Sequence[Remote] = ()
 ) -> Iterator[Path]:
-    """The whole file on this disk, for as long as it is read; waits until it is there. The files
-    that come `then` are fetched meanwhile.
+    """The whole file on the local disk while it is read; waits until it is downloaded. The files in
+    `then` are downloaded meanwhile.
 
-    NetworkError when it cannot be fetched, or comes twice with a wrong hash."""
+    NetworkError if the download fails, or has a wrong hash twice.
+    """
     with _LOCK:
         for one in (remote, *then):
             target = folder / one.path
@@ -115,8 +116,8 @@ def fetched(
 
 
 def drop(remote: Remote, folder: Path) -> None:
-    """Delete a download that is no longer needed, and what there is of one that is under way; one
-    that is being read, when it was."""
+    """Delete a download that is no longer needed, finished or not; if it is being read, once that
+    ends."""
     target = folder / remote.path
     with _LOCK:
         if (copy := _COPIES.get(target)) and copy.readers:
@@ -128,8 +129,8 @@ def drop(remote: Remote, folder: Path) -> None:
 
 
 def announce(remotes: Sequence[Remote], store: Store, folder: Path, *, at_once: int | None) -> None:
-    """Say what will be fetched and the disk that takes, when `at_once` of the files are there at
-    the same time (None: all of them); StorageError when the disk has not enough."""
+    """Print what will be downloaded and the disk space it takes, with at most `at_once` files on
+    the disk at the same time (None: all of them). StorageError if the disk has too little space."""
     missing = [r.size - _here(r, store, folder) for r in remotes]
     if not (total := sum(missing)):
         return
@@ -154,7 +155,7 @@ def announce(remotes: Sequence[Remote], store: Store, folder: Path, *, at_once: 
 
 
 def download(remote: Remote, store: Store, folder: Path) -> Path:
-    """The whole file on this disk, fetched as far as it is not there, by one process at a time."""
+    """Download a file unless a sound copy exists, one process at a time; return its path."""
     target = folder / remote.path
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +165,7 @@ def download(remote: Remote, store: Store, folder: Path) -> Path:
                 if found is not None and found.is_file():
                     if is_sound(found, remote):
                         return found
-                    warn(f"{found} is not what {remote.url} holds; fetching it again")
+                    warn(f"{found} differs from {remote.url}; fetching it again")
             part = _part(remote, folder)
             with _CONNECTIONS:
                 _complete(remote, store, part)
@@ -178,7 +179,7 @@ def download(remote: Remote, store: Store, folder: Path) -> Path:
 
 
 def _complete(remote: Remote, store: Store, part: Path) -> None:
-    """Make `part` the whole file. One with a wrong hash is fetched once more, then given up."""
+    """Complete `part`. A file with a wrong hash is downloaded once more, then given up."""
     have = f", {gb(_size(part))} of it here" if part.exists() else ""
     note(f"fetching {remote.path}: {gb(remote.size)}{have}")
     for again in (False, True):
@@ -187,15 +188,15 @@ def _complete(remote: Remote, store: Store, part: Path) -> None:
             break
         part.unlink()
         if again:
-            raise _failed(remote, "it came twice with a wrong hash, and is deleted")
+            raise _failed(remote, "it arrived twice with a wrong hash, and is deleted")
         warn(f"{remote.path} does not have the announced hash; fetching it again")
     with open(part, "rb+") as f:
         os.fsync(f.fileno())
 
 
 def _fetch(remote: Remote, store: Store, part: Path) -> None:
-    """Fill `part` up to the file's size, going on behind what is there. Gives up after `TRIES`
-    attempts in a row that brought nothing."""
+    """Download the rest of `part`, after the bytes it has. Gives up after `TRIES` attempts in a row
+    without progress."""
     failures = 0
     if _size(part) > remote.size:
         part.unlink()
@@ -213,7 +214,7 @@ def _fetch(remote: Remote, store: Store, part: Path) -> None:
             if getattr(error, "errno", None) in DISK:
                 raise
             status, retry_after = refusal(error) or (0, "")
-            if type(error) is OSError:  # the client counted: these are not the file's bytes
+            if type(error) is OSError:  # the client found another size: not the file's bytes
                 part.unlink()
                 failures += TRIES // 2
             else:
@@ -222,15 +223,15 @@ def _fetch(remote: Remote, store: Store, part: Path) -> None:
             if given_up or failures >= TRIES or (status and status not in BUSY):
                 raise _failed(remote, reason(error), status in CLOSED) from error
             wait = pause(failures, retry_after)
-            note(f"{remote.path}: {first_line(error)[:120]}; going on in {wait:.1f} s")
+            note(f"{remote.path}: {first_line(error)[:120]}; trying again in {wait:.1f} s")
             time.sleep(wait)
         if _size(part) > remote.size:
             part.unlink()
-            raise _failed(remote, f"more than the announced {remote.size:,} bytes came")
+            raise _failed(remote, f"more than the announced {remote.size:,} bytes arrived")
 
 
 def is_sound(path: Path, remote: Remote) -> bool:
-    """Whether size and hash are the announced ones."""
+    """Whether size and hash are as announced."""
     if path.stat().st_size != remote.size:
         return False
     kind, _, expected = remote.digest.partition(":")
@@ -248,19 +249,19 @@ def _failed(remote: Remote, what: str, closed: bool = False) -> NetworkError:
 
 
 def _is_stale(copy: _Copy) -> bool:
-    """Whether a file could not be fetched, or somebody has taken it away."""
+    """Whether the download failed, or the file was deleted since."""
     done = copy.coming
     return done.done() and (done.exception() is not None or not done.result().exists())
 
 
 def _here(remote: Remote, store: Store, folder: Path) -> int:
-    """Bytes of a file that need not be fetched any more."""
+    """How many bytes of a file are already here."""
     target = folder / remote.path
     return remote.size if target.exists() or store.at_hand(remote) else _size(_part(remote, folder))
 
 
 def _part(remote: Remote, folder: Path) -> Path:
-    """What there is of a file so far; of another version nothing serves."""
+    """The partial download, named by version, because part of another version is useless."""
     version = f".{sha256_json(remote.version)[:8]}" if remote.version else ""
     target = folder / remote.path
     return target.with_name(f"{target.name}{version}.part")

@@ -16,12 +16,12 @@ LENGTHS: dict[str, Callable[[str], int]] = {
     "characters": len,
     "words": lambda text: len(text.split()),
 }
-"""Of a document's text; every other name is a column of the source."""
+"""Measures of a document's text; every other name is a column of the source."""
 
 
 @dataclass(frozen=True)
 class Filter:
-    """A document stays when its `name` is on the right side of `value`."""
+    """A condition on the value `name`: a document is kept if it holds."""
 
     name: str
     sign: str
@@ -31,7 +31,7 @@ class Filter:
         return f"{self.name}{self.sign}{self.value}"
 
     def keeps(self, value: Any, place: str) -> bool:
-        """Whether a document stays; one without a value (null) does not."""
+        """Whether a document is kept; one without a value (null) is not."""
         wanted = self.value
         if value is None:
             return False
@@ -54,7 +54,7 @@ class Filter:
 
 
 def parse_filter(text: str) -> Filter:
-    """`NAME>=VALUE` and the like. UsageError when it is none."""
+    """Parse `NAME>=VALUE` and the like. UsageError if it is not a condition."""
     found = re.fullmatch(r"\s*([\w.]+)\s*(>=|<=|==|!=|>|<)\s*([^=\s].*?)\s*", text)
     if not found:
         raise UsageError(
@@ -74,5 +74,5 @@ def parse_filter(text: str) -> Filter:
 
 
 def columns_of(filters: Sequence[Filter]) -> list[str]:
-    """Columns that a source has to give."""
+    """The columns that the filters need from a source."""
     return list(dict.fromkeys(f.name for f in filters if f.name not in LENGTHS))

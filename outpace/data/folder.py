@@ -1,5 +1,5 @@
-"""The folder that a preparation writes to: who may, what is in it already, what a signal or a
-fault leaves behind.
+"""The output folder of a preparation: locking it, continuing earlier work in it, and cleaning up
+after a signal or an error.
 """
 
 import contextlib
@@ -29,16 +29,17 @@ LOCK, REMOVED = ".lock", "removed.jsonl"
 
 
 class Signalled(BaseException):
-    """On its way to `stop_on_signals`. No Exception, which others catch: Thread.start does, and
-    breaks the thread that it has just started."""
+    """Raised by a signal handler, caught in `stop_on_signals`. A BaseException, because an
+    Exception would be caught on the way: Thread.start does, which breaks the thread just started.
+    """
 
 
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
-    """Make the folder and keep others from preparing into it meanwhile. A fault before the first
-    shard leaves nothing behind. A finished dataset may lie where nobody can write."""
+    """Make the folder and keep other processes from preparing into it. An error before the first
+    shard leaves nothing behind. A finished dataset may lie in a folder that cannot be written."""
     if RunFolder(output).config.exists():
-        raise UsageError("OUTPUT", f"{output} holds a run", do="choose another --output")
+        raise UsageError("OUTPUT", f"{output} contains a run", do="choose another --output")
     made: list[Path] = []
     lock = None
     try:
@@ -47,7 +48,7 @@ def locked(output: Path) -> Iterator[None]:
         lock = locks.take(output / LOCK, 0)
     except Timeout as error:
         raise RunInUse(
-            "OUTPUT-IN-USE", f"another process prepares {output}", do="wait for it"
+            "OUTPUT-IN-USE", f"another process is preparing {output}", do="wait for it"
         ) from error
     except OSError as error:
         if not (output / MANIFEST).exists():
@@ -69,7 +70,7 @@ def locked(output: Path) -> Iterator[None]:
 
 
 def _leave_nothing(output: Path, made: list[Path]) -> None:
-    """Take away what was begun, unless a shard is finished."""
+    """Delete what was begun, unless a shard is finished."""
     if any(output.glob("*.bin")):
         return
     with contextlib.suppress(OSError):
@@ -83,8 +84,8 @@ def _leave_nothing(output: Path, made: list[Path]) -> None:
 
 @contextmanager
 def stop_on_signals(output: Path) -> Iterator[None]:
-    """Turn the first signal that asks to stop into `Stopped`; a second one ends the process at
-    once. What is half written then has another name, and the next run writes it again."""
+    """Turn the first stop signal into `Stopped`; a second one ends the process at once.
+    Half-written files then have temporary names, and the next run writes them again."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -106,7 +107,7 @@ def stop_on_signals(output: Path) -> Iterator[None]:
             "STOPPED",
             f"{name} received",
             kept=f"the finished shards in {output}",
-            do="run the same command again to go on",
+            do="run the same command again to continue",
         ) from None
     finally:
         for number, handler in before.items():
@@ -116,14 +117,14 @@ def stop_on_signals(output: Path) -> Iterator[None]:
 def open_journal(
     output: Path, spec: str, settings: dict[str, Any], stamps: str, earlier: str | None = None
 ) -> Journal:
-    """What was done already, under this `spec` or an `earlier` one that may go on as it; DataError
-    when the folder holds something else, which is then left as it is."""
+    """The journal of the work done so far, under this `spec` or an `earlier` one that may continue
+    as it. DataError if the folder contains something else, which stays untouched."""
     path = output / JOURNAL
     if not path.exists():
         if foreign := sorted(output.glob("*.bin")):
             raise DataError(
                 "OTHER-DATASET",
-                f"{output} holds shards of something else ({foreign[0].name})",
+                f"{output} contains shards of another dataset ({foreign[0].name})",
                 do="choose another --output",
             )
         journal = Journal(spec, settings, stamps)
@@ -134,7 +135,7 @@ def open_journal(
         journal = Journal.read(output)
         journal.spec, journal.settings = spec, settings
         if fault := _fault(output, journal):
-            warn(f"{fault}; writing everything again")
+            warn(f"{fault}; starting again from the beginning")
             journal = begin_again(output, journal, journal.decision)
     for rubbish in (*output.glob(f".{JOURNAL}.tmp-*"), *output.glob(f".{MANIFEST}.tmp-*")):
         rubbish.unlink()
@@ -142,18 +143,17 @@ def open_journal(
 
 
 def other_dataset(output: Path, which: str) -> DataError:
-    """For a folder that holds another one than is asked for."""
-    unfinished = "delete that folder, with all that begins with a dot in it"
+    """The error for a folder with a dataset other than the one asked for."""
+    unfinished = "delete that folder, hidden files included"
     return DataError(
         "OTHER-DATASET",
-        f"{output} holds a dataset {which}",
+        f"{output} contains a dataset {which}",
         do=f"choose another --output, or {DELETE if (output / MANIFEST).exists() else unfinished}",
     )
 
 
 def difference(known: Any, wanted: dict[str, Any]) -> str:
-    """In what a dataset's settings are not those that are wanted; where they are equal, the text
-    is another one."""
+    """How a dataset's settings differ from the wanted ones; if they are equal, its text does."""
     known = known if isinstance(known, dict) else {}
     if known.get("kind") != wanted["kind"]:
         return f"from {known.get('kind', 'another source')}, not {wanted['kind']}"
@@ -168,7 +168,7 @@ def difference(known: Any, wanted: dict[str, Any]) -> str:
 
 
 def begin_again(output: Path, journal: Journal, decision: dict[str, Any] | None) -> Journal:
-    """A journal of nothing done. The shards are taken away: there might be fewer this time."""
+    """An empty journal. The shards are deleted, because there might be fewer this time."""
     fresh = Journal(journal.spec, journal.settings, journal.stamps, decision=decision)
     fresh.write(output)
     for shard in journal.shards:
@@ -178,7 +178,7 @@ def begin_again(output: Path, journal: Journal, decision: dict[str, Any] | None)
 
 
 def _fault(output: Path, journal: Journal) -> str | None:
-    """Bring the half-written files back to where the journal is; what is wrong with them."""
+    """Bring the half-written files back to the journal's state; return what is wrong, or None."""
     for shard in journal.shards:
         if damage := shard.fault(output):
             return damage.what

@@ -1,4 +1,4 @@
-"""What a prepared dataset holds, read from its shards: lengths, samples, where it comes from."""
+"""Facts about a prepared dataset, read from its shards: document lengths, samples, origin."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ SAMPLE_TOKENS = 60
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens a document, end-of-text included: counts between powers of two, and quantiles."""
+    """Tokens per document, end-of-text included: counts between powers of two, and quantiles."""
 
     bins: list[tuple[int, int, int]]
     """(from, below, documents)."""
@@ -37,8 +37,8 @@ def lengths_of(dataset: Dataset, split: str) -> Lengths | None:
 
 
 def samples_of(dataset: Dataset, split: str, count: int) -> list[tuple[str, str]]:
-    """(where, beginning of the text decoded back) of documents drawn evenly from a split, the same
-    ones each time."""
+    """(place, beginning of the decoded text) of documents drawn evenly from a split, the same ones
+    each time."""
     shards = [s for s in dataset.shards if s.split == split]
     if not (total := sum(s.documents for s in shards)):
         return []
@@ -60,8 +60,8 @@ def samples_of(dataset: Dataset, split: str, count: int) -> list[tuple[str, str]
 def _beginning(
     dataset: Dataset, shard: ShardFile, number: int, end_of_text: int
 ) -> tuple[list[int], int, bool]:
-    """First tokens of a document without end-of-text, which the rest of one that others' shards cut
-    has not; how many it has with it; whether there are more."""
+    """The first tokens of a document without its end-of-text (which the rest of a document cut by
+    other programs' shards lacks), its length with it, and whether there are more tokens."""
     lengths = shard.document_lengths(dataset.folder)
     start, length = int(lengths[:number].sum()), int(lengths[number])
     with open(dataset.folder / shard.file, "rb") as f:
@@ -72,7 +72,7 @@ def _beginning(
 
 
 def summary(dataset: Dataset, samples: int) -> dict[str, Any]:
-    """All of it, as JSON."""
+    """All facts, as JSON."""
     manifest = dataset.manifest
     found: dict[str, Any] = {
         key: manifest[key]

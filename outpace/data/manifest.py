@@ -1,4 +1,4 @@
-"""The manifest of a prepared folder: what is there, from what, and what was left out."""
+"""The manifest of a prepared folder: what it contains, from which source, and what was left out."""
 
 import json
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def manifest_of(
     writer: ShardWriter,
     content: str,
 ) -> dict[str, Any]:
-    """All of it. `content` is the hash of the source's documents."""
+    """The whole manifest. `content` is the hash of the source's documents."""
     shards = sorted(writer.journal.shards, key=lambda s: s.file)
     origin = {"kind": source.name, **source.describe()}
     if ledger.notes:
@@ -59,7 +59,7 @@ def manifest_of(
 
 
 def of_shards(output: Path, shards: Sequence[ShardFile], tokenizer: Tokenizer) -> dict[str, Any]:
-    """What a manifest says of the shards themselves, whoever made them."""
+    """The part of a manifest about the shards themselves, whatever program wrote them."""
     return {
         "format": MANIFEST_FORMAT,
         "name": output.resolve().name,
@@ -82,7 +82,7 @@ def documents_by_split(shards: Sequence[ShardFile]) -> dict[str, int]:
 
 def _split(ledger: Ledger, split: str) -> str:
     if split == BY_INPUT:
-        return "text of its own is validation (--val_input, or files that are named so)"
+        return "separate text is validation (--val_input, or files named so)"
     if ledger.rules.held_out is not None:
         return "nanoGPT's: permutation of numpy.random.default_rng(2357), first 0.0005"
     if ledger.cut is not None:
@@ -92,7 +92,7 @@ def _split(ledger: Ledger, split: str) -> str:
 
 
 def settings_in(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What a manifest says of the source and the options, by name, as JSON has it."""
+    """A manifest's source and options as one flat dictionary of JSON values."""
     told = {**manifest.get("source", {}), **manifest.get("options", {})}
     told.pop("normalisation", None)
     settings: dict[str, Any] = json.loads(json.dumps(told))

@@ -14,20 +14,20 @@ from outpace.data.shards import Dataset
 
 @dataclass(frozen=True)
 class Mixture:
-    """One dataset or more, of one tokenizer."""
+    """One or more datasets with the same tokenizer."""
 
     datasets: Sequence[Dataset]
     weights: Sequence[Fraction]
     """As asked for; they need not add up to 1."""
     weighted: bool = False
-    """Whether the weights were asked for: then they are part of what a run is."""
+    """Whether the weights were asked for, and so are part of a run's identity."""
 
     @classmethod
     def of(
         cls, datasets: Sequence[Dataset], weights: Sequence[Fraction] | None = None
     ) -> "Mixture":
-        """Without weights, the datasets' tokens, so that all come to their ends together. DataError
-        when their tokenizers are not the same."""
+        """Without weights, datasets weigh by their tokens, so that all are read to their ends at
+        the same time. DataError if their tokenizers differ."""
         first = datasets[0]
         for other in datasets[1:]:
             if (
@@ -45,7 +45,7 @@ class Mixture:
 
     @property
     def shares(self) -> list[Fraction]:
-        """Of the samples, adding up to 1."""
+        """Shares of the samples, adding up to 1."""
         return [weight / sum(self.weights, Fraction(0)) for weight in self.weights]
 
     @property
@@ -62,7 +62,7 @@ class Mixture:
 
     @property
     def where(self) -> str:
-        """The folders, as `--dataset` would name them."""
+        """The folders, in the syntax of `--dataset`."""
         if not self.weighted:
             return ",".join(str(dataset.folder) for dataset in self.datasets)
         named = zip(self.datasets, self.weights, strict=True)
@@ -70,7 +70,7 @@ class Mixture:
 
     @property
     def fingerprint(self) -> str:
-        """Equal for equal tokens in equal order and shares."""
+        """Equal if the tokens, their order and the shares are."""
         prints = [dataset.fingerprint for dataset in self.datasets]
         if len(prints) == 1:
             return prints[0]
@@ -78,8 +78,8 @@ class Mixture:
 
     @property
     def unigram_entropy(self) -> float:
-        """Nats: the loss of a model that knows nothing but how common each token is in each of the
-        datasets, every one weighing by its share."""
+        """Nats per token: the loss of a model that knows only how common each token is in each
+        dataset, weighted by the shares."""
         entropies = [dataset.unigram_entropy for dataset in self.datasets]
         return float(sum(float(s) * e for s, e in zip(self.shares, entropies, strict=True)))
 
@@ -88,12 +88,12 @@ class Mixture:
 
     @property
     def tokens_to_first_end(self) -> int:
-        """Tokens of training until one of the datasets has been read to its end."""
+        """Training tokens until the first of the datasets is read to its end."""
         ends = zip(self.datasets, self.shares, strict=True)
         return min(int(dataset.tokens("train") / share) for dataset, share in ends)
 
     def passes(self, tokens: int) -> list[float]:
-        """How often each dataset is read in a training of so many tokens."""
+        """How often each dataset is read in training on that many tokens."""
         read = zip(self.datasets, self.shares, strict=True)
         return [float(share) * tokens / max(1, dataset.tokens("train")) for dataset, share in read]
 
@@ -128,5 +128,5 @@ class Mixture:
 
 
 def _decimal(weight: Fraction) -> str:
-    """As it was written: weights are read from decimals."""
+    """A weight as the user wrote it, in decimals."""
     return f"{float(weight):.12g}"

@@ -15,7 +15,7 @@ SEED, FRACTION = 2357, 0.0005
 
 
 def order(documents: int) -> tuple[Int64, Int64]:
-    """Source numbers of the training and of the validation documents, as nanoGPT orders them."""
+    """Source numbers of the training and the validation documents, in nanoGPT's order."""
     permuted = np.random.default_rng(SEED).permutation(documents)
     held_out = math.ceil(FRACTION * documents)
     return permuted[held_out:], permuted[:held_out]

@@ -1,14 +1,14 @@
-"""Which documents share a run of words with a benchmark: word n-grams, found by hash, then
+"""Finding documents that share a run of words with a benchmark: word n-grams, found by hash, then
 confirmed word for word.
 
-A word is a run of letters and digits, lower-cased; all else separates words, so case, punctuation
-and spacing do not hide an overlap. Thirteen words in a row are what GPT-3 counted as an overlap
-(Brown et al. 2020, "Language Models are Few-Shot Learners", appendix C).
+A word is a run of letters and digits, lower-cased; everything else separates words, so case,
+punctuation and spacing do not hide an overlap. Thirteen consecutive words are what GPT-3 counted as
+an overlap (Brown et al. 2020, "Language Models are Few-Shot Learners", appendix C).
 
-The hash of an n-gram is a polynomial modulo 2^64 over its words' hashes, each a polynomial over its
-bytes. Both come from prefix sums: the sum over a range, times the inverse power of where the range
-begins (the base is odd, so it has an inverse). A table of bits lets about one n-gram in a hundred
-through to the exact search.
+The hash of an n-gram is a polynomial modulo 2^64 over its words' hashes, each a polynomial over the
+word's bytes. Both come from prefix sums: the sum over a range, times the inverse power of the
+range's start (the base is odd, so it has an inverse). A bit table lets about one n-gram in a
+hundred through to the exact search.
 """
 
 import bisect
@@ -24,12 +24,13 @@ from outpace.data.arrays import Int64, UInt8, UInt64
 
 NGRAM_WORDS = 13
 PIECE_BYTES = 1 << 16
-"""Hashed at once; bounds memory at some 3 MB beyond the text, whatever a document's length."""
+"""Bytes hashed at once; bounds memory to about 3 MB beyond the text, whatever a document's
+length."""
 BITS_AN_NGRAM = 64
-"""Of the table of bits, at least: 1 in 64 n-grams passes it by chance."""
+"""Minimum size of the bit table: 1 in 64 n-grams passes it by chance."""
 _BYTE_BASE = 0x9E3779B97F4A7C15
 _WORD_BASE = 0xD1342543DE82EF95
-"""Odd numbers of well spread bits (the golden ratio's; Steele and Vigna 2021, table 5)."""
+"""Odd numbers with well-spread bits (the golden ratio's; Steele and Vigna 2021, table 5)."""
 _MIX = np.uint64(0xFF51AFD7ED558CCD)
 """MurmurHash3's finaliser (aappleby/smhasher, fmix64)."""
 SIDES: tuple[Literal["left"], Literal["right"]] = ("left", "right")
@@ -39,21 +40,22 @@ _FOLD = bytes(
     b | 0x20 if 65 <= b <= 90 else b if b >= 128 or chr(b).isalnum() else _SEPARATOR
     for b in range(256)
 )
-"""Of UTF-8 bytes: ASCII letters in lower case, digits and the bytes of other letters as they are,
-the rest a separator."""
+"""Maps UTF-8 bytes: ASCII letters to lower case, digits and the bytes of other letters to
+themselves, the rest to the separator."""
 _OTHERS = re.compile("[^\x00-\x7f]+")
 
 
 class NgramIndex:
-    """The n-grams of a benchmark's passages, each with a number, to be looked for in documents."""
+    """The numbered n-grams of a benchmark's passages, to be looked up in documents."""
 
     def __init__(self, passages: Iterable[tuple[str, str]], n: int = NGRAM_WORDS) -> None:
-        """`passages` are (name, text); several may have one name, as the parts of a question."""
+        """`passages` are (name, text); several may share a name, such as the parts of a
+        question."""
         assert n >= 2
         self.n = n
         pairs = [(name, _folded(text)) for name, text in passages]
         self.names = list(dict.fromkeys(name for name, _ in pairs))
-        """Each once, in the order given."""
+        """Without repeats, in the order given."""
         number = {name: i for i, name in enumerate(self.names)}
         self._text = _BORDER.join(text for _, text in pairs)
         borders = _borders([text for _, text in pairs])
@@ -68,9 +70,9 @@ class NgramIndex:
         self._hashes, first, which = np.unique(hashes, return_index=True, return_inverse=True)
         self._begins, self._ends = begins[first], ends[first]
         self._holders = np.unique(np.stack([which.reshape(-1), owners]), axis=1)
-        """(2, P): an n-gram, and a name that has it, by n-gram."""
+        """(2, P): pairs of an n-gram and a name that has it, sorted by n-gram."""
         self.too_short = sorted(set(range(len(self.names))) - set(owners.tolist()))
-        """Numbers of the names that have no n-gram, and so cannot be found."""
+        """Numbers of the names without any n-gram, which cannot be found."""
         self._log2 = max(16, (BITS_AN_NGRAM * len(self._hashes)).bit_length())
         self._bits = _bit_table(self._slots(self._hashes), self._log2)
 
@@ -78,12 +80,12 @@ class NgramIndex:
         return len(self._hashes)
 
     def find(self, text: str) -> Int64:
-        """Numbers of the n-grams that occur in one document, ascending."""
+        """Numbers of the n-grams that occur in a document, ascending."""
         return self.find_in([text])[0]
 
     def find_in(self, texts: Sequence[str]) -> list[Int64]:
-        """`find` for several documents at once, faster for short ones. Nothing is found across the
-        border of two."""
+        """`find` for several documents at once, faster for short ones. No match spans two
+        documents."""
         folded = [_folded(text) for text in texts]
         joined, borders = _BORDER.join(folded), _borders(folded).tolist()
         found: list[set[int]] = [set() for _ in texts]
@@ -98,7 +100,7 @@ class NgramIndex:
         return [np.array(sorted(numbers), np.int64) for numbers in found]
 
     def ngram(self, number: int) -> str:
-        """The words of an n-gram, one space between them."""
+        """The words of an n-gram, separated by single spaces."""
         return b" ".join(self._words(number)).decode()
 
     def _words(self, number: int) -> list[bytes]:
@@ -109,7 +111,8 @@ class NgramIndex:
         return np.unique(self.pairs(ngrams)[1])
 
     def pairs(self, ngrams: Int64) -> tuple[Int64, Int64]:
-        """(places in `ngrams`, numbers of names): an entry for each name that has the n-gram."""
+        """(positions in `ngrams`, numbers of names): one entry for each name that has the
+        n-gram."""
         first, last = (np.searchsorted(self._holders[0], ngrams, side) for side in SIDES)
         count = last - first
         place = np.repeat(np.arange(len(ngrams)), count)
@@ -120,7 +123,7 @@ class NgramIndex:
         return hashes >> np.uint64(64 - self._log2)
 
     def _candidates(self, hashes: UInt64) -> Iterator[tuple[int, int]]:
-        """Positions whose hash is that of an n-gram, with its number."""
+        """Positions whose hash is that of a known n-gram, with its number."""
         slots = self._slots(hashes)
         bit = self._bits[slots >> np.uint64(3)] >> (slots & np.uint64(7)).astype(np.uint8)
         at = np.flatnonzero((bit & 1).view(bool))
@@ -133,7 +136,8 @@ class NgramIndex:
 
 
 class Census:
-    """Which documents have which n-grams, while a corpus goes by: some 16 bytes a finding."""
+    """Collects which documents have which n-grams as a corpus is read: about 16 bytes per
+    finding."""
 
     def __init__(self, index: NgramIndex) -> None:
         self.index = index
@@ -142,7 +146,7 @@ class Census:
         self._ngrams: list[Int64] = []
 
     def add(self, documents: Sequence[int], texts: Sequence[str]) -> None:
-        """Texts, with the number of the document that each is, or is a part of."""
+        """Add texts, each with the number of the document that it is, or is a part of."""
         for document, text, found in zip(documents, texts, self.index.find_in(texts), strict=True):
             self.characters += len(text)
             if len(found):
@@ -150,9 +154,9 @@ class Census:
                 self._ngrams.append(found)
 
     def findings(self, most_documents_per_gb: float | None = None) -> tuple[Int64, Int64]:
-        """(documents, n-grams), one entry a finding, each once, by document. N-grams that occur in
-        more than `most_documents_per_gb` documents a 10^9 characters of all (of smaller corpora, as
-        if they had 10^9) are left out: a licence or a stock phrase is nobody's benchmark."""
+        """(documents, n-grams), one entry per finding, without repeats, sorted by document. N-grams
+        in more than `most_documents_per_gb` documents per 10^9 characters (a smaller corpus counts
+        as 10^9) are left out: a licence or a stock phrase belongs to no benchmark."""
         if not self._documents:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         pairs = np.stack([np.concatenate(self._documents), np.concatenate(self._ngrams)])
@@ -165,7 +169,7 @@ class Census:
 
 
 def words(text: str) -> list[str]:
-    """The lower-cased runs of letters and digits of a text."""
+    """The words of a text: lower-cased runs of letters and digits."""
     return [word.decode() for word in _words_of(_folded(text))]
 
 
@@ -174,8 +178,8 @@ def _words_of(folded: bytes) -> list[bytes]:
 
 
 def _folded(text: str) -> bytes:
-    """UTF-8 of the letters and digits, lower-cased, each other character a separator. Compatible
-    forms are one (Unicode's NFKC): an accented letter is one character, a ligature its letters."""
+    """UTF-8 of the letters and digits, lower-cased, every other character replaced by a separator.
+    Unicode's NFKC is applied: an accented letter is one character, a ligature its letters."""
     if not text.isascii():
         normal = unicodedata.normalize("NFKC", text)
         text = _OTHERS.sub(lambda run: _fold_letters(run[0]), normal)
@@ -188,8 +192,8 @@ def _fold_letters(text: str) -> str:
 
 
 def _ngrams(text: bytes, n: int) -> Iterator[tuple[UInt64, Int64, Int64]]:
-    """Hashes of all runs of `n` words, where each begins and where it ends, piece by piece. The
-    last n - 1 words of a piece begin the next, however much lies between."""
+    """Hashes of all runs of `n` words, and where each begins and ends, piece by piece. The last n -
+    1 words of a piece are carried over to the next, however much lies between."""
     at = 0
     tail = np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, np.int64)
     while at < len(text):
@@ -197,7 +201,7 @@ def _ngrams(text: bytes, n: int) -> Iterator[tuple[UInt64, Int64, Int64]]:
         found = _words(text[at:stop])
         after = stop
         if stop < len(text) and len(found[2]) and found[2][-1] == stop - at and found[1][-1] > 0:
-            after = at + int(found[1][-1])  # the last word may go on: it begins the next piece
+            after = at + int(found[1][-1])  # the last word may continue: it begins the next piece
             found = found[0][:-1], found[1][:-1], found[2][:-1]
         hashes = np.concatenate([tail[0], found[0]])
         begins, ends = (np.concatenate([tail[i], found[i] + at]) for i in (1, 2))
@@ -225,7 +229,7 @@ def _words(text: bytes) -> tuple[UInt64, Int64, Int64]:
 
 
 def _rolling(hashes: UInt64, n: int) -> UInt64:
-    """Hash of each run of `n` of the given."""
+    """Hash of each run of `n` words, from the words' hashes."""
     powers, inverses = _powers(_WORD_BASE)
     sums = _prefix_sums(hashes * powers[: len(hashes)])
     return (sums[n:] - sums[:-n]) * inverses[: len(hashes) - n + 1]
@@ -240,7 +244,7 @@ def _prefix_sums(values: UInt64) -> UInt64:
 
 @cache
 def _powers(base: int) -> tuple[UInt64, UInt64]:
-    """base^i and base^-i modulo 2^64, for every place in a piece."""
+    """base^i and base^-i modulo 2^64, for every position in a piece."""
 
     def powers(of: int) -> UInt64:
         factors = np.full(PIECE_BYTES + 1, of, np.uint64)
@@ -257,7 +261,8 @@ def _bit_table(slots: UInt64, log2: int) -> UInt8:
 
 
 def _borders(texts: Sequence[bytes]) -> Int64:
-    """Where each text begins once they are joined by one character, and one past the last's."""
+    """Where each text begins once they are joined by single separators, and one past the end of the
+    last."""
     lengths = np.array([len(text) + 1 for text in texts], np.int64)
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
 

@@ -1,5 +1,6 @@
-"""A finished folder copied to where fsspec reaches (s3://, gs://, ...): every file, the manifest
-last, so that whoever sees the manifest sees the whole dataset. An interrupted copy goes on.
+"""Copying a finished folder to a place fsspec can reach (s3://, gs://, ...): every file, the
+manifest last, so that whoever sees the manifest sees the whole dataset. An interrupted copy is
+continued.
 """
 
 from collections.abc import Sequence
@@ -13,19 +14,19 @@ from outpace.data.shards import MANIFEST
 from outpace.data.stores import FsspecStore
 
 STAGING = Path("data")
-"""Where a dataset for another place is prepared first."""
+"""Where a dataset for a remote output is prepared first."""
 
 
 def staging(url: str) -> Path:
-    """The local folder that is copied to `url`. UsageError when nothing here can write there."""
+    """The local folder to be copied to `url`. UsageError if the protocol is not supported here."""
     _ = _files(url)
     return STAGING / url.rstrip("/").rpartition("/")[2]
 
 
 def publish(folder: Path, url: str, only: Sequence[str] = ()) -> list[str]:
-    """Copy the files of `folder` that do not begin with a dot, or `only` these, to `url`, and
-    return their addresses. DataError when another dataset is there; NetworkError when it fails:
-    a next call goes on."""
+    """Copy the files of `folder` (except hidden ones), or `only` the given ones, to `url`, and
+    return their addresses. DataError if another dataset is there; NetworkError if copying fails:
+    the next call continues."""
     files, url = _files(url), url.rstrip("/")
     names = sorted(only) or sorted(
         p.relative_to(folder).as_posix()
@@ -39,7 +40,7 @@ def publish(folder: Path, url: str, only: Sequence[str] = ()) -> list[str]:
                 return [f"{url}/{name}" for name in names]
             raise DataError(
                 "OTHER-DATASET",
-                f"{url} holds another dataset",
+                f"{url} contains another dataset",
                 kept=f"everything in {folder}",
                 do="choose another --output, or delete what is there",
             )

@@ -1,9 +1,10 @@
-"""Preparation shared by processes that know nothing of each other but their number: `torchrun`, a
-SLURM array, or a shell loop, over a file system that all see.
+"""Preparation by several processes that know only their rank: started by `torchrun`, a SLURM array
+or a shell loop, on a shared file system.
 
-Rank r of W turns the chunks n with n mod W = r to pieces, a file a chunk in OUTPUT/.parts/; chunks
-whose file is there are not done again. Whoever finds all of them merges: prepares as usual, with
-an engine that takes the pieces from the files. The result is the same bytes as one process gives.
+Rank r of W turns the chunks n with n mod W = r into pieces, one file per chunk in OUTPUT/.parts/;
+chunks with a file are not done again. The process that finds all files merges them: it prepares as
+usual, with an engine that takes the pieces from the files. The result has the same bytes as with
+one process.
 """
 
 import dataclasses
@@ -37,14 +38,14 @@ NUMBERS = (
     ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"),
     ("SLURM_PROCID", "SLURM_NTASKS"),
 )
-"""What torchrun, a SLURM array and srun set."""
+"""Environment variables of torchrun, a SLURM array and srun."""
 
 
 def ranks_from(
     rank: int | None, world_size: int | None, environment: Mapping[str, str]
 ) -> tuple[int, int]:
-    """(rank, world size) as given, else of the environment. UsageError when there are none, or the
-    rank is not below the size."""
+    """(rank, world size) as given, else from the environment. UsageError if there are none, or if
+    the rank is not below the size."""
     if (rank is None) != (world_size is None):
         raise UsageError("RANKS", "--rank and --world_size go together", do="give both, or none")
     if rank is None or world_size is None:
@@ -58,8 +59,8 @@ def ranks_from(
         else:
             raise UsageError(
                 "RANKS",
-                "--engine ranks, and neither flags nor the environment give a rank",
-                do="give --rank R --world_size W, or start it by torchrun or in a SLURM array",
+                "--engine ranks needs a rank, from flags or the environment",
+                do="give --rank R --world_size W, or start it with torchrun or in a SLURM array",
             )
     if not 0 <= rank < world_size:
         raise UsageError(
@@ -78,8 +79,8 @@ def prepare_share(
     workers: int | None = None,
     tokenizer_engine: str = "auto",
 ) -> Dataset | None:
-    """Do this rank's chunks, and merge if they were the last. None when others are still at
-    theirs, or another rank merges."""
+    """Do this rank's chunks, and merge if no others are missing. None if other ranks are still
+    working, or another rank merges."""
     work = work_of(options, tokenizer_engine)
     make = partial(
         prepare, source, output, options, workers=workers, tokenizer_engine=tokenizer_engine
@@ -93,17 +94,17 @@ def prepare_share(
     _write_parts(folder, chunks, range(rank, len(chunks), world_size), work, workers)
     missing = sum(not part_of(folder, number).exists() for number in range(len(chunks)))
     if missing and not (output / MANIFEST).exists():  # else another rank has merged just now
-        note(f"rank {rank} of {world_size} is done; {missing:,} parts of others are to come")
+        note(f"rank {rank} of {world_size} is done; {missing:,} parts of other ranks are missing")
         if others := sorted(path.name for path in folder.parent.glob("*") if path != folder):
             warn(
                 f"{folder.parent} has parts of other text or other options ({', '.join(others)}): "
-                "ranks must be given the same; delete what is left of an earlier preparation"
+                "all ranks must be given the same; delete the rest of an earlier preparation"
             )
         return None
     try:
         dataset = make(engine=PartsEngine(folder, work, workers or usable_cores()))
     except RunInUse:
-        note(f"rank {rank} of {world_size} is done, and another one merges")
+        note(f"rank {rank} of {world_size} is done; another rank merges")
         return None
     shutil.rmtree(output / PARTS, ignore_errors=True)
     return dataset
@@ -114,7 +115,7 @@ def part_of(folder: Path, number: int) -> Path:
 
 
 def _key(source: Source, chunks: Sequence[Chunk], work: Work, options: PrepareOptions) -> str:
-    """Parts of other text, other work or other options do not mix with ours."""
+    """Key of the folder of parts, so that parts of other text, work or options do not mix."""
     stamps = [[chunk.name, chunk.size_bytes, chunk.stamp] for chunk in chunks]
     return sha256_json([source.name, source.describe(), stamps, repr(work), repr(options)])[:16]
 
@@ -142,8 +143,8 @@ def _write_parts(
 
 
 def write_part(path: Path, pieces: Iterable[Piece]) -> None:
-    """A zip file, under its name when it is whole: of each piece an .npy an array, and what is no
-    array as JSON."""
+    """Write a zip file, which gets its name once whole: for each piece one .npy per array, and the
+    rest as JSON."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with zipfile.ZipFile(temporary, "w") as file:
@@ -188,8 +189,8 @@ def read_part(path: Path) -> Iterator[Piece]:
 
 
 class PartsEngine:
-    """Pieces as all ranks left them. Other work than theirs, a second pass over a very small
-    source, is done here."""
+    """The pieces that all ranks have written. Any other work (the second pass over a very small
+    source) is done here."""
 
     def __init__(self, folder: Path, work: Work, workers: int) -> None:
         self.folder, self.work, self.workers = folder, work, workers

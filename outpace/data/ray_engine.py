@@ -1,7 +1,7 @@
-"""The engine of a Ray cluster: its workers turn chunks to pieces, this process judges and writes
-them in order, as it would its own threads'. The result is the same bytes.
+"""The engine for a Ray cluster: its workers turn chunks into pieces; this process judges and writes
+them in order, as with its own threads. The result has the same bytes.
 
-Every machine of the cluster needs this package, and reads the input by the same paths.
+Every machine of the cluster needs this package, and reads the input under the same paths.
 """
 
 import contextlib
@@ -23,16 +23,16 @@ from outpace.data.sources.remote import of_one_rank
 from outpace.data.threads import Task
 
 WAITING_PIECES = 4
-"""Of each chunk; a worker that is so far ahead of the writer waits."""
+"""Maximum number of waiting pieces per chunk; a worker that far ahead of the writer waits."""
 LOCAL = "local"
 
 Outcome = Piece | tuple[type[OutpaceError], str, str, str, str]
-"""A piece, or the fault that ended the chunk, in parts: errors with more than one argument do not
-survive the way between processes."""
+"""A piece, or the parts of the error that ended the chunk: exceptions with more than one argument
+cannot be pickled."""
 
 
 def outcomes(chunk: Chunk, work: Work, skip: int) -> Iterator[Outcome]:
-    """What a worker sends."""
+    """Runs on a worker: the pieces of a chunk, or the error in parts."""
     try:
         yield from encode_chunk(chunk, work, skip)
     except OutpaceError as error:
@@ -41,8 +41,8 @@ def outcomes(chunk: Chunk, work: Work, skip: int) -> Iterator[Outcome]:
 
 class RayEngine:
     """Pieces of chunks in order, made by the workers of the cluster at `address`: `auto` for the
-    one that this machine belongs to, HOST:PORT, or `local` for one that is started here with
-    `workers` processes. PeerLost without the cluster."""
+    cluster of this machine, HOST:PORT, or `local` to start one here with `workers` processes.
+    PeerLost if there is no cluster."""
 
     def __init__(self, address: str = "auto", workers: int | None = None) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -68,7 +68,7 @@ class RayEngine:
             waiting, running = iter(tasks), deque[tuple[int, Any]]()
             while True:
                 for number, chunk, skip in itertools.islice(waiting, at_once - len(running)):
-                    (alone,) = of_one_rank([chunk])  # a worker knows of no other
+                    (alone,) = of_one_rank([chunk])  # a worker knows no other chunk
                     running.append((number, run.remote(alone, shared, skip)))
                 if not running:
                     return
@@ -80,7 +80,7 @@ class RayEngine:
                 "RAY",
                 f"a worker failed: {_last_line(error)[:300]}",
                 kept="the finished shards",
-                do="see the cluster's logs, and run the same command again to go on",
+                do="see the cluster's logs, and run the same command again to continue",
             ) from error
         finally:
             ray.shutdown()
@@ -101,17 +101,18 @@ class RayEngine:
             raise PeerLost(
                 "NO-CLUSTER",
                 f"no Ray cluster at {self.address}: {first_line(error)[:200]}",
-                do="`ray start --head` first, or --address local for processes of this machine",
+                do="run `ray start --head` first, or use --address local for local processes",
             ) from error
 
 
 def _last_line(error: BaseException) -> str:
-    """Where Ray says what a worker died of; the lines before it are the traceback there."""
+    """The line in which Ray says why a worker failed; those before it are the worker's
+    traceback."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def _knock(address: str) -> None:
-    """OSError when nobody listens at HOST:PORT, for which Ray itself would wait minutes."""
+    """OSError if nothing listens at HOST:PORT; Ray itself would wait for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=10).close()
@@ -119,7 +120,7 @@ def _knock(address: str) -> None:
 
 @contextlib.contextmanager
 def _our_handlers() -> Iterator[None]:
-    """Ray takes SIGTERM for itself; here it means to stop after the finished shards."""
+    """Restore our SIGTERM handler, which stops after the finished shards; Ray installs its own."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -129,7 +130,7 @@ def _our_handlers() -> Iterator[None]:
 
 
 def piece_of(outcome: Outcome) -> Piece:
-    """What a worker sent, or the fault raised here."""
+    """The piece that a worker sent, or its error, raised."""
     if isinstance(outcome, Piece):
         return outcome
     kind, name, what, do, kept = outcome

@@ -1,4 +1,4 @@
-"""A set of 64-bit hashes that takes 8 bytes each, for as many as a corpus has documents."""
+"""A set of 64-bit hashes in 8 bytes each, for as many as a corpus has documents."""
 
 import numpy as np
 
@@ -8,22 +8,22 @@ RECENT = 1 << 16
 
 
 def sorted_set(hashes: UInt64) -> UInt64:
-    """What numpy.unique gives, which is far slower on hashes (NumPy 2.4)."""
+    """Same as numpy.unique, which is far slower on hashes (NumPy 2.4)."""
     hashes = np.sort(hashes)
     distinct: UInt64 = hashes[np.concatenate([[True], hashes[1:] != hashes[:-1]])[: len(hashes)]]
     return distinct
 
 
 class Seen:
-    """Recent hashes in a Python set; older ones in sorted arrays, each at least four times as long
-    as the next, so that a lookup is a few binary searches and merging costs little."""
+    """Recent hashes are in a Python set, older ones in sorted arrays, each at least four times as
+    long as the next, so that a lookup takes a few binary searches and merging is cheap."""
 
     def __init__(self, hashes: UInt64 | None = None) -> None:
         self._recent: set[int] = set()
         self._sorted: list[UInt64] = [] if hashes is None else [sorted_set(hashes)]
 
     def contains(self, hashes: UInt64) -> Bools:
-        """Which of them were added."""
+        """For each hash, whether it was added before."""
         found = np.array([h in self._recent for h in hashes.tolist()], bool)
         for known in self._sorted:
             at = np.searchsorted(known, hashes)
@@ -41,7 +41,8 @@ class Seen:
             self._sorted.append(run)
 
     def first_of_each(self, hashes: UInt64) -> Bools:
-        """Which of them are new and not yet seen in this very array; all are added."""
+        """For each hash, whether it is new, and the first of its kind in this array; all are
+        added."""
         known = self.contains(hashes)
         order = np.argsort(hashes, kind="stable")
         first = np.zeros(len(hashes), bool)

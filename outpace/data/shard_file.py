@@ -1,10 +1,10 @@
-"""A token shard on disk, in the field's `.bin` format, and the document lengths beside it.
+"""A token shard on disk, in the field's `.bin` format, and its file of document lengths.
 
     NAME.bin     256 int32 (magic 20240520, version 1, tokens), then uint16 tokens
     NAME.len     uint32 tokens of each document in that shard
 
-All little-endian. A document begins with `<|endoftext|>`; a shard holds whole documents. llm.c and
-modded-nanogpt read these files as they are (karpathy/llm.c, dev/data/data_common.py).
+All little-endian. A document begins with `<|endoftext|>`; a shard contains whole documents. llm.c
+and modded-nanogpt read these files directly (karpathy/llm.c, dev/data/data_common.py).
 """
 
 import errno
@@ -25,16 +25,16 @@ from outpace.data.arrays import Int64, UInt16
 MAGIC, VERSION = 20240520, 1
 HEADER_BYTES = 256 * 4
 MOST_TOKENS = 2**31 - 1
-"""Of one shard: the header's count is an int32."""
+"""Maximum per shard: the header's count is an int32."""
 SHARD_NAME = r"\w[\w.-]*\.bin"
 SPLITS = ("train", "val")
 DELETE = "delete that dataset (.bin, .len, .json)"
-"""A remedy. Its folder may hold other things."""
+"""Part of a remedy. Names the files, because the folder may contain other things."""
 
 
 @dataclass(frozen=True)
 class ShardFile:
-    """One shard as the manifest lists it."""
+    """One shard, as listed in the manifest."""
 
     file: str
     split: str
@@ -43,11 +43,11 @@ class ShardFile:
     sha256: str
     lengths_sha256: str
     end_document: int
-    """One past the source index of the last document inside; where a restart goes on."""
+    """One past the source index of the shard's last document, where a restart continues."""
 
     @classmethod
     def parse(cls, entry: Any) -> "ShardFile":
-        """Check a manifest's entry; ValueError, TypeError or KeyError says what is wrong."""
+        """Parse a manifest's entry; ValueError, TypeError or KeyError says what is wrong."""
         shard = cls(
             file=_typed(entry, "file", str),
             split=_typed(entry, "split", str),
@@ -60,7 +60,7 @@ class ShardFile:
         if not re.fullmatch(SHARD_NAME, shard.file):
             raise ValueError(f"shard name {shard.file!r} is not a plain NAME.bin in this folder")
         if shard.split not in SPLITS:
-            raise ValueError(f"split {shard.split!r} is none of {', '.join(SPLITS)}")
+            raise ValueError(f"split {shard.split!r} is not one of {', '.join(SPLITS)}")
         return shard
 
     @property
@@ -69,8 +69,8 @@ class ShardFile:
         return self.file.removesuffix(".bin") + ".len"
 
     def document_lengths(self, folder: Path) -> Int64:
-        """Tokens of each document, its end-of-text included. DataError when the file is not there
-        or does not add up to the shard's tokens."""
+        """Tokens of each document, including end-of-text. DataError if the file is missing or does
+        not add up to the shard's tokens."""
         path = folder / self.lengths
         try:
             check_regular(path)
@@ -82,7 +82,7 @@ class ShardFile:
         return lengths
 
     def fault(self, folder: Path) -> DataError | None:
-        """Read the whole shard; what is wrong with it, or None."""
+        """Read the whole shard; return what is wrong with it, or None."""
         for name, sha256 in ((self.file, self.sha256), (self.lengths, self.lengths_sha256)):
             path = folder / name
             try:
@@ -109,7 +109,8 @@ def header(tokens: int) -> bytes:
 
 
 def read_header(path: Path) -> int:
-    """Number of tokens in a shard; DataError if it is not one, or its size is not what it says."""
+    """Number of tokens in a shard; DataError if it is not a shard, or if its size does not
+    match."""
     try:
         check_regular(path)
         with open(path, "rb") as f:
@@ -125,12 +126,16 @@ def read_header(path: Path) -> int:
             path, f"it begins with {magic}, {version} instead of magic {MAGIC}, version {VERSION}"
         )
     if size != HEADER_BYTES + 2 * tokens:
-        raise damaged(path, f"{size} bytes cannot hold the {tokens} tokens its header promises")
+        raise damaged(
+            path,
+            f"its size is {size} bytes, which does not match the {tokens} tokens in its header",
+        )
     return int(tokens)
 
 
 def token_fault(path: Path, tokens: UInt16, offset: int, vocab_size: int) -> DataError | None:
-    """DataError when a token, the first of which is number `offset`, is beyond the vocabulary."""
+    """DataError if a token is beyond the vocabulary; `offset` is the position of the first
+    token."""
     if (highest := int(tokens.max())) < vocab_size:
         return None
     return DataError(
@@ -151,7 +156,7 @@ def read_json(path: Path) -> Any:
 
 
 def check_regular(path: Path) -> None:
-    """OSError for what is no plain file: a pipe or a device may never end."""
+    """OSError if it is not a regular file: a pipe or a device may never end."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "it is not a regular file")
 

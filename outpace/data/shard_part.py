@@ -1,5 +1,5 @@
-"""A shard that is being filled: NAME.bin.tmp and NAME.len.tmp on disk, so that memory stays bounded
-however big a shard, and so that an interrupted preparation goes on in the middle of it.
+"""A shard being filled: NAME.bin.tmp and NAME.len.tmp on disk, so that memory stays bounded
+whatever the size of a shard, and an interrupted preparation continues in the middle of one.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from outpace.data.shard_file import HEADER_BYTES, ShardFile, header
 
 @dataclass
 class Mark:
-    """How far a shard was filled, and a checksum of its tokens up to there."""
+    """How far a shard was filled, with a checksum of its tokens up to there."""
 
     tokens: int = 0
     documents: int = 0
@@ -28,18 +28,18 @@ class Mark:
 
     @classmethod
     def parse(cls, entry: Any) -> "Mark":
-        """Check a journal's entry; ValueError, TypeError or KeyError says what is wrong."""
+        """Parse a journal's entry; ValueError, TypeError or KeyError says what is wrong."""
         values = [entry[key] for key in ("tokens", "documents", "crc32")]
         if not all(isinstance(v, int) and v >= 0 for v in values):
-            raise ValueError(f"{entry!r} is no mark")
+            raise ValueError(f"{entry!r} is not a mark")
         return cls(*values)
 
 
 class ShardPart:
-    """Appends whole documents; `finish` gives the shard its name."""
+    """Appends whole documents; `finish` gives the shard its final name."""
 
     def __init__(self, folder: Path, split: str, number: int, mark: Mark | None = None) -> None:
-        """Begin a shard, or go on at `mark`, which `restore` has checked."""
+        """Begin a shard, or continue it at `mark`, which `restore` has checked."""
         self.path = folder / f"{split}_{number:06d}.bin"
         self.split, self.mark = split, mark or Mark()
         self._summed = self.mark.tokens
@@ -54,7 +54,7 @@ class ShardPart:
         return [temporary(self.path), temporary(self.path.with_suffix(".len"))]
 
     def append(self, tokens: UInt16, lengths: npt.NDArray[np.uint32]) -> None:
-        """Add documents, each with its end-of-text. StorageError when the disk does not take it."""
+        """Add documents, each with its end-of-text. StorageError if the disk fails."""
         try:
             if not self._files:
                 self._open()
@@ -73,7 +73,7 @@ class ShardPart:
             f.seek(offset)
 
     def save(self) -> Mark:
-        """Bring all to the disk; the mark to go on from."""
+        """Flush everything to the disk; return the mark to continue from."""
         try:
             self._sync()
             if self._summed < self.mark.tokens:
@@ -100,7 +100,7 @@ class ShardPart:
             self._files[0].seek(0)
             self._files[0].write(header(self.mark.tokens))
             self._flush()
-            with ThreadPoolExecutor(1) as pool:  # the disk takes it while it is hashed
+            with ThreadPoolExecutor(1) as pool:  # syncs while it is hashed
                 synced = pool.submit(self._sync)
                 sha256, lengths_sha256 = map(sha256_file, self._paths)
                 synced.result()
@@ -121,13 +121,13 @@ class ShardPart:
         )
 
     def close(self) -> None:
-        """Let go of the files; what they do not take any more is lost, and written again."""
+        """Close the files; anything that can no longer be flushed is lost, and written again."""
         while self._files:
             with contextlib.suppress(OSError):
                 self._files.pop().close()
 
     def discard(self) -> None:
-        """Leave nothing of a shard that nobody will go on with."""
+        """Delete an unfinished shard that nobody will continue."""
         self.close()
         for path in self._paths:
             path.unlink(missing_ok=True)
@@ -138,8 +138,8 @@ class ShardPart:
 
 
 def restore(folder: Path, split: str, number: int, mark: Mark) -> bool:
-    """Make the temporary files of a shard what they were at `mark`; False when they cannot be. A
-    shard that got its name after the mark was made is taken back."""
+    """Bring a shard's temporary files back to their state at `mark`; False if that is impossible. A
+    shard that got its final name after the mark is renamed back."""
     path = folder / f"{split}_{number:06d}.bin"
     if not mark.documents:
         return True
@@ -154,7 +154,7 @@ def restore(folder: Path, split: str, number: int, mark: Mark) -> bool:
 
 
 def _crc32(path: Path, tokens: int = 0, crc32: int = 0) -> int:
-    """Go on with the checksum of a shard's first `tokens` to its end."""
+    """Continue a checksum over a shard's tokens, from number `tokens` to the end."""
     with open(path, "rb") as f:
         f.seek(HEADER_BYTES + 2 * tokens)
         while piece := f.read(1 << 22):

@@ -92,7 +92,7 @@ def open_dataset(folder: Path) -> Dataset:
             "HALF-PREPARED",
             f"{folder} was not prepared to its end (there is no {MANIFEST} yet)",
             kept="the finished shards",
-            do="run the same outpace prepare command again to go on",
+            do="run the same outpace prepare command again to continue",
         )
     if not path.exists():
         raise DataError(

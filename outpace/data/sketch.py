@@ -1,14 +1,14 @@
-"""MinHash sketches of documents, to find near duplicates, also of parts in wholes.
+"""MinHash sketches of documents, to find near duplicates, including parts of longer documents.
 
-The words of a text (letters and digits in lower case, whatever is between them) are taken five
-at a time, each five hashed to 64 bits. The sketch is the hashes below 2^64 / SCALE (a fixed share
-of any text, FracMinHash: Irber et al. 2022, doi 10.1101/2022.01.11.475838) and the LOWEST smallest
-ones (bottom-k MinHash: Broder 1997), which alone speak for short texts. How much of a document's
-sketch was seen before estimates how much of the document is in the corpus already, were it in
-one document or, as a novel in chapters, in many. Whole-document MinHash with banded LSH, the usual
-form, sees only documents of about the same length. So does this for short ones: an excerpt of a
-longer text shares hashes below the cut with it and few of its LOWEST, and is found from some 800
-words on (of 400 words every tenth, of 600 every second; measured on novels).
+The words of a text (lower-cased runs of letters and digits) are taken five at a time, and each five
+hashed to 64 bits. The sketch is all hashes below 2^64 / SCALE (a fixed share of any text,
+FracMinHash: Irber et al. 2022, doi 10.1101/2022.01.11.475838), or the LOWEST smallest ones
+(bottom-k MinHash: Broder 1997) if there are fewer, as in short texts. The share of a document's
+sketch that was seen before estimates how much of it is already in the corpus, in one document or in
+many, such as a novel in chapters. The usual form, whole-document MinHash with banded LSH, detects
+only documents of about the same length. So does this for short ones: an excerpt shares with the
+longer text the hashes below the cut, but few of its LOWEST, and is found from some 800 words on
+(one in ten of 400 words, every second of 600; measured on novels).
 """
 
 from functools import cache
@@ -22,14 +22,14 @@ WORDS = 5
 SCALE = 64
 LOWEST = 16
 THRESHOLD = 0.6
-"""A document is a near duplicate when this share of its sketch was seen."""
+"""A document is a near duplicate if this share of its sketch was seen before."""
 BEGINNING = 60
-"""Characters of a document that the list of near duplicates shows."""
+"""Characters of a document shown in the list of near duplicates."""
 AT_ONCE = 1 << 18
-"""Bytes of text sketched at once: temporary arrays take some 60 times that."""
+"""Bytes of text sketched at once; temporary arrays take some 60 times as much."""
 
 _FOLD = np.zeros(256, np.uint8)
-"""Bytes of words to their lower case; 0 for what is no part of a word."""
+"""Maps bytes of words to lower case, and all others to 0."""
 _FOLD[ord("0") : ord("9") + 1] = np.arange(ord("0"), ord("9") + 1)
 _FOLD[ord("a") : ord("z") + 1] = np.arange(ord("a"), ord("z") + 1)
 _FOLD[ord("A") : ord("Z") + 1] = np.arange(ord("a"), ord("z") + 1)
@@ -47,7 +47,7 @@ def _powers(base: int) -> UInt64:
 
 
 def sketch(data: bytes) -> UInt64:
-    """Sorted hashes of a text in UTF-8."""
+    """The sketch of a UTF-8 text, as sorted hashes."""
     hashes: list[UInt64] = []
     tail = np.zeros(0, np.uint64)
     for at in range(0, len(data), AT_ONCE):
@@ -60,7 +60,7 @@ def sketch(data: bytes) -> UInt64:
 
 
 def word_hashes(data: bytes) -> UInt64:
-    """A hash a word. A word that the end cuts off counts as two."""
+    """One hash per word. A word cut by the end of `data` counts as two."""
     folded = _FOLD[np.frombuffer(data, np.uint8)]
     inside = np.concatenate([[False], folded != 0, [False]])
     borders = np.flatnonzero(inside[1:] != inside[:-1])
@@ -82,20 +82,21 @@ def _shingles(words: UInt64) -> UInt64:
 
 
 def _mixed(h: UInt64) -> UInt64:
-    """The finaliser of splitmix64 (Steele, Lea, Flood 2014): spreads every bit over all."""
+    """The finaliser of splitmix64 (Steele, Lea, Flood 2014), which spreads every bit over all
+    others."""
     h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return h ^ (h >> np.uint64(31))
 
 
 class NearDuplicates:
-    """What share of each document's sketch is in those before it."""
+    """Measures which share of a document's sketch was in the documents before it."""
 
     def __init__(self, hashes: UInt64 | None = None) -> None:
         self._seen = Seen(hashes)
 
     def share(self, sketch: UInt64) -> float:
-        """Between 0 and 1; 0 for a text of fewer than five words, of which nothing is known."""
+        """Between 0 and 1; 0 for a text of fewer than five words, which has no sketch."""
         return float(self._seen.contains(sketch).mean()) if len(sketch) else 0.0
 
     def add(self, sketch: UInt64) -> None:

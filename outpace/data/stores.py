@@ -1,5 +1,6 @@
-"""Where remote files are read: the Hugging Face hub and plain HTTP by the hub's client, all else
-(s3://, gs://, memory://, ...) by fsspec. Each store finds files and reads one from any byte on.
+"""Access to remote files: the Hugging Face hub and plain HTTP through the hub's client, everything
+else (s3://, gs://, memory://, ...) through fsspec. Each store finds files, and reads a file from
+any byte on.
 """
 
 import io
@@ -18,15 +19,15 @@ from outpace.core.network import within
 from outpace.data.downloads import Remote
 
 PIECE = 1 << 20
-"""Bytes that are written at once: what a broken connection costs, at most."""
+"""Bytes written at once: at most this is lost with a broken connection."""
 REDIRECTS = 5
-"""From host to host, at most."""
+"""Maximum number of redirects between hosts."""
 LISTING_S = 300
-"""For the list of a repository's or a bucket's files, which may have many pages."""
+"""Time limit for listing a repository or a bucket, which may have many pages."""
 
 
 def is_url(name: str) -> bool:
-    """Whether an input is not on this disk."""
+    """Whether an input is remote."""
     return "://" in name
 
 
@@ -35,12 +36,12 @@ class HttpStore:
     """Files behind http:// and https:// addresses."""
 
     def find(self, url: str) -> list[Remote]:
-        """The file at `url`; its size is what the server says."""
+        """The file at `url`, with the size reported by the server."""
         import huggingface_hub as hub
 
         place = url
         try:
-            for _ in range(REDIRECTS):  # the client follows those to the same host alone
+            for _ in range(REDIRECTS):  # the client follows only redirects within a host
                 found = ask(CONTACT_S, hub.get_hf_file_metadata, place, token=False)
                 if found.size is not None or found.location == place:
                     break
@@ -62,7 +63,7 @@ class HttpStore:
 
         constants.DOWNLOAD_CHUNK_SIZE = min(constants.DOWNLOAD_CHUNK_SIZE, PIECE)
         disable_progress_bars("huggingface_hub.http_get")
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # we say it, in one line
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # we report it, in one line
         http_get(
             remote.url,
             out,
@@ -90,22 +91,21 @@ class HubStore(HttpStore):
 
     @classmethod
     def at(cls, name: str, revision: str = "main") -> "HubStore":
-        """The dataset as `revision`, a branch, tag or commit, has it now. UsageError where it has
-        no such revision."""
+        """The dataset at the commit that `revision` (a branch, tag or commit) names now. UsageError
+        if there is no such revision."""
         import huggingface_hub as hub
 
-        ask_for = {"revision": revision, "expand": ["sha"]}  # or every file's name comes with it
+        ask_for = {"revision": revision, "expand": ["sha"]}  # else the answer lists every file
         found = _ask_hub(CONTACT_S, name, hub.HfApi().dataset_info, name, **ask_for)
         return cls(name, found.sha)
 
     def url(self, path: str) -> str:
         import huggingface_hub as hub
 
-        of: dict[str, Any] = {"repo_type": "dataset", "revision": self.commit}
-        return str(hub.hf_hub_url(self.name, path, **of))
+        return str(hub.hf_hub_url(self.name, path, repo_type="dataset", revision=self.commit))
 
     def content(self, remote: Remote) -> bytes:
-        """A small file. NetworkError when it does not come."""
+        """Read a small file. NetworkError if that fails."""
 
         def read() -> bytes:
             out = io.BytesIO()
@@ -116,7 +116,7 @@ class HubStore(HttpStore):
         return found
 
     def find(self, under: str = "") -> list[Remote]:
-        """Every file below the folder `under`, by path, with size and hash."""
+        """Every file below the folder `under`, sorted by path, with size and hash."""
         import huggingface_hub as hub
 
         def tree() -> list[Any]:
@@ -148,7 +148,7 @@ class HubStore(HttpStore):
         return dict(build_hf_headers())
 
     def at_hand(self, remote: Remote) -> Path | None:
-        """In the hub's own cache, from an earlier download by whomever."""
+        """A file in the hub's own cache, from an earlier download by any program."""
         import huggingface_hub as hub
 
         found = hub.try_to_load_from_cache(
@@ -159,7 +159,7 @@ class HubStore(HttpStore):
 
 @dataclass(frozen=True)
 class FsspecStore:
-    """Whatever fsspec has a protocol for."""
+    """Files of any protocol that fsspec supports."""
 
     protocol: str
 
@@ -177,7 +177,7 @@ class FsspecStore:
             ) from error
 
     def find(self, url: str) -> list[Remote]:
-        """What a path, glob or folder names, by path."""
+        """The files named by a path, glob or folder, sorted by path."""
         try:
             names = within(LISTING_S, self._names, url)
             found = [within(LISTING_S, self.files.info, name) for name in names]

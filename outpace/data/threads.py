@@ -1,11 +1,11 @@
-"""The engine of one machine: threads of this process. Everything heavy (parquet, tokenising,
-hashing) releases the GIL, and there is nothing to pickle, to fork or to spawn.
+"""The engine for one machine: threads of this process. All heavy work (parquet, tokenising,
+hashing) releases the GIL, and nothing has to be pickled, forked or spawned.
 
-A thread takes the earliest chunk that nobody reads just now, reads one batch, lets go of the chunk
-and encodes the batch. So one long compressed stream keeps all threads busy, as do many small files,
-and only a bounded number of pieces waits for the consumer. That is one of the threads itself: while
-the next piece is not there, it makes pieces like the others, since a thread more than there are
-cores would only take turns with them.
+A thread takes the earliest chunk that no other is reading, reads one batch, releases the chunk and
+encodes the batch. So one long compressed stream keeps all threads busy, as do many small files, and
+only a bounded number of pieces waits for the consumer. The consumer is one of the threads: while
+the next piece is not ready, it makes pieces like the others, because one thread more than cores
+would only compete with them.
 """
 
 import threading
@@ -18,21 +18,21 @@ from outpace.data.folder import Signalled
 from outpace.data.sources import Batch, Chunk
 
 STOP_S = 2
-"""For all threads to end in."""
+"""Time limit in seconds for all threads to end."""
 AHEAD = 64
-"""Pieces of a worker that are begun and not yet taken: about what is made while the consumer
-hashes a finished shard."""
+"""Maximum number of pieces per worker that are begun and not yet taken: about as many as are made
+while the consumer hashes a finished shard."""
 MOST_HELD = 64 * 2**20
-"""Bytes of tokens that wait for the consumer, about."""
+"""Approximate limit on the bytes of tokens waiting for the consumer."""
 INTERRUPTS = KeyboardInterrupt, Signalled
-"""Not a piece's fault: they end the consumer at once."""
+"""Not errors of a piece: they end the consumer at once."""
 Task = tuple[int, Chunk, int]
-"""Number of a chunk, the chunk, and how many of its documents are not wanted."""
+"""(number of the chunk, the chunk, how many of its documents to skip)."""
 
 
 @dataclass
 class _Open:
-    """A chunk that is being read."""
+    """A chunk that is open for reading."""
 
     number: int
     chunk: Chunk
@@ -41,14 +41,13 @@ class _Open:
     reading: bool = False
     read_to_end: bool = False
     taken: int = 0
-    """Pieces begun, and those given to the consumer."""
+    """`taken`: pieces begun; `given`: pieces passed to the consumer."""
     given: int = 0
     ready: dict[int, Piece | BaseException] = field(default_factory=dict)
 
 
 class ThreadEngine:
-    """Pieces of chunks in order, made by `workers` threads, of which the one that takes them is
-    one."""
+    """Pieces of chunks in order, made by `workers` threads, the consumer's included."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
@@ -83,7 +82,7 @@ class _Run:
             self._stopped = True
             self._change.notify_all()
         end = time.monotonic() + STOP_S
-        for thread in self._threads:  # one that hangs in a read, or waits for a download, is left
+        for thread in self._threads:  # abandon one that hangs in a read or a download
             thread.join(timeout=max(0.0, end - time.monotonic()))
 
     def results(self) -> Iterator[tuple[int, Piece]]:
@@ -97,7 +96,8 @@ class _Run:
             yield number, piece
 
     def _next(self) -> tuple[int, Piece | BaseException] | _Open | None:
-        """The next piece with the number of its chunk; else a chunk to read on; None at the end."""
+        """The next piece with the number of its chunk; else a chunk to read from; None at the
+        end."""
         with self._change:
             while True:
                 if (piece := self._take()) is not None:
@@ -109,7 +109,7 @@ class _Run:
                 self._change.wait()
 
     def _take(self) -> tuple[int, Piece | BaseException] | None:
-        """The next piece, if it is there."""
+        """The next piece, if it is ready."""
         while self._open:
             head = self._open[0]
             if head.given in head.ready:
@@ -144,7 +144,7 @@ class _Run:
             piece = encode(chunk.chunk, batch[0], batch[1], self._work)
         except INTERRUPTS:
             raise
-        except BaseException as error:  # tiktoken's panics are no Exception
+        except BaseException as error:  # tiktoken's panics are not Exceptions
             piece = error
         with self._change:
             chunk.ready[place] = piece
@@ -152,8 +152,8 @@ class _Run:
             self._change.notify_all()
 
     def _claim(self) -> _Open | None:
-        """The earliest chunk that is not being read, to read on in it; None where there is none, or
-        no room for another piece."""
+        """Claim the earliest chunk that is not being read. None if there is none, or no room for
+        another piece."""
         room = self._begun < self._most and self._held < MOST_HELD
         if self._stopped or not (room or not self._head_is_busy()):
             return None
@@ -170,7 +170,8 @@ class _Run:
         return chunk
 
     def _head_is_busy(self) -> bool:
-        """Whether the consumer will get its next piece without another one being begun."""
+        """Whether the consumer's next piece is already being made, so that no other need be
+        begun."""
         return not self._open or self._open[0].given < self._open[0].taken or self._open[0].reading
 
     def _begin(self) -> _Open | None:
@@ -184,7 +185,8 @@ class _Run:
         return self._open[-1]
 
     def _read(self, chunk: _Open) -> tuple[int, tuple[int, Batch] | None]:
-        """The next batch of a chunk, and its place among the chunk's pieces; at the end, None."""
+        """The next batch of a chunk, or None at its end, and its position among the chunk's
+        pieces."""
         batch: tuple[int, Batch] | None = None
         fault: BaseException | None = None
         try:

@@ -1,11 +1,11 @@
-"""Files of tokens that other people's scripts wrote, recognised by their content, read in pieces.
+"""Token files written by other programs, recognised by their content, read in pieces.
 
     llm.c, modded-nanogpt .bin    256 int32 (20240520, 1, tokens), then uint16
     nanoGPT .bin, OLMo-core .npy  raw uint16 (no GPT-2 token file can begin with llm.c's magic)
     build-nanogpt .npy            NumPy's own format, any unsigned or signed integer type
-    Megatron .bin                 raw, and NAME.idx beside it says the type and the documents
+    Megatron .bin                 raw, with the type and the documents in NAME.idx beside it
 
-Documents are what is between end-of-text tokens, whether they come before or behind each.
+Documents are separated by end-of-text tokens, whether these come before or after each.
 """
 
 import os
@@ -32,7 +32,7 @@ SUFFIXES = (".bin", ".npy")
 
 @dataclass(frozen=True)
 class TokenFile:
-    """A file of tokens: where they begin, of what type, how many."""
+    """A file of tokens: where they begin, their type and number."""
 
     path: Path
     format: str
@@ -42,8 +42,8 @@ class TokenFile:
     dtype: str
 
     def pieces(self, vocab_size: int) -> Iterator[UInt16]:
-        """The tokens, a few million at a time, each below `vocab_size`. DataError for one that is
-        not, and for a file that is cut short meanwhile."""
+        """The tokens, a few million at a time. DataError for a token that is not below
+        `vocab_size`, or if the file is cut short meanwhile."""
         kind = np.dtype(self.dtype)
         with open(self.path, "rb") as f:
             f.seek(self.offset)
@@ -64,7 +64,8 @@ class TokenFile:
 
 
 def recognise(path: Path) -> TokenFile:
-    """What a file of tokens is; DataError when it is none, or not as long as it says."""
+    """Recognise a token file; DataError if it is not one, or does not have the length it
+    declares."""
     try:
         check_regular(path)
         with open(path, "rb") as f:
@@ -80,19 +81,19 @@ def recognise(path: Path) -> TokenFile:
     if magic == LLAMA_MAGIC:
         raise DataError(
             "TOKEN-RANGE",
-            f"{path} holds tokens of llama-3 (magic {LLAMA_MAGIC}), not of GPT-2",
+            f"{path} has tokens of llama-3 (magic {LLAMA_MAGIC}), not of GPT-2",
             do="prepare its text instead",
         )
     if magic == MAGIC:
         if version != VERSION or size != HEADER_BYTES + 2 * tokens:
             raise token_file_fault(
-                path, f"version {version}, {size} bytes; {tokens} tokens are promised"
+                path, f"version {version}, {size} bytes, but its header declares {tokens} tokens"
             )
         return TokenFile(path, "llm.c", tokens, HEADER_BYTES, "<u2")
     if (index := path.with_suffix(".idx")).exists():
         return _megatron(path, size, index)
     if size % 2:
-        raise token_file_fault(path, f"{size} bytes are no whole number of uint16")
+        raise token_file_fault(path, f"{size} bytes are not a whole number of uint16")
     return TokenFile(path, "raw uint16", size // 2, 0, "<u2")
 
 
@@ -105,12 +106,12 @@ def _npy(path: Path, size: int) -> TokenFile:
         what = f"an array of {data.dtype} with shape {data.shape}"
         raise token_file_fault(path, f"{what}, not a list of token ids")
     if data.offset + data.nbytes != size:
-        raise token_file_fault(path, f"{size} bytes; {len(data)} tokens are promised")
+        raise token_file_fault(path, f"{size} bytes, but its header declares {len(data)} tokens")
     return TokenFile(path, "numpy", len(data), data.offset, data.dtype.str)
 
 
 def _megatron(path: Path, size: int, index: Path) -> TokenFile:
-    """The .idx says the type; its arrays begin at byte 34."""
+    """The .idx declares the type; its arrays begin at byte 34."""
     with open(index, "rb") as f:
         head = f.read(34)
         length = os.fstat(f.fileno()).st_size
@@ -129,8 +130,9 @@ def _megatron(path: Path, size: int, index: Path) -> TokenFile:
 
 
 def documents(file: TokenFile, end_of_text: int, vocab_size: int) -> Iterator[tuple[UInt16, Int64]]:
-    """The documents of a file, some at a time: their tokens, joined, without end-of-text, and how
-    many each has. Empty ones are left out; the last part of a piece waits for the next."""
+    """The documents of a file, some at a time: their tokens, joined, without end-of-text, and the
+    length of each. Empty ones are left out; the rest of a piece after its last end-of-text waits
+    for the next."""
     rest: list[UInt16] = []
     for piece in file.pieces(vocab_size):
         ends = np.flatnonzero(piece == end_of_text)

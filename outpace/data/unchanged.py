@@ -1,4 +1,4 @@
-"""Whether a source is still what was read of it earlier."""
+"""Checking that a source has not changed since it was read."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -15,22 +15,23 @@ from outpace.data.shard_file import DELETE
 from outpace.data.sources import Chunk
 
 TRUSTED = ("sha256:", "git:", "etag:")
-"""How a stamp begins that names the content itself."""
+"""Beginnings of stamps that identify the content itself."""
 
 
 def stamps_of(chunks: Sequence[Chunk]) -> str:
-    """One hash of all stamps; empty when one of them is."""
+    """One hash of all stamps; empty if one of them is empty."""
     stamps = [chunk.stamp for chunk in chunks]
     return hashlib.sha256("\n".join(stamps).encode()).hexdigest() if all(stamps) else ""
 
 
 def is_content(chunks: Sequence[Chunk]) -> bool:
-    """Whether the stamps speak of content alone, not of files' times."""
+    """Whether all stamps identify content, not modification times."""
     return all(chunk.stamp.startswith(TRUSTED) for chunk in chunks)
 
 
 def content_of(chunks: Sequence[Chunk], work: Work, documents: int) -> str:
-    """SHA-256 of the hashes of a source's first documents, which are read again."""
+    """SHA-256 of the hashes of a source's first documents, which are read again; empty if there are
+    fewer."""
     digest, left = hashlib.sha256(), documents
     for hashes in _hashes(chunks, work):
         digest.update(hashes[:left].astype("<u8").tobytes())
@@ -41,8 +42,8 @@ def content_of(chunks: Sequence[Chunk], work: Work, documents: int) -> str:
 
 
 def check_unchanged(output: Path, journal: Journal, chunks: Sequence[Chunk], work: Work) -> None:
-    """DataError when what the journal counts as done is no longer what the source begins with.
-    Where the stamps are equal, nothing is read."""
+    """DataError if the documents that the journal counts as done have changed in the source. If the
+    stamps are equal, nothing is read."""
     stamps = stamps_of(chunks)
     done = int(journal.ledger.get("documents", 0))
     if done and not (stamps and stamps == journal.stamps):

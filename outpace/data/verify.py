@@ -1,4 +1,4 @@
-"""Hashes of a dataset's shards, checked beside the training that reads them."""
+"""Checking the hashes of a dataset's shards while training reads them."""
 
 import hashlib
 import os
@@ -14,11 +14,11 @@ PIECE = 1 << 20
 
 
 class BackgroundCheck:
-    """Hash the shards of a split on a thread, from now on; `poll` raises once one is damaged.
+    """Hashes the shards of a split on a thread, from now on; `poll` raises once one is found
+    damaged.
 
-    Sizes and headers were checked when the dataset was opened; a flipped bit shows in the hash
-    alone, and reading all shards first would keep training waiting. hashlib and the file reads
-    release the GIL.
+    Sizes and headers were checked when the dataset was opened. Only the hash shows a flipped bit,
+    and hashing all shards first would delay training. hashlib and the file reads release the GIL.
     """
 
     def __init__(self, datasets: Sequence[Dataset], split: str = "train") -> None:
@@ -34,12 +34,12 @@ class BackgroundCheck:
         return not self._thread.is_alive()
 
     def poll(self) -> None:
-        """DataError that names the damaged shard, if one was found by now."""
+        """Raise the DataError that names the damaged shard, if one was found."""
         if self._fault is not None:
             raise self._fault
 
     def close(self) -> None:
-        """End the thread, wherever it is."""
+        """Stop the thread."""
         self._closed.set()
         self._thread.join()
 
@@ -60,7 +60,7 @@ class BackgroundCheck:
         return None
 
     def _sha256(self, path: Path) -> str | None:
-        """None when closed before the end."""
+        """None if closed before the end."""
         digest = hashlib.sha256()
         with open(path, "rb", buffering=0) as f:
             if hasattr(os, "posix_fadvise"):  # not on macOS

@@ -824,7 +824,7 @@ def test_a_dataset_is_not_prepared_into_a_run(run, resumable):
     (resumable / "x.txt").write_text("some text")
     before = tree(resumable)
     done = run("prepare", "files", "--input", "x.txt", "--output", "run")
-    assert done.code == 2 and done.error.startswith("error[OUTPUT]: run holds a run")
+    assert done.code == 2 and done.error.startswith("error[OUTPUT]: run contains a run")
     assert tree(resumable) == before
 
 

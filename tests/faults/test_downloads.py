@@ -236,7 +236,7 @@ def test_h6_too_small_a_disk_is_told_before_anything_is_fetched(
 
 @pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../../x", "a\\b", "c:x", ""])
 def test_p15_names_that_lead_out_of_the_folder_are_refused(path):
-    with pytest.raises(DataError, match="out of the folder"):
+    with pytest.raises(DataError, match="out of the download folder"):
         Remote(path, "https://example.invalid/x", 1)
 
 

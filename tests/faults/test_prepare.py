@@ -384,7 +384,7 @@ def test_p8_of_two_at_once_the_second_is_refused_and_the_first_undisturbed(
     first.until((folder / "train_000002.bin").exists)
     second = harness.call(*prepare_flags(corpus, folder), cwd=tmp_path)
     assert second.code == 8, second.err
-    assert f"error[OUTPUT-IN-USE]: another process prepares {folder}" in second.err
+    assert f"error[OUTPUT-IN-USE]: another process is preparing {folder}" in second.err
     assert first.wait() == 0, first.err
     assert content(folder) == uninterrupted
 

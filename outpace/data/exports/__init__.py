@@ -1,5 +1,5 @@
-"""The table of formats that prepared shards are exported to, for other people's trainers. Each has
-`export(dataset, output) -> list[Path]`, the files it wrote; a file has its name when it is whole.
+"""The formats that prepared shards can be exported to, for other people's trainers. Each has
+`export(dataset, output) -> list[Path]`, the files it wrote; a file gets its name once it is whole.
 """
 
 from outpace.core.registry import Registry

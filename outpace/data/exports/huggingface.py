@@ -1,8 +1,8 @@
-"""A Hugging Face dataset of token ids: parquet files with a column `input_ids`, a row a document,
-and a README.md that names the splits, so that `datasets.load_dataset(FOLDER)` finds them.
+"""A Hugging Face dataset of token ids: parquet files with a column `input_ids`, one row per
+document, and a README.md that names the splits, so that `datasets.load_dataset(FOLDER)` finds them.
 
-A row is a document as in the shards, and begins with end-of-text, but where the shards are another
-program's that cut documents: the rows joined are the training stream.
+A row is a document as in the shards, and begins with end-of-text, except where another program's
+shards cut documents: the joined rows are the training stream.
 """
 
 from pathlib import Path
@@ -28,16 +28,16 @@ CUT = ", but where a shard begins in the middle of one"
 
 
 def export(dataset: Dataset, output: Path) -> list[Path]:
-    """Write `data/SPLIT-NNNNN-of-NNNNN.parquet`, one a shard, and `README.md`."""
+    """Write `data/SPLIT-NNNNN-of-NNNNN.parquet`, one per shard, and `README.md`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema = pa.schema([("input_ids", pa.list_(pa.int32()))])
     paths = []
     for split in splits(dataset):
-        of = sum(s.split == split for s in dataset.shards)
+        total = sum(s.split == split for s in dataset.shards)
         for number, (_, tokens, lengths) in enumerate(shards(dataset, split)):
-            path = output / "data" / f"{NAMES[split]}-{number:05d}-of-{of:05d}.parquet"
+            path = output / "data" / f"{NAMES[split]}-{number:05d}-of-{total:05d}.parquet"
             ends = np.concatenate([[0], np.cumsum(lengths)])
             with (
                 new_file(path) as out,

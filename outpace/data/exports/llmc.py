@@ -1,5 +1,6 @@
-"""llm.c's and modded-nanogpt's shards: our own files, under the names that their globs look for
-(`NAME_train_*.bin`, `NAME_val_*.bin`). Hard links where the disk has them, so they cost no space.
+"""llm.c's and modded-nanogpt's shards: our own files, under the names that their globs expect
+(`NAME_train_*.bin`, `NAME_val_*.bin`). Hard links where the file system has them, so they take no
+space.
 """
 
 from pathlib import Path
@@ -14,7 +15,7 @@ MOST_BYTES = 2**31
 
 
 def export(dataset: Dataset, output: Path) -> list[Path]:
-    """Link every shard into `output`, numbered through each split from 0."""
+    """Link every shard into `output`, numbered from 0 in each split."""
     for shard in dataset.shards:
         if HEADER_BYTES + 2 * shard.tokens >= MOST_BYTES:
             raise DataError(

@@ -1,4 +1,4 @@
-"""Megatron-LM's indexed dataset: `train.bin`, raw uint16 with end-of-text behind each document, and
+"""Megatron-LM's indexed dataset: `train.bin`, raw uint16 with end-of-text after each document, and
 `train.idx` (megatron-core 0.16, core/datasets/indexed_dataset.py), all little-endian:
 
     9 bytes "MMIDIDX" 0 0, uint64 version 1, uint8 type (8 is uint16), uint64 sequences,

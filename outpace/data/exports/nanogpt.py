@@ -1,6 +1,6 @@
 """nanoGPT's `train.bin` and `val.bin` (karpathy/nanoGPT, data/openwebtext/prepare.py): raw uint16,
-end-of-text behind each document. Of a dataset prepared with `--split nanogpt` they are the bytes
-that its script writes.
+end-of-text after each document. For a dataset prepared with `--split nanogpt` they have the same
+bytes as its script writes.
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""OLMo-core's token files: named .npy, yet raw uint16 (olmo_core/data/utils.py reads them with a
-memory map and no header), documents ending in end-of-text; beside each a .csv.gz with a line
-`start,end` a document.
+"""OLMo-core's token files: raw uint16 despite the suffix .npy (olmo_core/data/utils.py reads them
+with a memory map and no header), with end-of-text after each document; beside each a .csv.gz with
+one line `start,end` per document.
 """
 
 import gzip

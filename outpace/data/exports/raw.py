@@ -1,7 +1,8 @@
-"""One raw token file a split, which nanoGPT, OLMo-core and, with an index beside it, Megatron read.
+"""One raw token file per split, which nanoGPT, OLMo-core and, with an index beside it, Megatron
+read.
 
-Little-endian uint16, no header, each document followed by end-of-text. Our shards have it before
-each document, so the file is their stream without its first token, and one end-of-text more.
+Little-endian uint16, no header, end-of-text after each document. Our shards have it before each
+document, so the file is their stream without the first token, plus one end-of-text.
 """
 
 from collections.abc import Iterator
@@ -17,8 +18,8 @@ from outpace.data.shards import Dataset
 
 
 def write(dataset: Dataset, split: str, path: Path) -> Int64:
-    """Write a split's documents, and return how many tokens each has, in the order of the file:
-    that of the shards, or of nanoGPT's own file when the dataset has nanoGPT's split."""
+    """Write a split's documents, and return the length of each in the order of the file: the
+    shards' order, or nanoGPT's if the dataset has nanoGPT's split."""
     if _has_nanogpts_split(dataset):
         lengths = dataset.document_lengths(split)
         order = _nanogpt_order(dataset, split, len(lengths))
@@ -34,12 +35,12 @@ def write(dataset: Dataset, split: str, path: Path) -> Int64:
             begin = int(is_whole and not found)
             for at in range(begin, len(tokens), PIECE_TOKENS):
                 out.write(tokens[at : at + PIECE_TOKENS].data.cast("B"))
-            if not is_whole and not found:  # it ends in the next one's end-of-text, too
+            if not is_whole and not found:  # it also ends in an end-of-text, the next one's
                 lengths[0] += 1
-            elif not is_whole:  # the rest of a document that others' shards cut
+            elif not is_whole:  # the rest of a document cut by another program
                 found[-1][-1] += lengths[0]
                 lengths = lengths[1:]
-            if len(lengths):  # none, if the rest goes on in the next one, too
+            if len(lengths):  # none if the rest continues in the next shard
                 found.append(lengths)
         out.write(end.tobytes())
     return np.concatenate(found)
@@ -50,7 +51,7 @@ def _has_nanogpts_split(dataset: Dataset) -> bool:
 
 
 def _nanogpt_order(dataset: Dataset, split: str, documents: int) -> Int64:
-    """Numbers in our stream of a split of the documents of nanoGPT's file, in its order."""
+    """The documents of nanoGPT's file, in its order, by their numbers in our split's stream."""
     total = int(dataset.manifest["documents"]["source"])
     train, val = nanogpt_split.order(total)
     is_val = np.zeros(total, bool)
@@ -62,13 +63,13 @@ def _nanogpt_order(dataset: Dataset, split: str, documents: int) -> Int64:
             "EXPORT",
             f"{dataset.folder} has {documents:,} documents in {split}, nanoGPT's split of "
             f"{total:,} has {len(order):,}",
-            do="prepare it again: the manifest is not of these shards",
+            do="prepare it again: the manifest does not belong to these shards",
         )
     return order
 
 
 def _gathered(dataset: Dataset, split: str, lengths: Int64, order: Int64) -> Iterator[memoryview]:
-    """The documents in another order, each with end-of-text behind it instead of before it."""
+    """The documents in another order, each with end-of-text after it instead of before it."""
     ends = np.cumsum(lengths)
     buffer = np.empty(max(PIECE_TOKENS, int(lengths.max())), "<u2")
     end, filled = end_of_text(dataset), 0

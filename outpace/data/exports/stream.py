@@ -1,4 +1,4 @@
-"""What exporters share: a split's documents in order, and files that are whole or absent."""
+"""Shared by the exporters: a split's documents in order, and files that are whole or absent."""
 
 import os
 from collections.abc import Iterator
@@ -24,15 +24,15 @@ def end_of_text(dataset: Dataset) -> int:
 
 
 def splits(dataset: Dataset) -> list[str]:
-    """The splits that hold anything."""
+    """The splits that are not empty."""
     found = [split for split in SPLITS if dataset.tokens(split)]
     if not found:
-        raise DataError("EMPTY", f"{dataset.folder} holds no tokens", do="prepare some text")
+        raise DataError("EMPTY", f"{dataset.folder} has no tokens", do="prepare some text")
     return found
 
 
 def shards(dataset: Dataset, split: str) -> Iterator[tuple[ShardFile, UInt16, Int64]]:
-    """Each shard of a split: tokens, as they are, and the lengths of its documents."""
+    """Each shard of a split: its tokens, and the lengths of its documents."""
     for shard in dataset.shards:
         if shard.split == split:
             try:
@@ -45,7 +45,8 @@ def shards(dataset: Dataset, split: str) -> Iterator[tuple[ShardFile, UInt16, In
 
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to be written, which has its name only when it is whole. UsageError when it exists."""
+    """Open a new file for writing, which gets its name once it is whole. UsageError if it
+    exists."""
     _check_new(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +57,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def link(source: Path, target: Path) -> None:
-    """Give a file a second name; a copy where the file system has no hard links."""
+    """Give a file a second name, or copy it if the file system has no hard links."""
     _check_new(target)
     if not source.exists():
         raise damaged(source, "it is missing")

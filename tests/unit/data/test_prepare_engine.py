@@ -545,7 +545,7 @@ def test_what_cannot_be_equal_is_not_compared(text, value):
 
 
 def test_what_an_interrupted_preparation_left_is_deleted_as_the_message_says(folder, texts):
-    assert "with all that begins with a dot" in other_dataset(folder / "none", "x").do
+    assert "hidden files included" in other_dataset(folder / "none", "x").do
     prepared(folder, [texts[0], texts[0], texts[1]], val_fraction=0)
     assert (folder / "removed.jsonl").exists()
     assert ".bin, .len, .json" in other_dataset(folder, "x").do

@@ -121,9 +121,9 @@ def test_damaged_files_are_refused(tmp_path):
     for data, match in (
         (b"", "empty"),
         (b"odd", "whole number"),
-        (llmc(BEFORE)[:-2], "promised"),
+        (llmc(BEFORE)[:-2], "declares"),
         (llmc(BEFORE, version=2), "version 2"),
-        (llmc(BEFORE, count=-1), "promised"),
+        (llmc(BEFORE, count=-1), "declares"),
         (b"\x93NUMPY" + bytes(20), "NumPy"),
     ):
         path.write_bytes(data)
@@ -133,7 +133,7 @@ def test_damaged_files_are_refused(tmp_path):
     np.save(tmp_path / "y.npy", np.arange(9, dtype=np.uint16))
     with open(tmp_path / "y.npy", "ab") as f:
         f.write(bytes(4))
-    refused(tmp_path / "y.npy", "9 tokens are promised")
+    refused(tmp_path / "y.npy", "declares 9 tokens")
     np.save(tmp_path / "z.npy", np.array([{}], object), allow_pickle=True)
     refused(tmp_path / "z.npy", "NumPy")
     path = megatron(tmp_path / "m.bin", TEXTS)
