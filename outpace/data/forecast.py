@@ -1,4 +1,4 @@
-"""What a preparation will take, said before it starts, and how far it is, said while it runs."""
+"""Forecast of a preparation before it starts, and its progress while it runs."""
 
 import shutil
 import time
@@ -24,41 +24,40 @@ from outpace.core.log import note
 from outpace.core.units import count, duration
 from outpace.data.encode import Piece
 from outpace.data.ledger import Ledger
-from outpace.data.sources import Chunk
+from outpace.data.sources import BYTES_PER_TOKEN, Chunk
 from outpace.data.sources.pretokenized import TokenChunk
 
-BYTES_A_TOKEN = 4.4
-"""Of English text in GPT-2's vocabulary; other languages and code have fewer."""
-BYTES_A_SECOND = {"fastokens": 90e6, "tiktoken": 10e6}
-"""Of text, for one thread with reading and writing; docs/data-format.md has the measurements."""
+BYTES_PER_SECOND = {"fastokens": 90e6, "tiktoken": 10e6}
+"""Text per second for one thread, including reading and writing; measured in
+docs/data-format.md."""
 SLACK = 0.8
-"""A preparation that needs no more than this share of its estimate may still fit."""
+"""A preparation may still fit if the disk has this share of the estimate."""
 TOLD_EVERY_S = 60.0
-"""Where there is no terminal for a progress bar."""
+"""Seconds between progress lines without a terminal."""
 
 
 def announce(
     output: Path, chunks: Sequence[Chunk], limit_tokens: int | None, engine: str, workers: int
 ) -> None:
-    """Say what this will take. StorageError when the disk is too small by far."""
+    """Print the expected amounts. StorageError if the disk is much too small."""
     text = sum(chunk.text_bytes for chunk in chunks)
     if not text:
         return
-    tokens = min(text / BYTES_A_TOKEN, limit_tokens or float("inf"))
+    tokens = min(text / BYTES_PER_TOKEN, limit_tokens or float("inf"))
     there = sum(f.stat().st_size for f in output.glob("*.bin*"))
     needed, free = 2 * tokens - there, shutil.disk_usage(output).free
-    speed = BYTES_A_SECOND.get(engine.split("-")[0], BYTES_A_SECOND["fastokens"]) * workers
+    speed = BYTES_PER_SECOND.get(engine.split("-")[0], BYTES_PER_SECOND["fastokens"]) * workers
     if text > 1e6 and not any(isinstance(chunk, TokenChunk) for chunk in chunks):
-        seconds = max(1.0, tokens * BYTES_A_TOKEN / speed)
+        seconds = max(1.0, tokens * BYTES_PER_TOKEN / speed)
         note(
             f"some {text / 1e9:.3g} GB of text: about {count(tokens)} tokens, "
-            f"{2 * tokens / 1e9:.3g} GB on disk ({free / 1e9:.3g} GB are free), about "
+            f"{2 * tokens / 1e9:.3g} GB on disk ({free / 1e9:.3g} GB free), about "
             f"{duration(seconds)} with {engine} on {workers} threads"
         )
     if needed * SLACK > free:
         raise StorageError(
             "DISK-SPACE",
-            f"{output} needs about {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free",
+            f"{output} needs about {needed / 1e9:.3g} GB, but only {free / 1e9:.3g} GB are free",
             do="free space, choose another --output, or set --limit_tokens",
         )
 
@@ -69,15 +68,15 @@ class _Numbers(ProgressColumn):
 
 
 class Progress:
-    """Documents, tokens, MB of text per second and time left: a bar on a terminal, else a line a
-    minute."""
+    """Documents, tokens, MB of text per second and time left: a bar on a terminal, else one line
+    per minute."""
 
     def __init__(self, chunks: Sequence[Chunk]) -> None:
         self._before = [0]
         for chunk in chunks:
             self._before.append(self._before[-1] + max(1, chunk.size_bytes))
         self._chunks = chunks
-        self._within = 0
+        self._within = 0.0
         self._number = -1
         self._text = 0
         self._bar = Bar(
@@ -100,13 +99,14 @@ class Progress:
         self._bar.stop()
 
     def begin(self, chunk: int) -> None:
-        """Say that all before a chunk is done."""
+        """Show that everything before a chunk is done."""
         self._bar.update(self._task, completed=self._before[chunk])
 
     def advance(self, number: int, piece: Piece, ledger: Ledger) -> None:
-        """A piece of a chunk is done."""
+        """Count a piece of a chunk as done."""
         size = int(piece.sizes.sum())
-        self._within = size + (self._within if number == self._number else 0)
+        text = size or BYTES_PER_TOKEN * len(piece.ids)  # token files have no text
+        self._within = text + (self._within if number == self._number else 0)
         self._number = number
         self._text += size
         share = min(1.0, self._within / max(1, self._chunks[number].text_bytes))

@@ -27,6 +27,8 @@ SOURCES = Registry(
 
 BATCH_CHARACTERS = 1_000_000
 """About how much text is in a batch; one long document may exceed it."""
+BYTES_PER_TOKEN = 4.4
+"""For English text in GPT-2's vocabulary; other languages and code have fewer."""
 Buffer = bytes | memoryview
 MOST_DOCUMENT_BYTES = 64 * 2**20
 """Longer documents are refused, which bounds memory; a book has about a megabyte."""

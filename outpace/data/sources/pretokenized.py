@@ -11,7 +11,7 @@ from outpace.core.errors import DataError, UsageError
 from outpace.data.adopt import split_of
 from outpace.data.downloads import Remote, announce, fetched, is_sound
 from outpace.data.shards import MANIFEST
-from outpace.data.sources import Batch, Chunk, no_column
+from outpace.data.sources import BYTES_PER_TOKEN, Batch, Chunk, no_column
 from outpace.data.sources.files import find_these
 from outpace.data.sources.hub import Wanted, listing
 from outpace.data.sources.readers import file_stamp
@@ -19,9 +19,6 @@ from outpace.data.sources.remote import AHEAD, DOWNLOADS, Downloading
 from outpace.data.stores import HubStore
 from outpace.data.token_files import MEGATRON_MAGIC, SUFFIXES, TokenFile, documents, recognise
 from outpace.tokenizer import get_tokenizer
-
-CHARACTERS = 4.2
-"""Bytes of text to a token of GPT-2, about."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class TokenChunk:
 
     @property
     def text_bytes(self) -> int:
-        return round(self.file.tokens * CHARACTERS)
+        return round(self.file.tokens * BYTES_PER_TOKEN)
 
     def read(self, columns: Sequence[str] = ()) -> Iterator[Batch]:
         if columns:

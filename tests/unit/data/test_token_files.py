@@ -8,7 +8,9 @@ import pytest
 
 from outpace.cli.main import main
 from outpace.core.errors import DataError
-from outpace.data import token_files
+from outpace.data import forecast, token_files
+from outpace.data.encode import Work, encode_chunk
+from outpace.data.ledger import Ledger, Rules
 from outpace.data.shards import open_dataset, verify_dataset
 from outpace.data.sources.pretokenized import PretokenizedSource
 
@@ -164,3 +166,19 @@ def test_the_command_makes_shards_of_them(kind, tmp_path, capsys):
     assert main([*argv[:3], str(tmp_path / "*.gguf")]) == 3
     assert "error[NO-INPUT]" in capsys.readouterr().err
     assert main(["prepare", "pretokenized"]) == 2
+
+
+def test_progress_through_a_token_file_is_told_in_shares_of_it(tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(forecast, "note", said.append)
+    monkeypatch.setattr(forecast, "LIVE", False)
+    monkeypatch.setattr(forecast, "TOLD_EVERY_S", -1.0)
+    monkeypatch.setattr(token_files, "PIECE_TOKENS", 10)
+    path = tmp_path / "x.bin"
+    path.write_bytes(np.array([*range(1, 9), END, 5] * 10, "<u2").tobytes())
+    chunks = PretokenizedSource([str(path)]).chunks()
+    with forecast.Progress(chunks) as progress:
+        for piece in encode_chunk(chunks[0], Work()):
+            progress.advance(0, piece, Ledger(Rules()))
+    shares = [float(line.partition("%")[0]) for line in said]
+    assert shares == sorted(shares) and 40 < shares[len(shares) // 2] < 60 and shares[-1] > 85
