@@ -1,1 +1,1 @@
-"""Level 7: one file a command. Heavy imports stay inside `run`, so `--help` is instant."""
+"""Level 7: one file per command. Heavy imports stay inside `run`, so `--help` is instant."""

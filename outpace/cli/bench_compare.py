@@ -1,4 +1,4 @@
-"""`outpace bench compare`: outpace against peers' own code, in turns on this machine."""
+"""`outpace bench compare`: outpace against other projects' own code, in turns on this machine."""
 
 import shlex
 from dataclasses import dataclass
@@ -15,22 +15,24 @@ from outpace.core.errors import UsageError
 from outpace.core.log import say
 
 CPU_SHAPE = (6, 6, 192, 256)
-"""Layers, heads, channels and context of a model that a CPU steps through in a second or two."""
+"""Layers, heads, channels and context of a model that a CPU trains at a step every second or
+two."""
 GPU_TOKENS_PER_STEP = 524_288
 RACE_ONLY = ("llmc", "modded", "transformers", "device", "threads", "gradient_accumulation_steps",
              "flags", "window_s", "rounds", "warmup_steps", "start_s", "minutes")  # fmt: skip
 TRAIN_ONLY = ("max_steps", "swap_s", "work")
-"""Flags that the other kind of comparison does not read."""
+"""RACE_ONLY flags are refused with --train, TRAIN_ONLY flags without it."""
 
 MICRO_STEPS = RANGES["gradient_accumulation_steps"]
 
 
 @dataclass
 class Options:
-    """outpace's speed against peers' own code: the same model and tokens on this machine, in turns.
+    """outpace's speed against other projects' own code: the same model and tokens on this machine,
+    in turns.
 
-    Name checkouts of the peers; their code runs unchanged. With --train: train to the end instead,
-    beside nanoGPT on a CPU, and score both models.
+    Give checkouts of the projects; their code runs unchanged. With --train: train to the end
+    instead, beside nanoGPT on a CPU, and score both models.
     """
 
     nanogpt: Path | None = None
@@ -46,7 +48,7 @@ class Options:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train. auto: the GPU if there is one."""
     threads: Annotated[tuple[int, ...], Range(1, 10_000)] = (1,)
-    """CPU threads of each, one comparison a value: --threads 1 2."""
+    """CPU threads per process, one comparison per value: --threads 1 2."""
     model_size: str = "auto"
     """Published size. auto: 124M on a GPU, 6 layers of 192 channels, context 256, on a CPU."""
     n_layer: Annotated[int | Auto, RANGES["n_layer"]] = "auto"
@@ -58,22 +60,22 @@ class Options:
     context: Annotated[int | Auto, RANGES["context"]] = "auto"
     """Tokens in a sequence (T)."""
     micro_batch_size: Annotated[int | Auto, RANGES["micro_batch_size"]] = "auto"
-    """Sequences in one pass, of all but modded-nanogpt. auto: 32 on a GPU, 8 on a CPU."""
+    """Sequences per pass (not modded-nanogpt). auto: 32 on a GPU, 8 on a CPU."""
     gradient_accumulation_steps: Annotated[int | Auto, MICRO_STEPS] = "auto"
-    """Passes in a step. auto: what makes 524,288 tokens on a GPU, 1 on a CPU."""
+    """Passes per step. auto: 524,288 tokens per step on a GPU, 1 pass on a CPU."""
     flags: str = ""
-    """Further flags of `outpace train` for outpace's side, quoted, after an equals sign:
-    ="--compile_mode tuned"."""
+    """More `outpace train` flags for outpace's side, quoted, after an equals sign: ="--compile_mode
+    tuned"."""
     window_s: Annotated[float, Range(0, 86_400, above=True)] = 15.0
-    """Seconds that each runs in its turn."""
+    """Length of each turn in seconds."""
     rounds: Annotated[int, Range(1, 1000)] = 4
-    """Turns of each."""
+    """Number of turns of each project."""
     warmup_steps: Annotated[int, Range(1, 1_000_000)] = 5
-    """First steps of a process, which do not count."""
+    """First steps of each process, which do not count."""
     start_s: Annotated[float, Range(0, 86_400, above=True)] = 240.0
-    """Seconds that a process may take to compile and warm up. On a CPU all do so together."""
+    """Seconds a process may take to compile and warm up. On a CPU all warm up at once."""
     minutes: Annotated[float, Range(0, 10_000, above=True)] = 9.0
-    """For everything; windows shrink to keep it."""
+    """Total time; turns are shortened to keep it."""
     output: Path | None = None
     """Result file. Default: results/compare-DEVICE.json, or compare-nanogpt-cpu.json."""
     train: bool = False
@@ -102,7 +104,7 @@ def run(argv: list[str]) -> int:
     if not any(peers) and not options.transformers:
         raise UsageError(
             "NO-PEER",
-            "no peer was named",
+            "no project to compare with",
             do="add --nanogpt, --llmc or --modded with a checkout, or --transformers",
         )
     say(str(_train(options) if options.train else _race(options)))

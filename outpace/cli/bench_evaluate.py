@@ -10,13 +10,13 @@ from outpace.config.schema import HELLASWAG_PATH
 from outpace.core.log import say
 
 WIDTH = 3.0
-"""By what the initial weights are multiplied, so that endings differ clearly."""
+"""Factor on the initial weights, so that the endings' scores differ clearly."""
 
 
 @dataclass
 class Options:
     """Score the same HellaSwag questions with outpace, build-nanogpt's script and lm-eval, in turns
-    on this CPU: seconds, and whether they give the same answers."""
+    on this CPU: how long each takes, and whether they give the same answers."""
 
     build_nanogpt: Path | None = None
     """A checkout of karpathy/build-nanogpt, for its hellaswag.py."""
@@ -27,9 +27,9 @@ class Options:
     hellaswag_path: Path = Path(HELLASWAG_PATH)
     """The questions, as `outpace prepare hellaswag` leaves them."""
     questions: Annotated[int, Range(1, 10_042)] = 100
-    """How many, spread evenly over the split."""
+    """How many questions, spread evenly over the split."""
     turns: Annotated[int, Range(1, 1000)] = 5
-    """Turns of each, a part of the questions in each turn."""
+    """Number of turns of each; each turn takes a part of the questions."""
     threads: Annotated[int, Range(1, 10_000)] = 2
     """CPU threads of each."""
     output: Path | None = None

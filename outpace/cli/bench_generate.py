@@ -1,4 +1,4 @@
-"""`outpace bench generate`: generation beside transformers' generate, the tokens compared."""
+"""`outpace bench generate`: generation beside transformers' generate, with the tokens compared."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +19,13 @@ class Options:
     model_size: str = "124M"
     """Published size of the random model."""
     batch: tuple[int, ...] = (1, 8)
-    """Prompts generated from together, one comparison a value."""
+    """Prompts per batch, one comparison per value."""
     prompt_tokens: Annotated[int, Range(1, 100_000)] = 64
     """Tokens of each prompt, drawn at random."""
     new_tokens: Annotated[int, Range(1, 100_000)] = 64
     """Tokens generated for each prompt."""
     rounds: Annotated[int, Range(1, 1000)] = 3
-    """Turns of each that count; one more warms up."""
+    """Number of turns of each that count, after one warm-up."""
     threads: Annotated[int, Range(0, 10_000)] = 0
     """CPU threads. 0: PyTorch's choice."""
     other_weights: bool = True

@@ -13,23 +13,24 @@ from outpace.config.schema import Auto
 from outpace.core.log import say
 
 CPU_SHAPE = (4, 4, 128, 256)
-"""Layers, heads, channels and context of a model for which a CPU climbs the ladder in minutes."""
+"""Layers, heads, channels and context of a model small enough to climb the ladder on a CPU in
+minutes."""
 
 
 @dataclass
 class Options:
     """From naive PyTorch to the fastest training of the same GPT-2, one setting at a time, each in
-    a new process over the same training step: tokens per second, memory, kernels, and the loss on
-    the same batches against the lowest rung."""
+    a new process over the same training step: tokens per second, memory, kernels, and the
+    difference in loss from the lowest rung on the same batches."""
 
     rungs: tuple[str, ...] = ()
-    """Rungs to measure above the lowest. Default: all that this machine runs fast."""
+    """Rungs to measure above the lowest. Default: all that run fast on this machine."""
     without: tuple[str, ...] = ()
-    """Rungs to leave out, with those that need them."""
+    """Rungs to leave out, together with those that need them."""
     leave_one_out: bool = False
-    """Also the top of the ladder without each of its rungs in turn."""
+    """Also measure the top of the ladder without each of its rungs in turn."""
     best_micro_batch: bool = True
-    """Also both sides at their best micro-batch, the second of the two numbers."""
+    """Also measure the lowest and the top rung at their best micro-batch."""
     resume: bool = False
     """Continue the result file of an earlier call: keep what it measured with the same code,
     PyTorch and flags, on the same data and kind of machine."""
@@ -48,14 +49,14 @@ class Options:
     context: Annotated[int | Auto, RANGES["context"]] = "auto"
     """Tokens in a sequence (T)."""
     drift_steps: Annotated[int, Range(0, 100_000)] = 50
-    """Steps after which the losses are compared; 0: they are not."""
+    """Steps after which the losses are compared; 0: do not compare."""
     warmup_s: Annotated[float, Range(0, 86_400)] = 2.0
     """Seconds of warm-up, after the compared steps."""
     window_s: Annotated[float | Auto, Range(0, 86_400, above=True)] = "auto"
     """Seconds of each of the three windows. auto: 10 on a GPU, 4 on a CPU; 30 to publish."""
     minutes: Annotated[float | Auto, Range(0, 10_000, above=True)] = "auto"
-    """For everything; windows shrink to keep it, and what does not fit is left out. auto: 25 on a
-    GPU, 14 on a CPU."""
+    """Total time; windows are shortened to keep it, and what does not fit is left out. auto: 25 on
+    a GPU, 14 on a CPU."""
     output: Path | None = None
     """Result file. Default: results/ladder-DEVICE.json."""
 
@@ -71,7 +72,7 @@ def run(argv: list[str]) -> int:
 
     device = choose_device(options.device, 0)
     on_gpu = device.type == "cuda"
-    # A mistyped name is refused before anything is opened.
+    # Refuse a mistyped name before anything is opened.
     pick(BY_DEVICE[device.type], options.rungs, options.without)
     asked = (options.n_layer, options.n_head, options.n_embd, options.context)
     L, H, C, T = shape_of(asked, options.model_size, CPU_SHAPE, on_gpu=on_gpu)

@@ -62,7 +62,7 @@ def run(argv: list[str]) -> int:
     body: dict[str, object] = {}
 
     def keep(found: dict[str, object]) -> Path:
-        """As it comes, so that a run that is cut short leaves what it has."""
+        """Write after each result, so that an interrupted call leaves what it has measured."""
         body.update(found)
         return write_result(f"{name}-memory-{device.type}", device.type, body, options.output)
 

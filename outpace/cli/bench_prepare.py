@@ -12,7 +12,7 @@ from outpace.core.errors import UsageError
 from outpace.core.log import say
 
 FOLDER = "prepare"
-"""Made in the scratch folder, and emptied between races; so it must be new."""
+"""Folder inside the scratch folder. It must be new, because it is emptied between races."""
 
 
 @dataclass
@@ -23,20 +23,20 @@ class Options:
     nanogpt: Path | None = None
     """A checkout of nanoGPT."""
     nanogpt_python: str = sys.executable
-    """Python that has what nanoGPT needs: datasets, tiktoken, tqdm."""
+    """The Python to run nanoGPT with; needs datasets, tiktoken and tqdm."""
     input: tuple[str, ...] = ()
-    """Text that the documents are cut from: paths, globs or folders, as for prepare files."""
+    """Text to cut documents from: paths, globs or folders, as for prepare files."""
     megabytes: Annotated[float, Range(0, 1e6, above=True)] = 100.0
-    """MB of text of the first race."""
+    """MB of text in the first race."""
     repeats: Annotated[int, Range(1, 10_000)] = 10
-    """A second race is run on that text so many times over; 1 leaves it out."""
+    """The second race repeats that text this many times; 1: no second race."""
     rounds: Annotated[int, Range(1, 100)] = 2
-    """Of each race; the median counts."""
+    """Runs of each race; the median counts."""
     workers: Annotated[int, Range(1, 1024)] = 2
-    """Threads of outpace and processes of nanoGPT."""
+    """Number of threads (outpace) and processes (nanoGPT)."""
     scratch: Path | None = None
-    """Folder in which `prepare/` is made for the corpus and what is made of it. Default: a
-    temporary one."""
+    """Folder in which `prepare/` is made, for the corpus and the results. Default: a temporary
+    one."""
     output: Path | None = None
     """Result file. Default: results/prepare-cpu.json."""
 
@@ -49,7 +49,9 @@ def run(argv: list[str]) -> int:
         )
     if options.scratch and (options.scratch / FOLDER).exists():
         raise UsageError(
-            "SCRATCH-USED", f"{options.scratch / FOLDER} is there", do="name another --scratch"
+            "SCRATCH-USED",
+            f"{options.scratch / FOLDER} already exists",
+            do="name another --scratch",
         )
     from outpace.bench.prepare import Race, race
     from outpace.bench.result import check_writable, write_result
@@ -65,7 +67,7 @@ def run(argv: list[str]) -> int:
         for name, repeats in sizes.items():
             if name == "once" or repeats > 1:
                 races[name] = race(how, scratch, options.megabytes, repeats, options.rounds)
-                # After each, so that a race that is cut short leaves what it has.
+                # After each race, so that an interrupted call leaves what it has measured.
                 body = {"nanogpt_commit": commit, "races": races}
                 path = write_result("prepare-cpu", "cpu", body, options.output)
     for found in races.values():

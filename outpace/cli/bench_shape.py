@@ -1,4 +1,4 @@
-"""The shape of a benchmark's model, which is a small one by default on a CPU."""
+"""The shape of a benchmark's model; small by default on a CPU."""
 
 from outpace.config.presets import GPT2_CONTEXT, size
 from outpace.config.schema import Auto
@@ -11,8 +11,8 @@ Shape = tuple[int, int, int, int]
 def shape_of(
     asked: tuple[int | Auto, ...], model_size: str, cpu_shape: Shape, *, on_gpu: bool
 ) -> Shape:
-    """Each number as it was asked for, else the size's, else the device's own. UsageError when the
-    heads do not divide the channels."""
+    """Each number as asked for, else from the size, else the default for the device. UsageError if
+    the heads do not divide the channels."""
     chosen = cpu_shape
     if model_size != "auto" or on_gpu:
         preset = size("124M" if model_size == "auto" else model_size)

@@ -21,10 +21,10 @@ class Options:
     """A run, a checkpoint, a Hugging Face folder, OpenAI's TensorFlow folder, nanoGPT's ckpt.pt,
     llm.c's model .bin, or hf:NAME."""
     destination: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DESTINATION")]
-    """Folder (huggingface, outpace) or file (gguf, llmc, nanogpt) to make; it must not exist."""
+    """Folder (huggingface, outpace) or file (gguf, llmc, nanogpt) to write; must not exist."""
     to: Literal["auto", "huggingface", "outpace", "gguf", "llmc", "nanogpt"] = "auto"
-    """Format of the result. auto: gguf for a name that ends with .gguf, llmc for .bin, nanogpt for
-    .pt, else huggingface."""
+    """Format of the result. auto: gguf for a name ending in .gguf, llmc for .bin, nanogpt for .pt,
+    else huggingface."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Precision of the numbers. float16: huggingface, gguf. bfloat16: huggingface, llmc."""
     json: bool = False
@@ -35,7 +35,7 @@ def run(argv: list[str]) -> int:
     options: Options = parse_flags(Options, argv, prog="outpace convert")
     target = options.destination
     if target.exists():
-        raise UsageError("EXISTS", f"{target} is already there", do="name a new one")
+        raise UsageError("EXISTS", f"{target} already exists", do="name a new one")
     import transformers
 
     transformers.utils.logging.set_verbosity_error()

@@ -15,13 +15,13 @@ from outpace.core.log import say, show_json
 
 @dataclass
 class Options:
-    """Compare a prepared dataset's hashes, then write it in the format of another trainer."""
+    """Check a prepared dataset's hashes, then write it in another trainer's format."""
 
     dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
     """A prepared dataset: its folder, or its name below data/."""
     output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
-    """Folder to write into; a file that exists is not replaced. An address (s3://BUCKET/NAME, ...):
-    made in a folder in data/ that goes afterwards, and copied there."""
+    """Folder to write into; existing files are not replaced. An address (s3://BUCKET/NAME, ...):
+    the files are made in a temporary folder in data/, and copied there."""
     to: Literal["nanogpt", "llmc", "megatron", "olmo", "huggingface"]
     """nanogpt: train.bin and val.bin. llmc: .bin shards, for modded-nanogpt too, as hard links.
     megatron: .bin with .idx. olmo: OLMo-core's raw .npy. huggingface: parquet with input_ids."""
@@ -43,7 +43,7 @@ def run(argv: list[str]) -> int:
     export = EXPORTS.load(options.to).export
     with contextlib.ExitStack() as stack:
         output = Path(options.output)
-        if is_url(options.output):  # in a folder of its own, of which all is copied
+        if is_url(options.output):  # everything in this folder is copied
             beside = staging(options.output).parent
             beside.mkdir(exist_ok=True)
             own = tempfile.TemporaryDirectory(prefix=".export-", dir=beside)
@@ -55,7 +55,7 @@ def run(argv: list[str]) -> int:
             try:
                 publish(output, options.output)
             except NetworkError as error:
-                error.kept = "the dataset"  # the export is made again
+                error.kept = "the dataset"  # the exported files are temporary
                 raise
     if options.json:
         show_json({"output": options.output, "bytes": sizes})

@@ -10,7 +10,7 @@ from outpace.config.ranges import Range
 from outpace.core.log import show, show_json
 
 WIDTH = 40
-"""Characters of the longest bar."""
+"""Length of the longest bar, in characters."""
 TOP = 10
 
 
@@ -21,7 +21,7 @@ class Options:
     dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
     """A prepared dataset: its folder, or its name below data/."""
     samples: Annotated[int, Range(0, 1000)] = 3
-    """Documents of each split whose beginning is shown."""
+    """Number of documents of each split whose beginning is shown."""
     json: bool = False
     """Print JSON only."""
 

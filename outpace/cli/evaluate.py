@@ -156,7 +156,7 @@ def run(argv: list[str]) -> int:
 
 
 class _Results:
-    """What was measured: printed as it comes, and written at the end."""
+    """The results: printed as they come, and written at the end."""
 
     def __init__(
         self, options: Options, loaded: "LoadedModel", precision: str, group: "Group"
@@ -195,12 +195,12 @@ class _Results:
             show_json(results)
 
     def bar(self, what: str) -> "AbstractContextManager[KeepGoing]":
-        """How far an evaluation is, shown by the first process."""
+        """Progress of an evaluation, shown by the first process."""
         return console.bar(what, self.group.ranks.is_main)
 
     @property
     def how(self) -> dict[str, Any]:
-        """The arguments that every evaluation takes."""
+        """Arguments common to all evaluations."""
         return {"precision": self.precision, "group": self.group}
 
 
@@ -280,7 +280,7 @@ def _loss(options: Options, mixture: "Mixture", out: _Results) -> None:
 
 
 def _tasks(options: Options) -> list[str]:
-    """The tasks of `--tasks`; UsageError for an unknown one, or none."""
+    """The tasks of `--tasks`; UsageError if one is unknown, or lacks what it needs."""
     from outpace.evals.tasks import TASKS
 
     known = (LOSS, *TASKS.names(), TEXT)
@@ -301,7 +301,7 @@ def _tasks(options: Options) -> list[str]:
             )
     if TEXT in tasks and options.text is None:
         raise UsageError("NO-TEXT", "the task text needs a file", do="name one with --text")
-    for flag, of in (
+    for flag, for_tasks in (
         ("text", (TEXT,)),
         ("subset", ("hellaswag",)),
         ("limit", TASKS.names()),
@@ -309,8 +309,8 @@ def _tasks(options: Options) -> list[str]:
         ("val_tokens", (LOSS,)),
     ):
         given = getattr(options, flag) != getattr(Options, flag)
-        if given and not set(tasks) & set(of):
-            do = f"add {' or '.join(of)} to --tasks, or leave it out"
+        if given and not set(tasks) & set(for_tasks):
+            do = f"add {' or '.join(for_tasks)} to --tasks, or leave it out"
             if options.tasks == "auto":
                 do = "outpace prepare hellaswag, or leave it out"
             raise UsageError("BAD-VALUE", f"--{flag} is for none of {', '.join(tasks)}", do=do)
@@ -318,7 +318,7 @@ def _tasks(options: Options) -> list[str]:
 
 
 def _dataset_of(options: Options) -> str:
-    """The dataset asked for, else the one that the run was trained on."""
+    """The dataset asked for, else the one the run was trained on."""
     from outpace.train.corpus import trained_on
 
     folder = RunFolder(Path(options.model))

@@ -34,14 +34,14 @@ COMMANDS = Registry(
 )
 COMPUTING = ("train", "evaluate", "verdict", "sample", "prove-resume", "replay")
 SPIN_COUNT = "2000"
-"""Turns that a thread of libgomp spins at the end of a parallel region before it sleeps. By default
-it spins on for milliseconds, and where another program wants its core it has no time left when
-there is work again: beside other programs, two threads on two cores are 1.2 to 3 times as fast with
-so few turns. By themselves they are as fast as before (docs/lab-log.md)."""
+"""How often a thread of libgomp spins at the end of a parallel region before it sleeps. By default
+it spins for milliseconds, which takes cores from other programs and leaves the thread no time slice
+when there is work again: beside other programs, two threads on two cores are 1.2 to 3 times as fast
+with this setting. Alone they are as fast as before (docs/lab-log.md)."""
 INTERRUPTED = 130
-"""Ctrl-C anywhere but in the training loop, which saves first: 128 + SIGINT, as shells have it."""
+"""Ctrl-C anywhere but in the training loop, which saves first: 128 + SIGINT, as in shells."""
 NOBODY_READS = 141
-"""Standard output was closed: 128 + SIGPIPE, as shells have it."""
+"""Standard output was closed: 128 + SIGPIPE, as in shells."""
 
 HELP = """usage: outpace COMMAND [FLAGS]      (outpace COMMAND --help for its flags)
 
@@ -53,7 +53,7 @@ exit codes: 0 done, 1 bug, 2 usage, 3 data, 4 checkpoint, 5 storage, 6 numerics,
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command line and return the exit code. Nothing but the exit code leaves it."""
+    """Run a command line and return its exit code. No exception leaves it."""
     argv = sys.argv[1:] if argv is None else argv
     _open_standard_streams()
     interrupted = _raise_on_interrupt()
@@ -62,9 +62,9 @@ def main(argv: list[str] | None = None) -> int:
         code = _dispatch(argv)
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except SystemExit as leave:  # of the flags' parser
+    except SystemExit as leave:  # from the parser of flags
         code = leave.code if isinstance(leave.code, int) else BUG
-    except BrokenPipeError:  # a help page cut by `| head`; `say` goes on instead
+    except BrokenPipeError:  # a help page cut by `| head`; `say` handles its own
         code = NOBODY_READS
     except Exception as error:
         # An interrupt inside a C extension's import may come out as an ImportError.
@@ -85,16 +85,16 @@ def _dispatch(argv: list[str]) -> int:
     if argv[0] in COMPUTING and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT  # read once, when torch is imported
     if "OMP_NUM_THREADS" not in os.environ and (cores := usable_cores()) < len(cores_to_run_on()):
-        os.environ["OMP_NUM_THREADS"] = str(cores)  # libgomp does not know a container's share
-    # PyTorch's C++ warns of kernels that it merely passes over.
+        os.environ["OMP_NUM_THREADS"] = str(cores)  # libgomp ignores a container's CPU quota
+    # PyTorch's C++ code warns about kernels that it merely skips.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     code: int = COMMANDS.load(argv[0]).run(argv[1:])
     return code
 
 
 def _open_standard_streams() -> None:
-    """Where a shell closed one (`>&-`), write into nothing: else the next file opened, a shard or a
-    checkpoint, would get its number, and what libraries print."""
+    """Replace a standard stream that a shell closed (`>&-`) by /dev/null: else the next file
+    opened, a shard or a checkpoint, would get its number, and with it what libraries print."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)
     os.close(number)
@@ -103,14 +103,14 @@ def _open_standard_streams() -> None:
 
 
 def _show_any_text() -> None:
-    """Escape what a terminal's encoding lacks (a C locale, say) instead of failing on it."""
+    """Escape characters that the terminal's encoding lacks (a C locale, say) instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="backslashreplace")
 
 
 def _check_working_folder() -> None:
-    """Refuse a working folder that was deleted: MKL, for one, ends the process in such a place."""
+    """Refuse a deleted working folder, in which MKL, for one, ends the process."""
     try:
         Path.cwd()
     except FileNotFoundError as error:
@@ -125,7 +125,7 @@ def help_text() -> str:
 
 
 def _fail(error: Exception) -> int:
-    """Say what went wrong in one line, and return the exit code."""
+    """Print the error in one line, and return the exit code."""
     from outpace.core.crash import explain, wants_traceback
     from outpace.core.log import fail
 
@@ -139,7 +139,7 @@ def _fail(error: Exception) -> int:
 
 
 def _flush(code: int) -> int:
-    """Write out what is left, so that the interpreter's own end cannot fail on it."""
+    """Flush the standard streams, so that the interpreter's exit cannot fail on them."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -160,7 +160,7 @@ def _raise_on_interrupt() -> threading.Event:
         interrupted.set()
         raise KeyboardInterrupt
 
-    with contextlib.suppress(ValueError):  # only the main thread may ask for signals
+    with contextlib.suppress(ValueError):  # only the main thread may set handlers
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, on_interrupt)
     return interrupted

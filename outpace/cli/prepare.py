@@ -1,5 +1,5 @@
 """`outpace prepare SOURCE`: turn text from files, the hub or URLs into token shards; HellaSwag too.
-`outpace prepare --verify DIR` checks what was prepared.
+`outpace prepare --verify DIR` checks a prepared folder.
 """
 
 import atexit
@@ -37,9 +37,9 @@ class Options(CleaningOptions, EngineOptions, SourceOptions):
     limit_tokens: Annotated[int | None, Range(1, 10**15)] = None
     """Stop after about this many tokens."""
     shard_tokens: Annotated[int, Range(1, 2**31 - 1)] = 100_000_000
-    """Most tokens in a shard; a document is never cut."""
+    """Maximum number of tokens in a shard; a document is never cut."""
     workers: Annotated[int | None, Range(1, 1024)] = None
-    """Threads that tokenise. Default: one a core."""
+    """Threads that tokenise. Default: one per core."""
     tokenizer: str = "gpt2"
     """gpt2, or bytes for tests."""
     verify: Path | None = None
@@ -49,9 +49,9 @@ class Options(CleaningOptions, EngineOptions, SourceOptions):
 
 
 def run(argv: list[str]) -> int:
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads spin, and have nothing to do
-    os.environ.setdefault("MIMALLOC_PURGE_DELAY", "-1")  # Arrow needs again what it gives back
-    gc.set_threshold(100_000)  # imports and vocabularies are many objects and little garbage
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads would only spin
+    os.environ.setdefault("MIMALLOC_PURGE_DELAY", "-1")  # Arrow soon needs freed memory again
+    gc.set_threshold(100_000)  # imports and vocabularies make many objects, little garbage
     atexit.register(_leave)
     options: Options = parse_flags(Options, argv, prog="outpace prepare")
     if options.verify is not None:
@@ -76,7 +76,7 @@ def run(argv: list[str]) -> int:
         return 0
 
     dataset = _prepared(options, output)
-    if dataset is None:  # the rank that finishes last merges, and tells
+    if dataset is None:  # the rank that finishes last merges and reports
         return 0
     if url:
         publish(output, url)
@@ -84,12 +84,13 @@ def run(argv: list[str]) -> int:
         manifest = {k: v for k, v in dataset.manifest.items() if k != "shards"}
         show_json({"path": str(output), **manifest})
         return 0
-    _tell(dataset, output)
+    _show_summary(dataset, output)
     return 0
 
 
 def _hellaswag(options: Options, output: Path) -> Path:
-    """The questions, fetched or from a file that is given. UsageError for flags of datasets."""
+    """The path of the questions, downloaded or from a given file. UsageError for flags of
+    datasets."""
     from outpace.evals.tasks import hellaswag_source
 
     for flag in _given(options, {*vars(options)} - {"source", "input", "output", "json"}):
@@ -100,8 +101,8 @@ def _hellaswag(options: Options, output: Path) -> Path:
 
 
 def _leave() -> None:
-    """Spare the last searches for garbage: the system takes all memory back at once, and faster.
-    Triton, where something else loaded it, complains of what is left."""
+    """Skip the garbage collection at exit: the system frees all memory at once, and faster. Not if
+    something loaded Triton, which complains about objects that are left."""
     if "triton" not in sys.modules:
         gc.freeze()
 
@@ -111,24 +112,24 @@ def _prepared(options: Options, output: Path) -> "Dataset | None":
     from outpace.tokenizer.shared import preload
 
     TOKENIZERS.check(options.tokenizer)
-    preload(options.tokenizer, options.tokenizer_engine)  # while all else is imported
+    preload(options.tokenizer, options.tokenizer_engine)  # while everything else is imported
 
     from outpace.data.prepare import PrepareOptions
     from outpace.data.sources.apart import BY_INPUT
 
     workers = options.workers or usable_cores()
     source: Any = make_source(options.source, options, output, workers, options.limit_tokens)
-    if options.source == "pretokenized" and _as_it_is(source, options):
+    if options.source == "pretokenized" and _can_use_in_place(source, options):
         from outpace.data.adopt import adopt
 
         dataset = adopt(source.files, output, workers=workers)
     else:
-        apart = _apart(options)
+        apart = _has_validation_text(options)
         if options.source == "pretokenized":
-            if by_name := _by_their_names(source, options):
+            if by_name := _split_by_name(source, options):
                 source, apart = by_name, True
             else:
-                note("the split of these files is not kept: validation is chosen anew, by document")
+                note("the split of these files is not kept: validation documents are chosen again")
         prepared = PrepareOptions(
             options.tokenizer,
             0.0 if apart else options.val_fraction,
@@ -152,26 +153,26 @@ def _prepared(options: Options, output: Path) -> "Dataset | None":
     return dataset
 
 
-def _apart(options: Options) -> bool:
-    """Whether validation is text of its own. UsageError for flags that say otherwise."""
+def _has_validation_text(options: Options) -> bool:
+    """Whether separate validation text was given. UsageError for flags that contradict it."""
     for flag in _given(options, ("val_fraction", "split")) if options.val_input else ():
         raise UsageError("BAD-VALUE", f"--{flag} and --val_input were given", do="leave one out")
     return bool(options.val_input)
 
 
-def _as_it_is(source: Any, options: Options) -> bool:
-    """Whether token files can be the shards, and nothing was asked for that changes them."""
+def _can_use_in_place(source: Any, options: Options) -> bool:
+    """Whether token files can serve as shards, and no flag asks for other shards."""
     from outpace.data.adopt import can_adopt
 
-    decide = (*vars(CleaningOptions()), "tokenizer", "val_fraction", "shard_tokens")
+    changing = (*vars(CleaningOptions()), "tokenizer", "val_fraction", "shard_tokens")
     if not options.name:
-        decide += ("limit_tokens",)
-    return not _given(options, decide) and can_adopt(source.files)
+        changing += ("limit_tokens",)
+    return not _given(options, changing) and can_adopt(source.files)
 
 
-def _by_their_names(source: Any, options: Options) -> "WithValidation | None":
-    """Token files whose names say train and val (nanoGPT's train.bin and val.bin), apart; None
-    where they do not, or another split or a limit was asked for."""
+def _split_by_name(source: Any, options: Options) -> "WithValidation | None":
+    """Token files split by their names (nanoGPT's train.bin and val.bin); None if the names do not
+    say, or if another split or a limit was asked for."""
     from outpace.data.sources.apart import WithValidation
 
     asked = _given(options, ("val_fraction", "split", "limit_tokens", "limit_documents"))
@@ -180,13 +181,13 @@ def _by_their_names(source: Any, options: Options) -> "WithValidation | None":
 
 
 def _given(options: Options, flags: Iterable[str]) -> list[str]:
-    """Those of the flags that are not at their defaults."""
+    """The flags among these that are not at their defaults."""
     default = Options()
     return [flag for flag in sorted(flags) if getattr(options, flag) != getattr(default, flag)]
 
 
-def _tell(dataset: "Dataset", output: Path) -> None:
-    """What there is now, and what was left out."""
+def _show_summary(dataset: "Dataset", output: Path) -> None:
+    """Print what the dataset contains, and what was left out."""
     documents, asked = dataset.manifest["documents"], dataset.manifest.get("options", {})
     left_out = {
         what: documents[f"{key}_left_out"]

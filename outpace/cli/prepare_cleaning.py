@@ -1,4 +1,4 @@
-"""`outpace prepare`'s flags on what is kept of a source, and on which side of the split."""
+"""Flags of `outpace prepare` about which documents are kept, and on which side of the split."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ LOOKED_FOR = ("data/{name}/{name}_val.jsonl", "data/{name}/{name}.jsonl", "{name
 
 @dataclass
 class CleaningOptions:
-    """What is left out. Empty documents and exact copies always are."""
+    """Flags about documents to leave out. Empty documents and exact copies always are."""
 
     limit_documents: Annotated[int | None, Range(1, 10**12)] = None
     """Stop after this many documents."""
@@ -39,7 +39,7 @@ class CleaningOptions:
 
 
 def benchmarks(names: tuple[str, ...], output: Path) -> "tuple[Benchmark, ...]":
-    """The evaluations that were named, with their files. DataError when one cannot be found."""
+    """The evaluations named, with their files. DataError if one cannot be found."""
     from outpace.data.decontaminate import Benchmark, index_of
 
     found = []

@@ -1,4 +1,4 @@
-"""Flags of `outpace prepare` that say where the work is done."""
+"""Flags of `outpace prepare` about where the work is done."""
 
 import os
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ def prepare_with(
     workers: int | None,
     tokenizer_engine: str,
 ) -> "Dataset | None":
-    """Prepare on the engine that was asked for. None when other ranks have yet to finish."""
+    """Prepare on the engine asked for. None while other ranks are not finished."""
     from outpace.data.prepare import prepare
     from outpace.data.rank_parts import prepare_share, ranks_from
     from outpace.data.ray_engine import RayEngine

@@ -1,4 +1,4 @@
-"""`outpace prepare`'s sources: the flags that each understands, and how it is made of them."""
+"""Sources of `outpace prepare`: the flags of each, and how it is made from them."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,13 +23,12 @@ FLAGS = {
     "pydocs": (),
     "hellaswag": ("input",),
 }  # fmt: skip
-"""What each source understands of the flags below. One that is not made in a way of its own in
-`make_source` gets them by name."""
+"""The flags that each source takes. A source without a case in `make_source` gets them by name."""
 
 
 @dataclass
 class SourceOptions:
-    """Where text comes from."""
+    """Flags about where the text comes from."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[SOURCE]")] = ""
     """files (your own text), pydocs (the documentation inside this Python), openwebtext, fineweb,
@@ -78,7 +77,7 @@ def check_flags(kind: str, options: SourceOptions) -> None:
 def make_source(
     kind: str, options: SourceOptions, output: Path, workers: int, limit_tokens: int | None = None
 ) -> "Source":
-    """The source `kind` with these flags, which have been checked."""
+    """Make the source `kind` from these flags, which have been checked."""
     if options.val_input:
         from outpace.data.sources.apart import WithValidation
 
@@ -94,7 +93,7 @@ def make_source(
     from outpace.data.stores import is_url
 
     make = SOURCES.load(kind)
-    # A line end matches CRLF, too.
+    # A line end also matches CRLF.
     separator = options.separator.replace("\\r\\n", "\\n").replace("\\n", "\n")
     separator = separator.replace("\r\n", "\n").replace("\\t", "\t")
     how = Reading(options.text_field, options.errors, separator)

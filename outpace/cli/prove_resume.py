@@ -1,4 +1,4 @@
-"""`outpace prove-resume RUN`: check that resuming is exact to the last bit"""
+"""`outpace prove-resume RUN`: check that resuming is exact to the last bit."""
 
 import tempfile
 from dataclasses import asdict, dataclass
@@ -51,8 +51,8 @@ def run(argv: list[str]) -> int:
         return 0
     raise CheckpointError(
         "NOT-REPRODUCED",
-        f"step {proof.end} came out with other bits than the run's own",
-        do="prove it with what changed put back"
+        f"step {proof.end} differs from the run's own",
+        do="undo those changes, then run it again"
         if proof.environment_changes
-        else "train with --deterministic on, and prove it on the same machine",
+        else "train with --deterministic on, and run this on the same machine",
     )

@@ -46,7 +46,7 @@ def run(argv: list[str]) -> int:
         path = weights_before(folder, incident)
         reference = str(path)
         if store.step_of(path) >= about["step"]:
-            later = ", as no older ones are left"
+            later = ", because no older ones are left"
     device = choose_device(options.device, 0)
     precisions = dict.fromkeys([about["mixed_precision"], "no"])
     results = [replay(reference, tokens, device, precision) for precision in precisions]

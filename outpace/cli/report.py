@@ -9,12 +9,12 @@ import tyro
 
 @dataclass
 class Options:
-    """Write a run's report as one HTML file that needs nothing else. Several runs are compared."""
+    """Write a run's report as one self-contained HTML file. Several runs are compared."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
     """Run folders, such as runs/NAME. A run that is still training can be read too."""
     output: Path | None = None
-    """The HTML file to write. Default: report.html in the run folder; of several runs,
+    """The HTML file to write. Default: report.html in the run folder; for several runs,
     comparison.html in the first one's."""
 
 

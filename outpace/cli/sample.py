@@ -32,7 +32,7 @@ class Options:
     prompt_file: str = ""
     """A file with the prompt instead; - for standard input."""
     max_new_tokens: Annotated[int, Range(1, 1_000_000)] = 100
-    """Tokens to generate a sample."""
+    """Tokens to generate per sample."""
     temperature: Annotated[float, Range(0, 1000)] = 0.8
     """0 takes the most likely token; 1 the model's own probabilities."""
     top_k: Annotated[int, Range(0, 1_000_000)] = 200
@@ -42,13 +42,13 @@ class Options:
     num_samples: Annotated[int, Range(1, 10_000)] = 1
     """How many texts, generated together; the first is streamed."""
     stop: tuple[str, ...] = ()
-    """Texts that end a sample, and are not part of it. The end of a document always does."""
+    """Texts that end a sample, and are not part of it. The end of a document always ends it."""
     beyond_context: Literal["slide", "stop"] = "slide"
     """When the context is full: slide continues from its last half, stop ends the text."""
     show_probabilities: bool = False
-    """Show each token with its probability, its rank, and the likeliest five."""
+    """Show each token with its probability, its rank, and the five most likely."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 1337
-    """Decides what is drawn."""
+    """Seed of the random draws."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run. auto: the GPU if there is one."""
     weights: Literal["float32", "bfloat16", "int8"] = "float32"
@@ -114,7 +114,7 @@ def run(argv: list[str]) -> int:
 
 
 def _prompt(options: Options) -> str:
-    """The prompt, from its flag, a file or standard input."""
+    """The prompt from its flag, a file or standard input."""
     if options.prompt and options.prompt_file:
         raise UsageError(
             "BAD-VALUE", "--prompt and --prompt_file both give a prompt", do="give one"
@@ -122,7 +122,7 @@ def _prompt(options: Options) -> str:
     name = {"": "--prompt", "-": "standard input"}.get(options.prompt_file, options.prompt_file)
     try:
         if not options.prompt_file:
-            data = os.fsencode(options.prompt)  # what the shell gave, in whatever locale
+            data = os.fsencode(options.prompt)  # the bytes the shell gave, in any locale
         elif options.prompt_file == "-":
             data = sys.stdin.buffer.read(MOST_PROMPT_BYTES + 1)
         else:
@@ -143,7 +143,7 @@ def _tell_of_context(prompt_tokens: int, options: Options, context: int) -> None
         note(f"the prompt has {prompt_tokens:,} tokens; the model sees the last {context:,}")
     if min(prompt_tokens, context) + options.max_new_tokens - 1 > context:
         then = {
-            "slide": f"then the model goes on from the last {context // 2 or 1:,} tokens",
+            "slide": f"then the model continues from the last {context // 2 or 1:,} tokens",
             "stop": "then the text ends",
         }[options.beyond_context]
         note(f"prompt and new tokens may fill the context of {context:,}; {then}")
@@ -156,7 +156,7 @@ def _head(prompt: str, number: int, options: Options) -> None:
 
 
 def _show_piece(sample: "Sample", step: int, options: Options) -> None:
-    """What step `step` brought: text, or a line with the token's probability."""
+    """Show the result of step `step`: its text, or a line with the token's probability."""
     if not options.show_probabilities:
         show("".join(sample.pieces[step : step + 1]), end="")
     elif step < len(sample.tokens):

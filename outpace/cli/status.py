@@ -30,8 +30,8 @@ def run(argv: list[str]) -> int:
         show_json(state)
         return 0
     logged, most = state.get("last_logged_step"), state.get("max_steps")
-    of = "" if most is None else f" of {most}"
-    show(f"{options.run}: {state['state']}, step {last_step(state)}{of}")
+    of_most = "" if most is None else f" of {most}"
+    show(f"{options.run}: {state['state']}, step {last_step(state)}{of_most}")
     if state["held"]:
         show(f"  process: {state.get('pid')} on {state.get('host')}")
         if "last_record_age_s" in state:

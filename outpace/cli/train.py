@@ -4,8 +4,9 @@ from outpace.config.load import load
 
 
 def run(argv: list[str]) -> int:
-    """Parse, train, write the report; 0 when finished, 75 when stopped and resumable. Raises
-    OutpaceError. A program that calls this has its signal handlers and PyTorch's switches back."""
+    """Parse, train, write the report. Returns 0 if finished, 75 if stopped and resumable; raises
+    OutpaceError. Signal handlers and PyTorch's switches are restored afterwards, for programs that
+    call this."""
     config, set_by = load(argv)
 
     from outpace.core.errors import StorageError
@@ -22,6 +23,6 @@ def run(argv: list[str]) -> int:
                 from outpace.report.page import write_report
 
                 say(f"report {write_report([folder], RunFolder(folder).report)}")
-            except (StorageError, ImportError) as error:  # the run itself is whole
+            except (StorageError, ImportError) as error:  # the run itself is complete
                 warn(f"no report was written: {error}")
     return code

@@ -60,13 +60,13 @@ def run(argv: list[str]) -> int:
             "CKPT-BAD",
             f"{len(bad)} of {len(found)} checkpoints are damaged ({bad[0].name}: {bad[0].fault})",
             kept="all of them, untouched",
-            do="restore it from a copy; training goes on from the newest that is whole",
+            do="restore it from a copy; training continues from the newest undamaged one",
         )
     return 0
 
 
 def _dataset(folder: Path) -> tuple["Audit", DataError | None]:
-    """Compare every hash of a dataset; the error that names what differs."""
+    """Check every hash of a dataset; the result, and the error that names the difference."""
     from outpace.data.shards import open_dataset, verify_dataset
     from outpace.train.audit import Audit
 
@@ -78,12 +78,12 @@ def _dataset(folder: Path) -> tuple["Audit", DataError | None]:
 
 
 def _nothing(run: RunFolder) -> UsageError:
-    """A folder without a checkpoint: no run at all, or one that has yet to save."""
+    """The error for a folder without a checkpoint: not a run, or one that has not saved yet."""
     try:
         state = read_state(run)["state"]
     except UsageError:
-        what, do = "holds no checkpoint and no dataset", "check the path"
+        what, do = "has no checkpoint and no dataset", "check the path"
     else:
-        what = f"holds no checkpoint yet; the run is {state}"
+        what = f"has no checkpoint yet; the run is {state}"
         do = "wait for its first checkpoint" if state == "running" else "run its command again"
     return UsageError("NOTHING-TO-VERIFY", f"{run.root} {what}", do=do)

@@ -403,7 +403,7 @@ def test_a_batch_is_run_again_with_other_weights_than_the_runs_own(tiny_dataset,
     refused = call("replay", run, cwd=tmp_path)
     assert refused.code == 2 and "choose a model with --model" in refused.err
     told = call("replay", run, "--model", model, cwd=tmp_path)
-    assert told.code == 0 and "as no older ones are left" not in told.out
+    assert told.code == 0 and "because no older ones are left" not in told.out
     record = json.loads(call("replay", run, "--model", model, "--json", cwd=tmp_path).out)
     assert record["weights"] == str(model)
     assert all(math.isfinite(r["loss"]) for r in record["replays"])
