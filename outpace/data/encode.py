@@ -148,7 +148,7 @@ def _pass_through(
     for flag, on in (("--filter", work.filters), ("--near_duplicates", work.near_duplicates),
                      ("--decontaminate", work.decontaminate)):  # fmt: skip
         if on:
-            raise DataError("TOKENS", f"{chunk.name} holds tokens: {flag} needs text", do="drop it")
+            raise DataError("TOKENS", f"{chunk.name} has tokens: {flag} needs text", do="drop it")
     digests = digests_of(batch)
     removed = np.where((lengths == 0) & (not work.keep_empty), EMPTY, KEPT).astype(np.uint8)
     piece = Piece(

@@ -80,7 +80,7 @@ class Growing:
         self._file: BinaryIO | None = None
 
     def whole(self) -> bool:
-        """Whether all that counts is there."""
+        """Whether the file still has everything up to the recorded size."""
         return not self.size or (self.path.is_file() and self.path.stat().st_size >= self.size)
 
     def append(self, data: bytes) -> None:

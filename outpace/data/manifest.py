@@ -93,7 +93,7 @@ def _split(ledger: Ledger, split: str) -> str:
 
 def settings_in(manifest: dict[str, Any]) -> dict[str, Any]:
     """A manifest's source and options as one flat dictionary of JSON values."""
-    told = {**manifest.get("source", {}), **manifest.get("options", {})}
-    told.pop("normalisation", None)
-    settings: dict[str, Any] = json.loads(json.dumps(told))
+    merged = {**manifest.get("source", {}), **manifest.get("options", {})}
+    merged.pop("normalisation", None)
+    settings: dict[str, Any] = json.loads(json.dumps(merged))
     return settings

@@ -162,12 +162,12 @@ def _spec(
     described = {k: v for k, v in source.describe().items() if k not in left_out}
     sizes = [[c.size_bytes, c.documents] for c in chunks]
     return sha256_json(
-        [source.name, DIGEST, described, sizes, tokenizer.vocab_sha256, _told(options)]
+        [source.name, DIGEST, described, sizes, tokenizer.vocab_sha256, _option_record(options)]
     )
 
 
-def _told(options: PrepareOptions) -> dict[str, Any]:
-    """Options without paths."""
+def _option_record(options: PrepareOptions) -> dict[str, Any]:
+    """The options as a manifest records them: without paths."""
     benchmarks = [{"name": b.name, "sha256": b.sha256} for b in options.decontaminate]
     return asdict(options) | {"decontaminate": benchmarks}
 
@@ -175,7 +175,7 @@ def _told(options: PrepareOptions) -> dict[str, Any]:
 def _settings(source: Source, options: PrepareOptions) -> dict[str, Any]:
     """Source and options as a manifest records them, to say in what another dataset differs."""
     return settings_in({"source": {"kind": source.name, **source.describe()},
-                        "options": _told(options)})  # fmt: skip
+                        "options": _option_record(options)})  # fmt: skip
 
 
 def _already_there(
@@ -340,7 +340,7 @@ class _Run:
     def _publish(self) -> None:
         """Write the files beside the shards, the manifest last."""
         manifest = manifest_of(
-            self.output, self.source, self.tokenizer, _told(self.options), self.ledger,
+            self.output, self.source, self.tokenizer, _option_record(self.options), self.ledger,
             self.writer, self._content(),
         )  # fmt: skip
         if is_content(self.chunks):

@@ -116,7 +116,7 @@ class ShardWriter:
         self._parts[split].append(tokens, sizes.astype(np.uint32))
 
     def _finish(self, split: str, chunk: int, document: int) -> None:
-        """Give the shard its name and write the journal: a restart goes on at this document."""
+        """Give the shard its name and write the journal: a restart continues at this document."""
         part = self._parts[split]
         shard = part.finish(self.ledger.documents)
         self._parts[split] = ShardPart(self.folder, split, int(shard.file[-10:-4]) + 1)

@@ -36,7 +36,7 @@ class Sample:
         self.tokens: list[Scored] = []
         """Filled only if probabilities were asked for."""
         self.ended_by = ""
-        """end_of_text, stop, max_new_tokens or context; empty while the sample goes on."""
+        """end_of_text, stop, max_new_tokens or context; empty until the sample has ended."""
 
 
 def sample(

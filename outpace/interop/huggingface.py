@@ -42,7 +42,7 @@ def why_not_folder(path: Path) -> str:
     one."""
     if (path / "pytorch_model.bin").is_file():
         return "; pytorch_model.bin is a pickle, which could run code: save it as safetensors"
-    return f"; {CONFIG} is there without {WEIGHTS}" if (path / CONFIG).is_file() else ""
+    return f"; it has {CONFIG} but no {WEIGHTS}" if (path / CONFIG).is_file() else ""
 
 
 def read_shape(path: Path) -> GPT2Shape:

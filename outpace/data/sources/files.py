@@ -71,7 +71,7 @@ class FilesSource:
     def describe(self) -> dict[str, Any]:
         return {
             "files": [self.how.label(p) for p in self.paths],
-            **self.how.told(),
+            **self.how.record(),
             "normalisation": dict.fromkeys(NOTES, 0),  # counted when the text is read
         }
 

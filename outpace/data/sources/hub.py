@@ -66,7 +66,7 @@ class HubSource:
             "dataset": self.wanted.name,
             "commit": self.store.commit,
             "files": [r.path for r in self.remotes],
-            **self.how.told(),
+            **self.how.record(),
         }
 
     def finished(self) -> None:
@@ -183,8 +183,8 @@ def _of_config(configs: Configs, everything: list[Remote], wanted: Wanted) -> li
 
 
 def _of_split(remotes: list[Remote], wanted: Wanted) -> list[Remote]:
-    """The files of the split, told by their names as there is no card. If no name contains the
-    split, all files, but only for the default split."""
+    """The files of the split by their names, since there is no card. If no name contains the split:
+    all files for the default split, else UsageError."""
     found = data_files(remotes, wanted.split)
     if found and wanted.split != Wanted.split and wanted.split not in found[0].path.lower():
         raise UsageError(

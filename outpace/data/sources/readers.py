@@ -61,7 +61,7 @@ class Reading:
         absolute = path.absolute().as_posix()
         return absolute.removeprefix(self.root.rstrip("/") + "/") if self.root else absolute
 
-    def told(self) -> dict[str, str]:
+    def record(self) -> dict[str, str]:
         """For a dataset's description: the text field, and any option that is not the default."""
         usual = {"separator": "", "errors": "strict"}
         asked = {name: getattr(self, name) for name in usual}

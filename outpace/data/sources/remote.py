@@ -258,7 +258,7 @@ class AddressedSource:
             names += (
                 [p.name for p in found] if isinstance(found, list) else [r.url for r in found[1]]
             )
-        return {"files": [redact(name) for name in names], **self.how.told()}
+        return {"files": [redact(name) for name in names], **self.how.record()}
 
     def finished(self) -> None:
         """Delete the downloads, unless they are to be kept."""
