@@ -56,7 +56,7 @@ def _page(found: dict[str, Any]) -> str:
             lines.append(f"{what.replace('_', ' ')}: {count:,} documents")
     for split in ("train", "val"):
         if (lengths := found[f"{split}_lengths"]) is not None:
-            lines += ["", *_split(split, found["tokens"][split], documents, lengths)]
+            lines += ["", *_split(split, found["tokens"][split], lengths)]
             for sample in found[f"{split}_samples"]:
                 lines += [f"  {sample['where']}", f"    {sample['text']!r}"]
     if top := list(found.get("from", {}).items())[:TOP]:
@@ -65,9 +65,7 @@ def _page(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _split(
-    split: str, tokens: int, documents: dict[str, int], lengths: dict[str, Any]
-) -> list[str]:
+def _split(split: str, tokens: int, lengths: dict[str, Any]) -> list[str]:
     quantiles = ", ".join(f"{name} {value:,}" for name, value in lengths["quantiles"].items())
     number = sum(count for _, _, count in lengths["bins"])
     lines = [

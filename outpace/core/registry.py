@@ -11,7 +11,7 @@ from outpace.core.errors import UsageError
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ` (did you mean X?)` for the closest known name, or an empty string."""
-    import difflib  # slow to import; a help page does without
+    import difflib  # late: slow to import, and help pages do not need it
 
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]}?)" if close else ""

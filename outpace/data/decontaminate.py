@@ -49,7 +49,7 @@ class Benchmark:
                         yield f"{self.name} {number}", line
                         continue
                     record = json.loads(line)
-                    # WikiHow and ActivityNet count apart: `ind` alone names two questions.
+                    # WikiHow and ActivityNet are numbered separately, so `ind` alone is ambiguous.
                     part = str(record.get("source_id") or "").partition("~")[0]
                     question = " ".join(f"{self.name} {part} {record.get('ind', number)}".split())
                     for text in _texts(record):

@@ -220,7 +220,7 @@ def _decontaminate(piece: Piece, texts: list[str], work: Work) -> None:
 def _encode_cut(
     piece: Piece, kept: Int64, texts: list[str], tokenizer: Tokenizer, fraction: float
 ) -> None:
-    """Encode both parts of each document apart."""
+    """Encode the two parts of each document separately."""
     cuts = [cut_of(text, fraction) for text in texts]
     halves = [(t[:cut], t[cut:]) for t, cut in zip(texts, cuts, strict=True)]
     piece.ids, lengths = tokenizer.encode_batch([half for pair in halves for half in pair])
@@ -231,7 +231,7 @@ def _encode_cut(
 
 @functools.cache
 def reference(name: str) -> Tokenizer:
-    """The tokenizer that others are checked against, loaded once."""
+    """The reference tokenizer for checks, loaded once."""
     return get_tokenizer(name, "tiktoken")
 
 

@@ -200,7 +200,7 @@ class Ledger:
         if piece.cuts is None:
             self.kept["train"] += int((kept & ~val).sum())
             self.kept["val"] += int((kept & val).sum())
-        else:  # each document is two, unless there is nothing behind the cut
+        else:  # each document becomes two, unless nothing follows the cut
             two = piece.cuts[start:stop, 1][kept] < sizes - 1
             self.kept["train"] += len(sizes)
             self.kept["val"] += int(two.sum())

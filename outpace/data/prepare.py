@@ -191,7 +191,7 @@ def _already_there(
     if not same:
         known = settings_in(dataset.manifest)
         raise other_dataset(output, difference(known, settings))
-    with contextlib.suppress(OSError):  # of a disk that is read-only
+    with contextlib.suppress(OSError):  # the disk may be read-only
         for name in (JOURNAL, *GROWING.values()):
             (output / name).unlink(missing_ok=True)
     return dataset
@@ -356,7 +356,7 @@ class _Run:
                 "lines": sum(self.ledger.removed.values()),
             }
         else:
-            (self.output / REMOVED).unlink(missing_ok=True)  # of a dataset that was deleted
+            (self.output / REMOVED).unlink(missing_ok=True)  # left by a deleted dataset
         replace_json(self.output / MANIFEST, manifest)
         (self.output / JOURNAL).unlink(missing_ok=True)
         for name in ("documents", "sketches"):

@@ -50,7 +50,7 @@ class HttpStore:
             raise _unreachable(url, error) from error
         if found.size is None:
             raise NetworkError(
-                "REMOTE", f"{url}: the server does not say how long it is", do="download it first"
+                "REMOTE", f"{url}: the server does not report its size", do="download it first"
             )
         where = urlsplit(url)
         path = f"{where.hostname}{unquote(where.path)}"
@@ -247,5 +247,5 @@ def _unreachable(url: str, error: BaseException) -> NetworkError | DataError:
     if isinstance(error, FileNotFoundError):
         return DataError("NO-INPUT", f"there is no {url}", do="check the address")
     return NetworkError(
-        "REMOTE", f"cannot ask for {url}: {reason(error)}", do="check the address and the network"
+        "REMOTE", f"cannot reach {url}: {reason(error)}", do="check the address and the network"
     )

@@ -59,14 +59,10 @@ def generate(
                 return
             text = text[:, -(context // 2 or 1) :]
             cache, unread = None, text
-        if not use_cache:
-            hidden = _read(model, text, None)
-        elif cache is None:
+        if use_cache and cache is None:
             room = min(context, text.size(1) + max_new_tokens - step)
             cache = _cache(model, text.size(0), room)
-            hidden = _read(model, unread, cache)
-        else:
-            hidden = _read(model, unread, cache)
+        hidden = _read(model, unread if use_cache else text, cache)
         logits = model.logits(hidden[:, -1])  # (1 or B, V)
         if step == 0:  # from here on the samples differ
             logits, text = logits.expand(batch, -1), text.expand(batch, -1)

@@ -16,9 +16,8 @@ def switches_put_back() -> Iterator[None]:
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     matmul, tf32 = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
     precision = "high" if tf32 == "tf32" else "highest"
-    with contextlib.suppress(
-        RuntimeError
-    ):  # set through the newer API, which the older getter does not read
+    # The older getter raises if the precision was set through the newer API.
+    with contextlib.suppress(RuntimeError):
         precision = torch.get_float32_matmul_precision()
     try:
         yield

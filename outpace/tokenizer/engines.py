@@ -73,7 +73,7 @@ class Fastokens:
         self.version = "fastokens-" + metadata.version("fastokens")
 
     def encode_batch(self, texts: list[str]) -> "tuple[Ids, Lengths]":
-        import numpy as np  # late: the vocabulary loads without the GIL meanwhile
+        import numpy as np  # late: the vocabulary loads first, and outside Python
 
         ids, offsets = self._tokenizer.encode_batch_flat(texts)
         return (
