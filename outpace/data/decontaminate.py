@@ -40,11 +40,14 @@ class Benchmark:
 
     def passages(self) -> Iterator[tuple[str, str]]:
         """(question, text): each context with each of its endings for HellaSwag's file, the field
-        `text` for any other .jsonl, every line of a .txt. DataError for anything else."""
+        `text` for any other .jsonl, every line of a .txt. Blank lines are skipped. DataError for
+        anything else."""
         number = 0
         try:
             with open(self.path, encoding="utf-8") as f:
                 for number, line in enumerate(f):
+                    if not line.strip():
+                        continue
                     if not self.path.endswith((".jsonl", ".json")):
                         yield f"{self.name} {number}", line
                         continue

@@ -328,6 +328,16 @@ def test_documents_with_thirteen_words_of_an_evaluation_are_left_out(tmp_path):
     assert line["detail"] == f"1 n-grams of hellaswag wikihow 4: {' '.join(across)}"
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("q.jsonl", '\n{"text": "one two"}\n\n'), ("q.txt", "\none two\n \n")],
+)
+def test_blank_lines_among_the_questions_of_an_evaluation_are_no_questions(name, content, tmp_path):
+    (tmp_path / name).write_text(content)
+    passages = Benchmark.of("own", tmp_path / name).passages()
+    assert [(question, text.strip()) for question, text in passages] == [("own 1", "one two")]
+
+
 def test_nanogpts_split_keeps_every_document_in_order(folder, texts):
     documents = [*texts, "", texts[0], *(f"more {n}" for n in range(3000))]
     dataset = prepared(folder, documents, split="nanogpt")
