@@ -22,7 +22,7 @@ class Options:
     calibration from which `outpace plan` predicts."""
 
     model_size: str = "124M"
-    """Published size, whose shapes are measured."""
+    """Published size whose shapes are measured."""
     tokens: Annotated[int | Auto, Range(1, 100_000_000)] = "auto"
     """Rows of the products: tokens in a micro-batch. auto: 65,536 on a GPU, 2,048 on a CPU."""
     context: Annotated[int, RANGES["context"]] = 1024

@@ -18,13 +18,13 @@ class Options:
     tokens: Annotated[int, Range(10_000, 10**10)] = 100_000_000
     """Random tokens to read, 2 bytes each, in a temporary folder; twice that beside nanoGPT."""
     shards: Annotated[int, Range(1, 1000)] = 4
-    """Files they are in."""
+    """Number of files they are stored in."""
     micro_batch_size: Annotated[int, Range(1, 4096)] = 64
     """Sequences in a batch (B)."""
     context: Annotated[int, Range(1, 65_536)] = 1024
     """Tokens of a sequence (T)."""
     rounds: Annotated[int, Range(1, 1000)] = 10
-    """Turns of each."""
+    """Number of turns of each."""
     seconds: Annotated[float, Range(0, 3600, above=True)] = 1.0
     """Length of a turn."""
     output: Path | None = None

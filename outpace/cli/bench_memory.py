@@ -37,7 +37,7 @@ class Options:
     vocab_size: Annotated[int, Range(2, 10_000_000)] = GPT2_VOCAB
     """Vocabulary of the step's model, before padding."""
     measure: bool = False
-    """On a GPU, run the step too, and show what it took."""
+    """On a GPU, also run the step, and show the memory it took."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to measure. auto: the GPU if there is one."""
     output: Path | None = None

@@ -24,7 +24,7 @@ class Options(RunConfig):
     learning_rates: Annotated[tuple[float, ...], RANGES["lr"]] = ()
     """Peak learning rates for each. Default: 1, 3 and 9 times --lr."""
     work: Path = Path("runs/optimizers")
-    """Where the runs are kept."""
+    """Folder for the runs."""
     output: Path | None = None
     """Result file. Default: results/optimizers-DEVICE.json."""
 

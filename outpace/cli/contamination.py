@@ -29,8 +29,7 @@ class Options:
     words: Annotated[int, Range(2, 1000)] = 13
     """How many words in a row make an overlap (GPT-3's number)."""
     common: Annotated[float, Range(0, 10**9)] = 10.0
-    """Ignore runs of words that occur in more than this many documents per 10^9 characters, as
-    stock phrases."""
+    """Ignore stock phrases: runs of words in more than this many documents per 10^9 characters."""
     hellaswag_path: Path = Path(HELLASWAG_PATH)
     """The questions, as `outpace prepare hellaswag` leaves them."""
     task_data: str = "data/tasks"

@@ -18,7 +18,7 @@ class Options:
 
 
 def run(argv: list[str]) -> int:
-    """Show every finding; 0, or the exit code of the first fault."""
+    """Print every finding; return 0, or the exit code of the first fault."""
     options: Options = parse_flags(Options, argv, prog="outpace doctor")
 
     from outpace.train.doctor import examine

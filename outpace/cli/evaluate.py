@@ -39,7 +39,7 @@ class Options:
     hf:NAME."""
     tasks: str = "auto"
     """Comma-separated: loss, hellaswag, lambada, piqa, arc_easy, winogrande, text.
-    auto: loss, hellaswag where its questions are prepared, and text where --text names one."""
+    auto: loss, hellaswag if its questions are prepared, and text if --text is given."""
     protocol: str = "completion"
     """HellaSwag's rendering: completion (raw ctx, normalised by tokens), harness (as lm-eval), or
     both. Other tasks have one, lm-eval's."""

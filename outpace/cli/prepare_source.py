@@ -41,14 +41,14 @@ class SourceOptions:
     val_input: tuple[str, ...] = ()
     """For files: the validation text, as --input; instead of --val_fraction."""
     text_field: Annotated[str, tyro.conf.arg(aliases=["--column"])] = "text"
-    """Field of .jsonl and column of .parquet that holds the text, or lists of GPT-2's token ids."""
+    """Field of .jsonl and column of .parquet that has the text, or lists of GPT-2's token ids."""
     errors: Literal["strict", "replace", "skip"] = "strict"
     """What to do with a file or line that is not UTF-8, not JSON or has no text: refuse it, replace
-    bad characters by U+FFFD (and refuse the rest), or skip it. What is replaced or skipped is
-    counted."""
+    bad characters with U+FFFD (and refuse the rest), or skip it. The manifest counts what was
+    replaced or skipped."""
     separator: str = ""
     """What separates the documents of a .txt or .md file, \\n for a new line, \\t for a tab.
-    Default: a file is a document."""
+    Default: each file is one document."""
     sample: str = "10BT"
     """For fineweb and fineweb-edu: 10BT, 100BT, 350BT, all, or a crawl such as CC-MAIN-2024-10."""
     revision: str = "main"

@@ -24,20 +24,20 @@ class Options:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Any MODEL that `outpace evaluate` takes, or a .jsonl of its --details."""
     against: str = "gpt2"
-    """gpt2 (the original from the hub; where that cannot be reached, its published scores),
+    """gpt2 (the original from the hub, or its published scores if the hub cannot be reached),
     published (only those), or another model or .jsonl, as above."""
     protocol: str = "both"
-    """HellaSwag's renderings, whose scores are different numbers: completion, harness, or both."""
+    """HellaSwag's renderings, which give different scores: completion, harness, or both."""
     task: str = "hellaswag"
     """hellaswag, lambada, piqa, arc_easy or winogrande."""
     metric: str = ""
-    """acc, acc_norm or acc_bytes (not in HellaSwag's completion). Default: acc_norm where the task
+    """acc, acc_norm or acc_bytes (not in HellaSwag's completion). Default: acc_norm if the task
     has it, else acc."""
     limit: Annotated[int | None, Range(1, 1_000_000)] = None
     """Questions, spread evenly over the task. Default: all, 10,042 of HellaSwag."""
     contamination: Path | None = None
     """A record of `outpace contamination`: also score without the questions found there.
-    Default: the one beside the dataset that the run was trained on."""
+    Default: the one beside the dataset the run was trained on."""
     require: Literal["", "beats"] = ""
     """Exit with code 11 on any other verdict."""
     hellaswag_path: Path = Path(HELLASWAG_PATH)
@@ -52,7 +52,7 @@ class Options:
     """Folder in which to save both models' answers, model.jsonl and baseline.jsonl. These files can
     be given instead of the models, which are then not scored again."""
     output: Path | None = None
-    """Write the record here as JSON, too."""
+    """Also write the record here, as JSON."""
     json: bool = False
     """Print JSON only."""
 
