@@ -195,5 +195,5 @@ def test_passages_are_contexts_with_each_ending():
 def test_a_bad_record_of_contamination_is_refused(tmp_path: Path, bad: str):
     path = tmp_path / "c.json"
     path.write_text(bad)
-    with pytest.raises(DataError, match="no record of contamination"):
+    with pytest.raises(DataError, match="not a record of contamination"):
         contamination.read(path)
