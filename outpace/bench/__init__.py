@@ -1,1 +1,2 @@
-"""Level 6: measurements. Each writes one JSON file with machine, versions and settings inside."""
+"""Level 6: measurements. Each writes one JSON file that names its machine, versions and
+settings."""

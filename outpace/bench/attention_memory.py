@@ -1,6 +1,6 @@
-"""Peak memory of attention, forward and backward, against the length of the sequence. One fresh
-process a point, because a process never shrinks below its own peak. The exponent is the slope of
-log memory over log length: 1 is linear, 2 is quadratic.
+"""Peak memory of attention, forward and backward, by sequence length. Each point is measured in a
+fresh process, because a process never shrinks below its own peak. The exponent is the slope of log
+memory over log length: 1 is linear, 2 is quadratic.
 """
 
 import json
@@ -26,7 +26,7 @@ from outpace.runtime.precision import DTYPES, precision_name
 Row = dict[str, Any]
 
 PRECISION = {"cpu": "no", "cuda": "bf16"}
-"""As it is trained in there: FlashAttention's and cuDNN's kernels have no fp32."""
+"""The precision of training there: the kernels of FlashAttention and cuDNN have no fp32."""
 
 
 def measure(
@@ -37,8 +37,8 @@ def measure(
     backends: Sequence[str] = tuple(BACKENDS.names()),
     keep: Callable[[Row], object] = lambda _: None,
 ) -> Row:
-    """Measure the backends at every length, print a table, return the result; `keep` is called with
-    it after each backend."""
+    """Measure the backends at every length, print a table and return the result. `keep` is called
+    with the result so far after each backend."""
     rows: dict[str, list[Row]] = {}
     precision = PRECISION[where.type]
     for backend in backends:
@@ -75,7 +75,7 @@ def _tell(lengths: tuple[int, ...], rows: dict[str, list[Row]], exponents: Row) 
 
 
 def point(backend: str, T: int, heads: int, head_dim: int, device: str) -> dict[str, Any]:
-    """Bytes that one forward and backward pass adds at its peak, in this process."""
+    """Peak bytes that one forward and backward pass adds, measured in this process."""
     where, dtype = torch.device(device), DTYPES[PRECISION[device]]
     module = BACKENDS.load(backend)
 
@@ -86,8 +86,8 @@ def point(backend: str, T: int, heads: int, head_dim: int, device: str) -> dict[
         )
         module.attend(q, k, v).sum().backward()
 
-    # Libraries, thread pools and the compiler take theirs before we look. On a CPU, what this takes
-    # stays the process's, so it must be little.
+    # Libraries, thread pools and the compiler allocate their memory before the measurement. On a
+    # CPU the process keeps what this run allocates, so it must be small.
     run(T if where.type == "cuda" else 16)
     before = _in_use_now(where)
     run(T)
@@ -99,7 +99,7 @@ def point(backend: str, T: int, heads: int, head_dim: int, device: str) -> dict[
 
 
 def _in_use_now(device: torch.device) -> int:
-    """Bytes in use, with the peak that `memory_in_use` reports set back to it."""
+    """Bytes in use; resets the peak that `memory_in_use` reports to this value."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
@@ -109,7 +109,7 @@ def _in_use_now(device: torch.device) -> int:
 
 def _in_new_process(backend: str, T: int, heads: int, head_dim: int, device: str) -> dict[str, Any]:
     call = f"point({backend!r}, {T}, {heads}, {head_dim}, {device!r})"
-    # PyTorch 2.13 may abort where a process ends right after its first backward pass on a GPU.
+    # PyTorch 2.13 may abort if a process ends right after its first backward pass on a GPU.
     code = (
         f"import json, os; from {__name__} import point; "
         f"print(json.dumps({call}), flush=True); os._exit(0)"
@@ -117,7 +117,7 @@ def _in_new_process(backend: str, T: int, heads: int, head_dim: int, device: str
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if done.returncode:
         said = last_error(done.stderr)[:120] or f"it ended with {done.returncode}"
-        killed = done.returncode == -9  # SIGKILL, as Linux does where memory is short
+        killed = done.returncode == -9  # SIGKILL, by Linux when memory is short
         if killed or any(text in said.lower() for text in OUT_OF_MEMORY_TEXTS):
             raise OutOfMemory(
                 "MEMORY",
@@ -134,7 +134,7 @@ def _in_new_process(backend: str, T: int, heads: int, head_dim: int, device: str
 
 
 def _exponent(points: list[dict[str, Any]]) -> float:
-    """Least-squares slope of log bytes over log tokens, of the upper half of the lengths."""
+    """Least-squares slope of log bytes over log tokens, over the upper half of the lengths."""
     upper = points[len(points) // 2 :] if len(points) > 3 else points
     xs = [math.log(p["tokens"]) for p in upper]
     ys = [math.log(max(1, p["bytes"])) for p in upper]

@@ -1,7 +1,7 @@
-"""outpace against nanoGPT's own train.py: the same tokens, model and hyper-parameters, side
-by side on the same machine. Both train from start to end as they would alone, in processes of their
-own, each on half of the cores; the halves are swapped every few seconds, so that whatever slows the
-machine or a core falls on both. Both final models are scored by the same evaluation.
+"""outpace against nanoGPT's own train.py: the same tokens, model and hyper-parameters, side by side
+on the same machine. Both train from start to end, each in its own process on half of the cores. The
+halves are swapped every few seconds, so that whatever slows the machine or a core slows both. Both
+final models are scored by the same evaluation.
 """
 
 import json
@@ -37,7 +37,7 @@ from outpace.train.load_model import load_model
 
 @dataclass(frozen=True)
 class Settings:
-    """What both train. Names are outpace's."""
+    """The settings of both trainings, under outpace's names."""
 
     n_layer: int = 6
     n_head: int = 6
@@ -77,7 +77,7 @@ def compare_nanogpt(
 
 
 def collect(checkout: Path, dataset: Dataset, settings: Settings, work: Path) -> dict[str, Any]:
-    """Read what two finished trainings below `work` logged, score both models, print, and return
+    """Read the logs of two finished trainings below `work`, score both models, print, and return
     the body of the result. Step times are medians."""
     tokens_per_step = settings.micro_batch_size * settings.context
     mine = [r for r in read_json_lines(RunFolder(work / "run").metrics) if r["tokens_per_second"]]
@@ -133,7 +133,7 @@ def collect(checkout: Path, dataset: Dataset, settings: Settings, work: Path) ->
 
 
 class _Run:
-    """A trainer in a process group of its own, held on some of the cores."""
+    """A trainer in its own process group, pinned to some of the cores."""
 
     def __init__(self, name: str, command: list[str], work: Path, cwd: Path | None = None) -> None:
         self.name, self.log = name, work / f"{name}.log"

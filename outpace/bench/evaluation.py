@@ -1,5 +1,5 @@
-"""How fast HellaSwag is scored: outpace, karpathy/build-nanogpt's hellaswag.py and lm-eval, on one
-model and the same questions, in turns, and whether they give the same answers.
+"""Speed of scoring HellaSwag: outpace, karpathy/build-nanogpt's hellaswag.py and lm-eval take turns
+with the same model and questions. Their answers are compared, too.
 """
 
 import contextlib
@@ -40,13 +40,13 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Turn:
-    """What one turn of a contestant took, and gave."""
+    """Time and answers of one turn of a contestant."""
 
     seconds: float
     cpu_seconds: float
-    """Of this process, over all its threads: other programs do not count."""
+    """CPU time of this process, all threads together; other programs do not count."""
     right: list[bool]
-    """Of each question, by acc_norm."""
+    """Whether each question was answered correctly, by acc_norm."""
 
 
 Score = Callable[[list[Row]], Turn]
@@ -54,7 +54,7 @@ Score = Callable[[list[Row]], Turn]
 
 @dataclass
 class Contestant:
-    """One way to score, and what came of its turns."""
+    """One way to score, and its turns so far."""
 
     protocol: str
     score: Score
@@ -79,13 +79,13 @@ def compare(
     lm_eval: bool,
     output: Path | None,
 ) -> Path:
-    """Race them over `questions` of the file at `path`, dealt out in `turns`; the result so far is
-    written after each turn."""
+    """Race them over `questions` of the file at `path`, spread evenly and split into `turns`; the
+    result so far is written after each turn."""
     check_writable("evaluate-cpu", output)
     official = [json.loads(x) for x in path.read_text(encoding="utf-8").split("\n") if x.strip()]
     rows = task.subset(official, questions)
     watch = _Watch()
-    fast = for_inference(model)  # with the loading, as in `outpace evaluate`: no part of the turns
+    fast = for_inference(model)  # part of loading, as in `outpace evaluate`: not timed
     layout_seconds = watch.read()[0]
     head = {
         "model": name,
@@ -128,7 +128,7 @@ def _contestants(
     if lm_eval:
         racers["outpace, harness"] = Contestant("harness", _ours(fast, "harness"))
         racers["lm-eval"] = Contestant("harness", _lm_eval(theirs, model.shape.context, work))
-    for racer in racers.values():  # warm up; what it gives does not count
+    for racer in racers.values():  # warm up; the result does not count
         racer.score([_WARM_UP])
     return racers
 
@@ -141,7 +141,7 @@ _WARM_UP = {
 
 
 class _Watch:
-    """Both clocks, from when it is made."""
+    """A stopwatch for wall and CPU time, started when it is made."""
 
     def __init__(self) -> None:
         self.wall, self.cpu = time.perf_counter(), time.process_time()
@@ -151,7 +151,7 @@ class _Watch:
 
 
 def _ours(model: GPT2, protocol: str) -> Score:
-    """`outpace evaluate`'s own way, from rows to answers, tokenizing included."""
+    """As `outpace evaluate` scores: from rows to answers, tokenizing included."""
     tokenizer, alone = get_tokenizer("gpt2"), Group(Ranks(), CPU)
 
     def score(rows: list[Row]) -> Turn:
@@ -167,7 +167,7 @@ def _ours(model: GPT2, protocol: str) -> Score:
 
 def _build_nanogpt(checkout: Path, folder: Path) -> Score:
     """The script's `evaluate`, unchanged. Only its questions come from us, so the time between two
-    of them is what one took, and loading the model does not count."""
+    of them is the time of one question, and loading the model does not count."""
     script = _load_script(checkout / SCRIPT)
 
     def score(rows: list[Row]) -> Turn:
@@ -183,7 +183,7 @@ def _build_nanogpt(checkout: Path, folder: Path) -> Score:
         said = io.StringIO()
         with contextlib.redirect_stdout(said):
             script.evaluate(str(folder), "cpu")
-        torch.set_float32_matmul_precision("highest")  # which the script had lowered
+        torch.set_float32_matmul_precision("highest")  # the script lowers it
         counts = [int(n) for n in re.findall(r"^\d+ acc_norm: (\d+)/", said.getvalue(), re.M)]
         right = [now > before for before, now in zip([0, *counts], counts, strict=False)]
         return Turn(sum(wall for wall, _ in took), sum(cpu for _, cpu in took), right)
@@ -192,7 +192,7 @@ def _build_nanogpt(checkout: Path, folder: Path) -> Score:
 
 
 def check_checkout(folder: Path) -> None:
-    """UsageError unless the script is there."""
+    """UsageError unless `folder` contains the script."""
     if not (folder / SCRIPT).is_file():
         raise UsageError(
             "NO-PEER",
@@ -203,7 +203,7 @@ def check_checkout(folder: Path) -> None:
 
 def _load_script(path: Path) -> ModuleType:
     """hellaswag.py as a module. Its `tiktoken.get_encoding("gpt2")` finds the vocabulary that ships
-    with outpace, in place of a download."""
+    with outpace, instead of downloading one."""
     import tiktoken.registry
 
     from outpace.tokenizer.gpt2 import _encoding
@@ -213,7 +213,7 @@ def _load_script(path: Path) -> ModuleType:
 
 
 def _lm_eval(theirs: Any, context: int, work: Path) -> Score:
-    """lm-eval's `evaluate`, from rows to metrics; reading the rows does not count."""
+    """lm-eval's `evaluate`, from rows to metrics; reading the rows is not timed."""
     from outpace.bench import lm_eval_judge as judge
 
     tokenizer = work / "tokenizer"
@@ -244,7 +244,7 @@ def _summary(racer: Contestant) -> dict[str, Any]:
 
 
 def _against(racers: dict[str, Contestant]) -> dict[str, Any]:
-    """Each peer against outpace in its protocol."""
+    """Each peer against outpace with the same protocol."""
     out = {}
     for who, peer in racers.items():
         if who.startswith("outpace"):
@@ -264,8 +264,9 @@ def _against(racers: dict[str, Contestant]) -> dict[str, Any]:
 
 
 def _whole_split(questions: Sequence[hellaswag.Question]) -> dict[str, Any]:
-    """Tokens read for all questions, padding included, and the shapes in which a model sees them;
-    beside four whole rows per question, right-padded, as build-nanogpt reads it."""
+    """Tokens in the forward passes for all questions, padding included, and the shapes of the
+    batches; beside the tokens of four whole right-padded rows per question, as build-nanogpt
+    reads them."""
     tokenizer = get_tokenizer("gpt2")
     out: dict[str, Any] = {}
     for protocol in hellaswag.PROTOCOLS:

@@ -1,5 +1,5 @@
-"""Generation beside transformers' `generate`: the same weights, prompts and machine, in turns, with
-the tokens compared; and the bound that reading the weights sets.
+"""Generation against transformers' `generate`: the same weights, prompts and machine, in turns. The
+tokens are compared, too, and the speed is set against the bound that reading the weights gives.
 """
 
 import copy
@@ -24,15 +24,15 @@ from outpace.model.gpt2 import GPT2
 from outpace.model.matrices import for_inference
 
 READ_BYTES = 1 << 29
-"""For the read speed of memory: beyond any cache."""
+"""Size of the buffer that measures the read speed of memory: larger than any cache."""
 WIDE = 4.0
-"""Random weights are drawn this much wider than at initialisation, so that the likeliest token
-depends on the text and is likeliest by far more than rounding."""
+"""Random weights are this many times as wide as at initialisation, so that the most likely token
+depends on the text and leads by far more than rounding."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is generated."""
+    """How much is generated, and how often."""
 
     batches: tuple[int, ...] = (1, 8)
     prompt_tokens: int = 64
@@ -42,14 +42,15 @@ class Settings:
 
 
 Turn = Callable[[torch.Tensor], torch.Tensor]
-"""Prompts (B, T) -> new tokens (B, n), greedily."""
+"""Prompts (B, T) -> new tokens (B, n), decoded greedily."""
 
 
 def bench_generation(
     model: GPT2, name: str, settings: Settings, others: bool, output: Path | None
 ) -> Path:
-    """Time all contestants on `model` (fp32, CPU) and write the result file. `others`: also with
-    weights of other types, which are approximations, and transformers in bfloat16."""
+    """Time all contestants on `model` (fp32, CPU) and write the result file. With `others`, also
+    time outpace with weights of other types, which are approximations, and transformers in
+    bfloat16."""
     check_writable("generation-cpu", output)
     theirs = transformers_model(dict(model.state_dict()), model.shape)
     turns: dict[str, Turn] = {
@@ -89,7 +90,8 @@ def bench_generation(
 
 
 def _race(turns: dict[str, Turn], prompts: torch.Tensor, s: Settings) -> dict[str, Any]:
-    """Every contestant once a round, a different one first each time; the first round warms up."""
+    """Every contestant once per round, each time another one first; the first round is a
+    warm-up."""
     names = list(turns)
     ms: dict[str, list[float]] = {name: [] for name in names}
     tokens: dict[str, torch.Tensor] = {}
@@ -137,14 +139,14 @@ def _ours(model: GPT2, prompts: torch.Tensor, n: int) -> torch.Tensor:
 
 @torch.inference_mode()
 def agreement(model: GPT2, near: nn.Module, settings: Settings) -> dict[str, float]:
-    """What other weights change, on texts of the fp32 model: no error adds up, since all read the
-    same."""
+    """How far the weights of `near` change the predictions, on texts by the fp32 model: errors do
+    not add up, since both read the same text."""
     draw = torch.Generator().manual_seed(settings.seed + 1)
     V = model.shape.vocab_size
     prompts = torch.randint(0, V, (4, settings.prompt_tokens), generator=draw)
     text = torch.cat((prompts, _ours(model, prompts, settings.new_tokens)), dim=1)
     outputs = (m(text) for m in (model, near))
-    logits = (getattr(out, "logits", out) for out in outputs)  # transformers' are in an object
+    logits = (getattr(out, "logits", out) for out in outputs)  # transformers: in an object
     exact, other = (x[:, settings.prompt_tokens - 1 : -1, :V].float() for x in logits)
     log_p, log_q = exact.log_softmax(-1), other.log_softmax(-1)
     return {
@@ -156,7 +158,7 @@ def agreement(model: GPT2, near: nn.Module, settings: Settings) -> dict[str, flo
 
 
 def read_bytes_per_s() -> float:
-    """How fast this process reads memory that no cache holds: the best of five sums."""
+    """Speed at which this process reads uncached memory: the best of five sums."""
     data = torch.ones(READ_BYTES // 4)
     best = float("inf")
     for _ in range(5):
@@ -167,7 +169,7 @@ def read_bytes_per_s() -> float:
 
 
 def random_model(shape: GPT2Shape, times: float = WIDE) -> GPT2:
-    """A model of that shape, whose text varies by matrices some `times` as wide as usual."""
+    """A model whose matrices are `times` as wide as usual, so that its text varies."""
     model = GPT2(shape)
     model.init_weights(torch.Generator().manual_seed(0))
     with torch.no_grad():

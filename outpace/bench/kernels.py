@@ -1,9 +1,10 @@
-"""What this machine holds up: the products of GPT-2's five linear maps forward and backward, a
-copy, attention, cross-entropy and AdamW, each in a loop of seconds, so that clocks settle.
+"""The speed that this machine sustains: the products of GPT-2's five linear maps forward and
+backward, a copy, attention, cross-entropy and AdamW, each in a loop of seconds, so that clocks
+settle.
 
     qkv (C -> 3C)   proj (C -> C)   fc (C -> 4C)   mlp_proj (4C -> C)   head (C -> V)
 
-The rates are also this machine's calibration, which `outpace plan` predicts from.
+The rates are also this machine's calibration, from which `outpace plan` predicts.
 """
 
 import datetime
@@ -35,9 +36,9 @@ from outpace.runtime.hardware import Machine, detect
 from outpace.runtime.precision import DTYPES
 
 WINDOWS = 5
-"""Parts of a loop, each with a rate of its own."""
+"""Parts of a loop; each is timed separately."""
 COPY_BYTES = {"cuda": GIB, "cpu": GIB // 4}
-"""Far beyond any cache."""
+"""Far larger than any cache."""
 ADAMW: dict[str, dict[str, Any]] = {
     "fused": {"fused": True},
     "foreach": {"foreach": True},
@@ -55,11 +56,11 @@ class Kernels:
     precision: str
     """no, bf16 or fp16."""
     seconds: float
-    """Of each loop."""
+    """Length of each loop."""
     device: torch.device
     parts: tuple[str, ...] = ("gemm", "copy", "attention", "cross_entropy", "adamw")
     calibrate: bool = True
-    """Whether the rates are kept for `outpace plan`."""
+    """Whether to keep the rates for `outpace plan`."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -70,7 +71,7 @@ Row = dict[str, Any]
 
 
 def measure(k: Kernels, output: Path | None) -> Path:
-    """Measure everything, print, write the result and the machine's calibration."""
+    """Measure all parts, print, and write the result and the machine's calibration."""
     check_writable(f"kernels-{k.device.type}", output)
     machine = detect(k.device.type)
     peak = machine.peak(k.precision)
@@ -87,7 +88,7 @@ def measure(k: Kernels, output: Path | None) -> Path:
         body[part] = _told(name, rows(k), peak if computes else None)
         if part == "gemm":
             body["gpu_after_gemm"] = gpu_state(k.device)
-        # After each part, so that a run that is cut short leaves what it has.
+        # After each part, so that an interrupted run keeps its results.
         path = write_result(f"kernels-{k.device.type}", k.device.type, body, output)
         if k.calibrate and {"gemm", "copy"} <= body.keys():
             _keep(calibration_of(body, machine))
@@ -95,17 +96,17 @@ def measure(k: Kernels, output: Path | None) -> Path:
 
 
 def _keep(rates: dict[str, Any]) -> None:
-    """Leave the rates to `outpace plan`, where the cache folder can be written."""
+    """Write the rates for `outpace plan`; only a warning if the cache folder is not writable."""
     path = calibration.path(rates["device"], rates["precision"], rates["threads"])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_json(path, rates)
     except (OSError, StorageError) as error:
-        warn(f"the calibration is not kept: {error}")
+        warn(f"the calibration was not kept: {error}")
 
 
 def gemm_rows(k: Kernels) -> Iterator[Row]:
-    """Each linear map's product forward, and those of its two gradients."""
+    """For each linear map: its forward product and the products of its two gradients."""
     C, V, M = k.shape.n_embd, k.shape.padded_vocab_size, k.tokens
     maps = {"qkv": (C, 3 * C), "proj": (C, C), "fc": (C, 4 * C), "mlp_proj": (4 * C, C)}
     for name, (inside, outside) in (maps | {"head": (C, V)}).items():
@@ -131,8 +132,8 @@ def copy_rows(k: Kernels) -> Iterator[Row]:
 
 
 def attention_rows(k: Kernels) -> Iterator[Row]:
-    """Every backend, forward and forward with backward. FLOPs count the causal half and nothing
-    computed twice: 2 T C a token forward, three times that with backward."""
+    """Every backend, forward and forward with backward. FLOPs count the causal half, and nothing
+    twice: 2 T C per token forward, three times that with backward."""
     H, D, T = k.shape.n_head, k.shape.head_dim, k.shape.context
     B = max(1, k.tokens // T)
     forward_flops = 2 * B * T * T * H * D
@@ -141,7 +142,7 @@ def attention_rows(k: Kernels) -> Iterator[Row]:
         if reason := module.why_not(k.device, k.dtype, D):
             yield {"name": name, "skipped": reason}
             continue
-        # As the model has them: views of one product (B, T, 3, H, D).
+        # As in the model: views of one product (B, T, 3, H, D).
         qkv = _random(k, B, T, 3, H, D).requires_grad_()
         grad = _random(k, B, H, T, D)
 
@@ -164,8 +165,8 @@ def attention_rows(k: Kernels) -> Iterator[Row]:
 
 
 def cross_entropy_rows(k: Kernels) -> Iterator[Row]:
-    """Every row of head and loss, forward and backward, weights in fp32 as in training. FLOPs are
-    those of the head's three products."""
+    """Every implementation of head and loss, forward and backward, weights in fp32 as in training.
+    FLOPs are those of the head's three products."""
     C, V, N = k.shape.n_embd, k.shape.padded_vocab_size, k.tokens
     hidden = _random(k, N, C).requires_grad_()
     weight = torch.randn(V, C, device=k.device).mul_(0.02).requires_grad_()
@@ -206,12 +207,12 @@ PARTS: dict[str, tuple[str, Callable[[Kernels], Iterator[Row]], bool]] = {
     "cross_entropy": ("head and cross-entropy, forward and backward", cross_entropy_rows, True),
     "adamw": ("AdamW", adamw_rows, False),
 }
-"""Part -> its title, its rows, and whether they are compared with the peak FLOP/s."""
+"""Part -> its title, its rows, and whether to compare them with the peak FLOP/s."""
 
 
 def calibration_of(body: dict[str, Any], machine: Machine) -> dict[str, Any]:
-    """What `outpace plan` reads: rates of the products and of the fastest fused attention, forward
-    and backward (FLOP/s), and of a copy (bytes/s)."""
+    """The file that `outpace plan` reads: rates of the products and of the fastest fused attention,
+    forward and backward (FLOP/s), and of a copy (bytes/s)."""
     gemm: dict[str, dict[str, float]] = {}
     for row in body["gemm"]:
         if "flops_per_s" in row:
@@ -248,8 +249,8 @@ def _timed(
     n_bytes: float = 0.0,
     memory: bool = False,
 ) -> Row:
-    """`row` with the time of one call of `run`, sustained, and the rates that follow from it; or
-    with why it could not be had."""
+    """`row` with the sustained time of one call of `run` and the rates that follow from it; or with
+    the reason why it was `skipped`."""
     try:
         ms, allocated = sustained_ms(run, k.seconds, k.device)
     except Exception as error:  # compilers' and kernels' failures have no common type
@@ -271,8 +272,8 @@ def _timed(
 def sustained_ms(
     run: Callable[[], object], seconds: float, device: torch.device
 ) -> tuple[list[float], int]:
-    """Milliseconds a call in each of WINDOWS windows of a loop of `seconds`, after a warm-up as
-    long as one of them; and the bytes that a call allocates at its peak (CUDA)."""
+    """Milliseconds per call in each of WINDOWS windows of a loop of `seconds`, after a warm-up as
+    long as one window; and the peak bytes that a call allocates (CUDA)."""
     before = 0
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -296,7 +297,7 @@ def sustained_ms(
 
 
 def _random(k: Kernels, *size: int) -> torch.Tensor:
-    """Normal numbers: power, and so clocks, depend on the bits that change."""
+    """Normal random numbers, since power, and so clocks, depend on how many bits change."""
     return torch.randn(size, device=k.device, dtype=k.dtype)
 
 

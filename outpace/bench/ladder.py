@@ -1,8 +1,8 @@
-"""The ladder: what each setting is worth on this machine, from PyTorch as one first writes it to
-the fastest training of the same model. Each point is a process of its own (`one_rung.py`) over the
-one `train_step`; what is measured, in which order and for how long is decided here.
+"""The ladder: how much each setting speeds up training on this machine, from plain PyTorch to the
+fastest training of the same model. Each point runs the real `train_step` in its own process
+(`one_rung.py`); this module decides what is measured, in which order and for how long.
 
-Two numbers come first, so that they are there when time runs out: the top of the ladder against its
+Two numbers come first, so that they exist if time runs out: the top of the ladder against its
 lowest rung at equal tokens per step, and both at their best micro-batch at many tokens per step.
 """
 
@@ -50,13 +50,13 @@ from outpace.train.planner import make_plan
 
 WINDOWS = 3
 DRIFT_LIMIT = {"fp32": 1e-3, "half": 2e-2, "fp8": 1e-1}
-"""Nats that the loss may differ from that of the lowest rung after the compared steps: rounding
-alone, magnified by as many updates. A wrong kernel, mask or scale is far beyond."""
+"""Most nats by which a loss may differ from the lowest rung's after the compared steps: rounding,
+amplified by that many updates. A wrong kernel, mask or scale exceeds this by far."""
 
 
 @dataclass(frozen=True)
 class Climb:
-    """What to measure, and how long."""
+    """The points to measure, and for how long."""
 
     shape: GPT2Shape
     dataset: Dataset
@@ -74,7 +74,7 @@ class Climb:
 
     @property
     def flags(self) -> Flags:
-        """What every point has."""
+        """The flags that all points share."""
         s = self.shape
         return {
             "dataset": str(self.dataset.folder),
@@ -93,15 +93,15 @@ class Climb:
 
 @dataclass
 class Point:
-    """A setting, and what it gave."""
+    """A setting and its measurement."""
 
     setting: Setting
     result: dict[str, Any] = field(default_factory=dict)
 
 
 def why_not(climb: Climb, machine: Machine, can: Capabilities) -> WhyNot:
-    """A function (rung, flags) -> why the plan refuses it on this machine, or why it is not worth
-    measuring there unless it was named."""
+    """A function (rung, flags) -> the reason why the plan refuses it on this machine or, unless the
+    rung was named, why it is not worth measuring here; None if it can be measured."""
     s = climb.shape
     facts = DatasetFacts("ladder", s.vocab_size, 10**9, 0)
 
@@ -119,15 +119,15 @@ def why_not(climb: Climb, machine: Machine, can: Capabilities) -> WhyNot:
 
 
 def climb(c: Climb, machine: Machine, can: Capabilities, output: Path | None) -> Path:
-    """Measure, print, write the result. Afterwards NumericsError DRIFT when a rung's loss is not
-    that of the lowest one, OutpaceError RUNG-FAILED when a process failed."""
+    """Measure, print, write the result. Then raises OutpaceError RUNG-FAILED if a process failed,
+    or NumericsError DRIFT if a rung's loss differs too much from the lowest rung's."""
     ladder, name = BY_DEVICE[c.device.type], f"ladder-{c.device.type}"
     chosen = pick(ladder, c.rungs, c.without)
     check_writable(name, output)
     refusal = why_not(c, machine, can)
     ladder = fitting(ladder, refusal)
     settings, carried, skipped = cumulative(chosen, ladder, refusal)
-    deadline = time.monotonic() + 60 * c.minutes  # what the planner measures once is done by now
+    deadline = time.monotonic() + 60 * c.minutes  # excludes what the planner measures once
     for rung, reason in skipped.items():
         say(f"{rung} is left out: {reason}")
     lowest, top = best_micro_batch(carried, ladder) if c.best_micro_batch else ([], [])
@@ -146,19 +146,19 @@ def climb(c: Climb, machine: Machine, can: Capabilities, output: Path | None) ->
             point = points[setting.name]
             _measure(c, ladder, points, point, work / str(i), deadline, len(order) - i)
             _tell(c, points, point)
-            # After each, so that a run that is cut short leaves what it has.
+            # After each point, so that an interrupted run keeps its results.
             body = _body(c, points, settings, lowest, top, without, skipped)
             body["points"] = {keys[n]: p.result for n, p in points.items() if "step_ms" in p.result}
             path = write_result(name, c.device.type, body, output)
         assert path is not None
         _tell_numbers(body["numbers"])
-        _complain(points, settings, work, path)
+        _raise_faults(points, body, work, path)
     return path
 
 
 def _keys(c: Climb, machine: Machine, ladder: Ladder, points: dict[str, Point]) -> dict[str, str]:
-    """What identifies the measurement of each point: code, PyTorch, machine, data, its flags. Not
-    where the data is: the same, prepared elsewhere, is the same."""
+    """A key that identifies each point's measurement: code, PyTorch, machine, data and flags. The
+    data's fingerprint counts, not its path."""
     data, torch_here = c.dataset.fingerprint, torch.__version__
     place = [source_digest(), torch_here, machine.device_name, data, c.drift_steps]
     keys = {}
@@ -170,7 +170,7 @@ def _keys(c: Climb, machine: Machine, ladder: Ladder, points: dict[str, Point]) 
 
 
 def _take_over(points: dict[str, Point], keys: dict[str, str], path: Path) -> None:
-    """Keep the points that an earlier call left in its result file."""
+    """Take the points of an earlier call from its result file."""
     try:
         earlier = json.loads(path.read_text())["points"]
     except (OSError, ValueError, LookupError, TypeError):
@@ -190,7 +190,7 @@ def _measure(
     deadline: float,
     left: int,
 ) -> None:
-    """Run a point in a process of its own, unless one with the same flags was, or time is up."""
+    """Run a point in its own process, unless the same flags were measured already or time is up."""
     same = [p for p in points.values() if p.setting.flags == point.setting.flags]
     if known := next((p.result for p in same if p.result), None):
         point.result = known
@@ -200,7 +200,7 @@ def _measure(
         point.result = {"no_time": True}
         return
     compares = c.drift_steps > 0 and any(p.setting.drift for p in same)
-    # Of an equal share of the time, half at most for the windows.
+    # At most half of an equal share of the time is for the windows.
     window_s = min(c.window_s, seconds / left / 2 / WINDOWS)
     job = RungJob(
         argv=argv(c.flags | point.setting.flags),
@@ -272,7 +272,7 @@ def _body(
 
 
 def row(c: Climb, points: dict[str, Point], point: Point) -> dict[str, Any]:
-    """What a point gave, and what follows from it."""
+    """A point as a row of the result: its measurement, and the rates that follow from it."""
     setting, result = point.setting, dict(point.result)
     made: dict[str, Any] = {
         "name": setting.name,
@@ -302,7 +302,7 @@ def row(c: Climb, points: dict[str, Point], point: Point) -> dict[str, Any]:
 
 
 def drift_limit(plan: dict[str, Any]) -> float:
-    """By the coarsest type in which a plan multiplies."""
+    """DRIFT_LIMIT for the coarsest type in which a plan multiplies."""
     if plan["fp8_head"]:
         return DRIFT_LIMIT["fp8"]
     coarse = plan["mixed_precision"] != "no" or plan["tf32"]
@@ -314,7 +314,7 @@ def _difference(a: float | None, b: float | None) -> float | None:
 
 
 def _ratio(top: list[dict[str, Any]], lowest: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The fastest of each side, and how many times as fast."""
+    """The fastest of each side, and the ratio of their speeds."""
     rates = [[r for r in rows if "tokens_per_second" in r] for rows in (top, lowest)]
     if not all(rates):
         return None
@@ -359,26 +359,25 @@ def _tell_numbers(numbers: dict[str, Any]) -> None:
             )
 
 
-def _complain(points: dict[str, Point], settings: list[Setting], work: Path, path: Path) -> None:
+def _raise_faults(points: dict[str, Point], body: dict[str, Any], work: Path, path: Path) -> None:
     failed = [f"{n}: {p.result['failed']}" for n, p in points.items() if "failed" in p.result]
     if failed:
         raise OutpaceError(
-            "RUNG-FAILED", "; ".join(failed), kept=f"what was measured, in {path}",
+            "RUNG-FAILED", "; ".join(failed), kept=f"the measurements, in {path}",
             do=f"read the logs in {work}",
         )  # fmt: skip
-    body = json.loads(path.read_text())
     if "loss" not in body["rungs"][0]:
-        return  # nothing to compare with
+        return  # no loss to compare with
     rows = [r for r in (*body["rungs"], body["equal_tokens"] or {}) if "drift_limit" in r]
     wrong = [
-        f"{r['name']} by {'nothing finite' if r['drift'] is None else format(r['drift'], '+.2g')}"
+        f"{r['name']} ({'not finite' if r['drift'] is None else format(r['drift'], '+.2g')})"
         for r in rows
         if r["drift"] is None or not abs(r["drift"]) <= r["drift_limit"]
     ]
     if wrong:
         raise NumericsError(
             "DRIFT",
-            f"the loss is not that of the lowest rung on the same batches: {', '.join(wrong)}",
+            f"the loss differs from the lowest rung's on the same batches: {', '.join(wrong)}",
             kept=f"the measurement, in {path}",
             do="do not train with these settings here",
         )

@@ -1,5 +1,5 @@
-"""EleutherAI's lm-eval as an independent judge: its own task files, over rows of a local file, with
-no network. Needs `lm_eval[hf]`.
+"""EleutherAI's lm-eval as an independent judge: its own task files over the rows of a local file,
+without a network. Needs `lm_eval[hf]`.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ TASK_FILES = {
 METRICS = {
     "hellaswag": {"metric_list": [{"metric": m} for m in ("acc", "acc_norm", "acc_bytes")]},
 }
-"""Its own, and the accuracy by bytes that it can also count."""
+"""The task's own metrics, and accuracy normalised by bytes, which lm-eval can also count."""
 
 
 def local_task(
     name: str, rows: Sequence[dict[str, Any]], folder: Path, **changes: str | None
 ) -> Any:
-    """lm-eval's task `name` over `rows`, which are written to `folder`, for `samples`; `changes`
-    are settings of its file that are to differ."""
+    """lm-eval's task `name` over `rows`, which are written to `folder`; `samples` runs it.
+    `changes` replace settings of the task file."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the library is imported
     import lm_eval
     from lm_eval.tasks import TaskManager
@@ -50,7 +50,7 @@ def local_task(
         **METRICS.get(name, {}),
         **changes,
     }
-    # JSON is YAML, too.
+    # JSON is valid YAML.
     (folder / f"local_{name}.yaml").write_text(json.dumps(settings), encoding="utf-8")
     with _quiet():
         manager = TaskManager(include_path=str(folder), include_defaults=False)
@@ -63,8 +63,8 @@ def model(
     batch_size: int,
     encode: Callable[[str], list[int]] | None = None,
 ) -> Any:
-    """lm-eval's wrapper of a transformers model that is in memory, with the tokenizer of a folder,
-    or what it is replaced with."""
+    """lm-eval's wrapper around a transformers model in memory, with the tokenizer in the folder
+    `tokenizer`; `encode` replaces its encoding of texts."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoTokenizer
@@ -93,13 +93,13 @@ def samples(lm: Any, task: Any) -> list[dict[str, Any]]:
 
 
 def log_likelihoods(sample: dict[str, Any]) -> list[float]:
-    """Of each choice of a row."""
+    """The log-likelihood of each choice of a row."""
     return [float(response[0]) for response in sample["filtered_resps"]]
 
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """No progress bars, no log lines."""
+    """Suppress progress bars and log lines."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

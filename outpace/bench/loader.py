@@ -1,8 +1,8 @@
-"""How fast batches come, from a warm cache, on one thread: the order alone, our loader, and
-nanoGPT's own `get_batch`, in turns so that what slows the machine falls on all of them, and by the
-time of the core, which waiting for others does not lengthen.
+"""Speed of making batches from a warm cache on one thread: the order alone, our loader, and
+nanoGPT's own `get_batch`. They take turns, so that whatever slows the machine slows all of them,
+and are compared by CPU time, which does not count waiting for other programs.
 
-Speed does not depend on what the tokens are, so they are random, in shards and in one raw file.
+Speed does not depend on the tokens' values, so they are random, in shards and in one raw file.
 """
 
 import ast
@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Reading:
-    """What is read, and for how long."""
+    """The data to read, and for how long."""
 
     tokens: int
     shards: int
@@ -42,7 +42,7 @@ class Reading:
     context: int
     rounds: int
     seconds: float
-    """Of each candidate in each round."""
+    """For each candidate in each round."""
 
     @property
     def batch_tokens(self) -> int:
@@ -77,7 +77,7 @@ def measure_loader(reading: Reading, nanogpt: Path | None, output: Path | None) 
 
 
 def _made_up(folder: Path, reading: Reading) -> Dataset:
-    """Random tokens in shards, and a manifest that nobody checks."""
+    """A dataset of random tokens in shards, with a minimal manifest."""
     rng = np.random.default_rng(0)
     size = reading.tokens // reading.shards
     shards = []
@@ -90,7 +90,7 @@ def _made_up(folder: Path, reading: Reading) -> Dataset:
 
 
 def _candidates(dataset: Dataset, reading: Reading) -> dict[str, Callable[[], object]]:
-    """Each call makes one batch, the next one each time."""
+    """Functions that each make the next batch when called."""
     B, T = reading.micro_batch_size, reading.context
     mixed = Mixture.of([dataset] * 3)
     one = Loader(Mixture.of([dataset]), BatchShape(B, 1), OrderSpec(T, 0), device=CPU)
@@ -118,8 +118,8 @@ def _candidates(dataset: Dataset, reading: Reading) -> dict[str, Callable[[], ob
 
 
 def get_batch_of(checkout: Path, folder: Path, reading: Reading) -> Callable[[], object]:
-    """nanoGPT's own function out of its train.py, which imported as a whole would train: staged in
-    `folder` as a module, with the names that it reads there."""
+    """nanoGPT's own `get_batch`. Importing its train.py would start a training, so the function
+    alone is copied into a module in `folder`, with the globals that it reads."""
     source = (checkout / "train.py").read_text(encoding="utf-8")
     function = next(
         node
@@ -140,15 +140,15 @@ def get_batch_of(checkout: Path, folder: Path, reading: Reading) -> Callable[[],
 
 @dataclass
 class Times:
-    """Milliseconds a batch, round by round."""
+    """Milliseconds per batch, round by round."""
 
     wall_ms: list[float] = field(default_factory=list)
     core_ms: list[float] = field(default_factory=list)
-    """Of the process's threads together: what a busy machine leaves as it is."""
+    """CPU time of all threads of the process; a busy machine hardly changes it."""
 
 
 def _in_turns(candidates: dict[str, Callable[[], object]], reading: Reading) -> dict[str, Times]:
-    """Time each candidate in each round, after one that does not count."""
+    """Time each candidate in each round, after one warm-up round."""
     found = {name: Times() for name in candidates}
     for number in range(reading.rounds + 1):
         for name, batch in candidates.items():
@@ -167,11 +167,11 @@ def _row(name: str, times: dict[str, Times], reading: Reading) -> dict[str, Any]
     rate = reading.batch_tokens / core["median"] / 1e3
     row: dict[str, Any] = {"core_ms": core, "wall_ms": wall, "million_tokens_per_core_second": rate}
     said = (
-        f"  {name:<38}{core['median']:7.3f} core ms ({core['p20']:.3f} to {core['p80']:.3f}) a "
-        f"batch, {wall['median']:.3f} ms on the clock"
+        f"  {name:<38}{core['median']:7.3f} core ms ({core['p20']:.3f} to {core['p80']:.3f}) "
+        f"per batch, {wall['median']:.3f} ms on the clock"
     )
     if not name.startswith("order"):
-        said += f", {rate:,.0f} million tokens a core second"
+        said += f", {rate:,.0f} million tokens per core second"
         if "nanogpt" in times and name != "nanogpt":
             pairs = zip(times["nanogpt"].core_ms, times[name].core_ms, strict=True)
             row["times_nanogpt"] = spread([theirs / ours for theirs, ours in pairs])

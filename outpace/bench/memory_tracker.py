@@ -1,16 +1,16 @@
 """Peak memory of one training step, counted without running it: the real `train_step` under
 PyTorch's FakeTensorMode, every storage weighed by torch.distributed._tools.MemTracker.
 
-PyTorch without CUDA cannot allocate even fake CUDA tensors (copies ask for a device guard), so
-these are fake CPU tensors, brought to do as CUDA does where it matters:
+PyTorch without CUDA cannot allocate even fake CUDA tensors (copies need a device guard), so these
+are fake CPU tensors that are made to behave as on CUDA where it matters:
 
 - CUDA's autocast runs LayerNorm and softmax in fp32, and so keeps an fp32 copy of a bf16 input; a
   CPU's does not (torch docs, amp, "ops that autocast to float32").
-- the fused kernel of attention keeps output and log-sum-exp, on CUDA as on a CPU.
-- chunked losses take CUDA's chunk, and the in-place loss is the operator that Triton runs.
+- The fused attention kernel keeps output and log-sum-exp, on CUDA as on a CPU.
+- Chunked losses use CUDA's chunk size, and the in-place loss is the operator that Triton runs.
 
-What it cannot see: memory inside kernels (cuBLAS' and cuDNN's workspaces), the allocator's
-rounding and fragments, and what a compiled step fuses away.
+It does not see memory inside kernels (workspaces of cuBLAS and cuDNN), rounding and fragmentation
+by the allocator, or the tensors that a compiled step fuses away.
 """
 
 import contextlib
@@ -39,8 +39,8 @@ from outpace.train.step import Trainable, train_step
 
 
 def tracked_peak(s: StepSettings, micro_batch_size: int) -> int:
-    """Peak bytes of all tensors in the last micro-step and the update of a step that is not the
-    first: moments are there, and where it accumulates the gradients of earlier micro-steps."""
+    """Peak bytes of all tensors in the last micro-step and the update of a later step: with moments
+    and, if the step accumulates, with the gradients of earlier micro-steps."""
     with _quietly(), FakeTensorMode(), _as_on_cuda():
         trainable, batch = _before_the_step(s, micro_batch_size)
         tracker = MemTracker()
@@ -52,8 +52,8 @@ def tracked_peak(s: StepSettings, micro_batch_size: int) -> int:
 
 
 def real_peak(s: StepSettings, micro_batch_size: int) -> int:
-    """The same of a real step on this CPU: what is there before it, and what PyTorch's profiler
-    saw allocated and freed in it."""
+    """The same for a real step on this CPU: the bytes allocated before it, and those that PyTorch's
+    profiler saw allocated and freed during it."""
     trainable, batch = _before_the_step(s, micro_batch_size)
     there: list[torch.Tensor] = [*trainable.model.parameters()]
     there += [p.grad for p in there if p.grad is not None]
@@ -69,7 +69,7 @@ def real_peak(s: StepSettings, micro_batch_size: int) -> int:
 
 
 def step_on(device: torch.device, s: StepSettings, micro_batch_size: int) -> Callable[[], object]:
-    """A whole step there, with as many micro-steps as the settings say."""
+    """A whole training step on `device`: two micro-steps if the settings accumulate, else one."""
     trainable = _trainable(s, device)
     tokens = torch.zeros(micro_batch_size, s.shape.context + 1, dtype=torch.long, device=device)
     batches = [MicroBatch(tokens, 0)] * (2 if s.accumulates else 1)
@@ -112,7 +112,7 @@ def _trainable(s: StepSettings, device: torch.device) -> Trainable:
         precision=s.precision,
         grad_clip=1.0,
         seed=0,
-        guard=s.optimizer != "adamw_foreach",  # which asks the host; fake tensors have no values
+        guard=s.optimizer != "adamw_foreach",  # its guard reads values, and fake tensors have none
     )
 
 
@@ -127,12 +127,12 @@ _layer_norm = F.layer_norm
 
 
 def _layer_norm_in_float(x: torch.Tensor, *rest: Any) -> torch.Tensor:
-    """LayerNorm as CUDA's autocast has it."""
+    """LayerNorm as under CUDA's autocast."""
     return _layer_norm(x.float() if torch.is_autocast_enabled("cpu") else x, *rest)
 
 
 def _softmax_in_float(x: torch.Tensor, dim: int) -> torch.Tensor:
-    """Softmax as CUDA's autocast has it."""
+    """Softmax as under CUDA's autocast."""
     return torch.softmax(x.float() if torch.is_autocast_enabled("cpu") else x, dim)
 
 

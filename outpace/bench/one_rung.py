@@ -1,7 +1,7 @@
-"""One setting of the ladder, measured in a process of its own: the losses of its first steps, then
-the time of a step in a few windows, memory, and the kernels that ran.
+"""One setting of the ladder, measured in its own process: the losses of its first steps, then the
+time of a step in a few windows, memory, and the kernels that ran.
 
-    python -m outpace.bench.one_rung JOB.json      (what `ladder.py` starts)
+    python -m outpace.bench.one_rung JOB.json      (started by `ladder.py`)
 """
 
 import gc
@@ -38,12 +38,12 @@ KERNELS = 15
 
 @dataclass(frozen=True)
 class RungJob:
-    """What one process measures."""
+    """The measurement that one process makes."""
 
     argv: list[str]
     """Flags of `outpace train`."""
     drift_argv: list[str] | None
-    """Those of the steps whose losses are kept; None: no losses, and no kernels."""
+    """Flags for the steps whose losses are kept; None: keep no losses and no kernels."""
     drift_steps: int
     warmup_s: float
     window_s: float
@@ -52,7 +52,7 @@ class RungJob:
 
 
 class Stepper:
-    """A training as planned, step by step over the real loader."""
+    """A planned training over the real loader, step by step."""
 
     def __init__(self, argv: list[str]) -> None:
         ranks = Ranks()
@@ -70,10 +70,10 @@ class Stepper:
         self.batches = loader.steps(0, MOST_STEPS)
         self.done = 0
         self.losses: list[float] = []
-        """Of the last call of `run`."""
+        """Losses of the last call of `run`."""
 
     def run(self, steps: int) -> list[float]:
-        """Their losses, read when all are done: nothing waits for the device in between."""
+        """Run `steps` steps; returns their losses, read at the end so that no step waits for it."""
         losses = []
         for _ in range(steps):
             plan = self.plan
@@ -88,7 +88,7 @@ class Stepper:
         return self.losses
 
     def seconds(self, steps: int) -> float:
-        """Of so many steps, the device waited for at both ends."""
+        """Seconds that `steps` steps take, waiting for the device before and after."""
         synchronise(self.device)
         begin = time.perf_counter()
         self.run(steps)
@@ -100,7 +100,7 @@ class Stepper:
 
 
 def measure(job: RungJob) -> dict[str, Any]:
-    """The result; `skipped` with the reason where this machine cannot run the setting."""
+    """The result; `skipped` with the reason if this machine cannot run the setting."""
     losses: list[float] = []
     try:
         stepper = Stepper(job.drift_argv or job.argv)
@@ -128,7 +128,7 @@ def measure(job: RungJob) -> dict[str, Any]:
 
 
 def _timed(job: RungJob, stepper: Stepper) -> dict[str, Any]:
-    """Warm up, time the windows, and look at one step more."""
+    """Warm up, time the windows, and profile one more step."""
     device = stepper.device
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -142,7 +142,7 @@ def _timed(job: RungJob, stepper: Stepper) -> dict[str, Any]:
     steps = math.ceil(job.window_s / seconds)
     step_ms: list[float] = []
     windows = job.windows
-    if seconds > job.window_s:  # so long a step is a window, and two of them will do
+    if seconds > job.window_s:  # one long step is a window, and two suffice
         step_ms, windows = [1e3 * seconds], min(1, job.windows - 1)
     states: list[State] = []
     for _ in range(windows):
@@ -161,8 +161,8 @@ def _timed(job: RungJob, stepper: Stepper) -> dict[str, Any]:
 
 
 def kernels(stepper: Stepper) -> list[dict[str, Any]]:
-    """What took most of one step: kernels on a GPU, PyTorch's operators on a CPU, in which compiled
-    code counts as the region that calls it. Self times, as shares of all."""
+    """The KERNELS that take most of one step: kernels on a GPU, PyTorch's operators on a CPU, where
+    compiled code counts as the region that calls it. Self times, as shares of the total."""
     on_gpu = stepper.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities, acc_events=True) as profiler:
@@ -170,7 +170,7 @@ def kernels(stepper: Stepper) -> list[dict[str, Any]]:
     spent: dict[str, tuple[float, int]] = {}
     for event in profiler.key_averages():
         on_it = str(event.device_type).endswith("CUDA") and not event.is_user_annotation
-        if on_gpu and not on_it:  # ranges that somebody named have rows of a GPU, too
+        if on_gpu and not on_it:  # named ranges have rows on a GPU, too
             continue
         us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         spent[event.key[:120]] = (us, event.count)

@@ -1,5 +1,6 @@
-"""Optimisers by what they reach: `outpace train` with each, at several learning rates, from the
-same weights over the same batches. Speed alone does not tell whether a dearer update is worth it.
+"""Optimisers compared by the loss they reach: `outpace train` with each, at several learning rates,
+from the same weights over the same batches. Speed alone does not tell whether a more expensive
+update is worth it.
 """
 
 import sys
@@ -25,21 +26,21 @@ from outpace.train.plan import Plan
 
 @dataclass(frozen=True)
 class Race:
-    """What is compared, and where its runs are."""
+    """The optimisers to compare, and the folder of their runs."""
 
     config: RunConfig
     set_by: SetBy
     plan: Plan
     dataset: dict[str, str]
-    """Its name and fingerprint."""
+    """Name and fingerprint of the dataset."""
     optimizers: Sequence[str]
     learning_rates: Sequence[float]
     work: Path
 
 
 def race(r: Race, output: Path | None) -> Path:
-    """Train, print, and write the result after each run, so that one cut short leaves what it has.
-    The same call goes on where it was. OutpaceError when no run of an optimiser came to its end."""
+    """Train, print, and write the result after each run, so that an interrupted race keeps its
+    results; the same call continues it. OutpaceError if no run of an optimiser was completed."""
     check_writable(name := f"optimizers-{r.plan.device}", output)
     recipe = r.work / "recipe.toml"
     r.work.mkdir(parents=True, exist_ok=True)
@@ -63,14 +64,14 @@ def race(r: Race, output: Path | None) -> Path:
                     "STOPPED",
                     f"{optimizer} at {lr:g} stopped before its end",
                     kept=f"the runs, in {r.work}",
-                    do="run the same command again to go on",
+                    do="run the same command again to continue",
                 )
     if without := [o for o in r.optimizers if o not in best]:
         fault = OutpaceError(
             "NO-RUN-ENDED",
-            f"no run with --optimizer {without[0]} came to its end",
+            f"no run with --optimizer {without[0]} was completed",
             kept=f"the runs, in {r.work}",
-            do="read their logs; where the loss grew, give lower --learning_rates",
+            do="read their logs; if the loss grew, give lower --learning_rates",
         )
         codes = [row["exit_code"] for row in rows if row["optimizer"] == without[0]]
         fault.exit_code = max(BUG, *codes)
@@ -80,16 +81,14 @@ def race(r: Race, output: Path | None) -> Path:
             min(r.learning_rates),
             max(r.learning_rates),
         ):
-            warn(
-                f"{optimizer} is best at {row['lr']:g}, an end of the rates tried: try some beyond"
-            )
+            warn(f"{optimizer} is best at {row['lr']:g}, the end of the rates tried: try more")
     for optimizer, less in body["sooner"].items():
         say(f"{optimizer} {in_words(less, r.optimizers[0])}")
     return path
 
 
 def _train(r: Race, recipe: Path, optimizer: str, lr: float) -> dict[str, Any]:
-    """One run to its end, or on from where it was stopped."""
+    """Train one run, or resume it; returns its row."""
     folder = RunFolder(r.work / f"{optimizer}-{lr:g}")
     log = r.work / f"{optimizer}-{lr:g}.log"
     flags = {"recipe": recipe, "optimizer": optimizer, "lr": lr, "run_dir": folder.root}
@@ -118,18 +117,18 @@ def _train(r: Race, recipe: Path, optimizer: str, lr: float) -> dict[str, Any]:
 
 
 def best_of(rows: Sequence[dict[str, Any]], optimizer: str) -> dict[str, Any] | None:
-    """The run of an optimiser with the least loss at its end."""
+    """The run of an optimiser with the lowest final loss."""
     ended = [r for r in rows if r["optimizer"] == optimizer and "loss" in r]
     return min(ended, key=lambda r: r["loss"], default=None)
 
 
 def sooner(rows: Sequence[dict[str, Any]], optimizer: str, other: str) -> dict[str, float] | None:
     """How many times fewer tokens, and how many times less training time, the best run of
-    `optimizer` took to the last loss of the best of `other`; None where it never got there.
+    `optimizer` needs to reach the final loss of `other`'s best run; None if it never reaches it.
 
-    Between evaluations the loss is a straight line. On the way there the learning rate was still
-    high, so that a run as short would be lower. The time is by the fastest run of each: a learning
-    rate changes no speed, and what else the machine does only takes away from it."""
+    The loss is interpolated linearly between evaluations. At that point the learning rate was still
+    high, so a run that short would reach a lower loss. Times use the fastest run of each: the
+    learning rate does not affect speed, and other work on the machine only slows a run."""
     run, goal = best_of(rows, optimizer), best_of(rows, other)
     assert run is not None and goal is not None
     tokens, losses = zip(*run["curve"], strict=True)
@@ -148,7 +147,7 @@ def _speed(rows: Sequence[dict[str, Any]], optimizer: str) -> float:
 
 
 def in_words(less: dict[str, float] | None, other: str) -> str:
-    """What `sooner` says."""
+    """The result of `sooner`, as the end of a sentence."""
     if less is None:
         return f"never reaches {other}'s final loss"
     tokens, time = less["tokens"], less["time"]

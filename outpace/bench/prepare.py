@@ -1,10 +1,10 @@
 """Preparation against nanoGPT's own data/openwebtext/prepare.py, on the same text and cores, in
 turns: wall time, memory of the process tree, temporary disk, and whether the tokens are the same.
 
-nanoGPT's script is run as it is but for three lines: the dataset it loads (local parquet instead of
-the hub's name, which newer `datasets` refuse), its number of processes (ours, as its comment asks
-for), and no more batches than documents, where newer `datasets` fail. It is given the vocabulary,
-so nothing is downloaded.
+nanoGPT's script is unchanged except for three lines: the dataset that it loads (local parquet
+instead of the hub's name, which newer `datasets` refuse), its number of processes (ours, as its
+comment asks), and no more batches than documents (newer `datasets` fail on more). The vocabulary is
+provided, so nothing is downloaded.
 """
 
 import os
@@ -30,26 +30,26 @@ from outpace.data.sources.files import FilesSource
 
 POLL_S = 0.05
 FILES, GROUP_ROWS = 4, 1000
-"""Parquet files of 100 MB of text, and rows of their groups, as the hub's OpenWebText has."""
+"""Parquet files that share the text; rows in each of their groups, as in the hub's OpenWebText."""
 MEAN_CHARACTERS = 5000
-"""Of a document, as OpenWebText's are on average; lengths are log-normal."""
+"""Mean length of a document, as in OpenWebText; lengths are log-normal."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one run took."""
+    """Time, memory and disk of one run."""
 
     seconds: float
     cpu_seconds: float
-    """Of all its processes together: what other work on the machine hardly changes."""
+    """CPU time of all its processes; other work on the machine hardly changes it."""
     peak_bytes: int
-    """Of all its processes together, shared pages counted in each."""
+    """Memory of all its processes; shared pages are counted in each."""
     peak_disk_bytes: int
-    """Beyond what it leaves as its result."""
+    """Temporary disk space, beyond its result."""
 
 
 def documents(texts: Sequence[str], megabytes: float) -> Iterator[str]:
-    """Documents cut from long texts at the ends of lines, up to so many MB in all."""
+    """Documents cut from long texts at line ends, up to `megabytes` MB in total."""
     rng = np.random.default_rng(0)
     left = megabytes * 1e6
     for text in texts:
@@ -63,7 +63,8 @@ def documents(texts: Sequence[str], megabytes: float) -> Iterator[str]:
 
 
 def write_corpus(folder: Path, inputs: list[str], megabytes: float, repeats: int) -> int:
-    """Parquet files of documents from text files, each linked `repeats` times; bytes of text."""
+    """Write parquet files of documents from text files, each hard-linked so that it is there
+    `repeats` times; returns the bytes of text."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -74,7 +75,7 @@ def write_corpus(folder: Path, inputs: list[str], megabytes: float, repeats: int
     if size < 0.9e6 * megabytes:
         raise DataError(
             "TOO-LITTLE-DATA",
-            f"the text has {size / 1e6:.0f} MB, {megabytes:.0f} are asked for",
+            f"the text has {size / 1e6:.0f} MB, but {megabytes:.0f} are needed",
             do="name more --input, or a smaller --megabytes",
         )
     for n in range(FILES):
@@ -120,8 +121,8 @@ def ours_command(corpus: Path, output: Path, workers: int, engine: str) -> list[
 
 
 def measure(command: list[str], folder: Path, log: Path, env: dict[str, str] | None = None) -> Run:
-    """Run a command to its end and watch it. DataError when it fails."""
-    if hasattr(os, "sync"):  # else its disk would still be busy with what another one wrote
+    """Run a command to its end and monitor it. DataError if it fails."""
+    if hasattr(os, "sync"):  # otherwise the disk may still be busy with an earlier run's output
         os.sync()
     started, cpu = time.perf_counter(), _cpu_of_children()
     memory = disk = 0
@@ -160,7 +161,7 @@ def measure(command: list[str], folder: Path, log: Path, env: dict[str, str] | N
 
 
 def _cpu_of_children() -> float:
-    """Seconds of all processes that have ended and were waited for, theirs included."""
+    """CPU seconds of all ended and awaited child processes, and of their children."""
     used = os.times()
     return used.children_user + used.children_system
 
@@ -189,20 +190,20 @@ def _bytes_below(folder: Path) -> int:
 
 @dataclass(frozen=True)
 class Race:
-    """What is compared."""
+    """The two sides, and their common input."""
 
     nanogpt: Path
     python: str
-    """That has nanoGPT's dependencies (datasets, tiktoken, tqdm)."""
+    """An interpreter with nanoGPT's dependencies (datasets, tiktoken, tqdm)."""
     inputs: list[str]
     workers: int
     engines: tuple[str, ...] = ("fastokens", "tiktoken")
 
 
 def race(how: Race, scratch: Path, megabytes: float, repeats: int, rounds: int) -> dict[str, Any]:
-    """Both on one corpus, in turns, each twice in a row: at first its code, and on a virtual
-    machine its memory too, must be fetched, which says little of either, and the second run counts.
-    And whether the exported train.bin and val.bin are equal."""
+    """Run both on one corpus, in turns, each twice in a row. The second run counts: the first also
+    loads its code and, on a virtual machine, has to get its memory from the host. Also compares the
+    exported train.bin and val.bin with nanoGPT's."""
     corpus = scratch / "corpus"
     shutil.rmtree(scratch, ignore_errors=True)
     size = write_corpus(corpus, how.inputs, megabytes, repeats)
@@ -245,7 +246,7 @@ def race(how: Race, scratch: Path, megabytes: float, repeats: int, rounds: int) 
 
 
 def _ratios(runs: dict[str, list[dict[str, float]]], key: str) -> dict[str, list[float]]:
-    """How many times nanoGPT's figure is that of each, by round."""
+    """nanoGPT's figure over each contestant's, in each round, sorted."""
     return {
         name: sorted(n[key] / o[key] for n, o in zip(runs["nanogpt"], mine, strict=True))
         for name, mine in runs.items()

@@ -1,11 +1,11 @@
 """Where the time of a training step goes: the real `train_step` under torch.profiler, its operators
 sorted into GPT-2's parts, each beside its floor.
 
-The floor of a part is what the roofline leaves no way around: its FLOPs at the rate of one large
-product, or its least traffic at the rate of a copy, both measured here in the same run.
+The floor of a part is the least time that the roofline allows: its FLOPs at the rate of one large
+product, or its least memory traffic at the rate of a copy. Both rates are measured in the same run.
 
-On a GPU the time of a part is that of its kernels, and what no kernel fills is idle. On a CPU it is
-what its operators spend themselves, and what is left of the step is Python and dispatch.
+On a GPU, the time of a part is that of its kernels, and the rest of the step is idle. On a CPU, it
+is the self time of its operators, and the rest of the step is Python and dispatch.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from outpace.train.step import Trainable, train_step
 
 RATE_SECONDS = 0.5
 SQUARE = {"cuda": 8192, "cpu": 2048}
-"""Side of the product whose rate is the roof."""
+"""Side of the square matrices whose product gives the roof."""
 
 
 def profile_step(
@@ -48,8 +48,8 @@ def profile_step(
     plot_path: Path,
     output: Path | None,
 ) -> Path:
-    """Profile `steps` steps after `skip_steps`; write trace, table and result. StorageError when
-    the trace cannot be written, DataError when the dataset is too short."""
+    """Profile `steps` steps after `skip_steps`; write trace, plot and result. StorageError if one
+    cannot be written, DataError if the dataset is too short."""
     device = t.device
     check_writable(f"profile-{device.type}", output)
     loader = make_loader(plan, mixture, 0, device)
@@ -57,7 +57,7 @@ def profile_step(
     if needed > mixture.tokens("train"):
         raise DataError(
             "TOO-LITTLE-DATA",
-            f"{needed:,} tokens are needed, {mixture.where} has {mixture.tokens('train'):,}",
+            f"{needed:,} tokens are needed, but {mixture.where} has {mixture.tokens('train'):,}",
             do="choose fewer --steps, or a smaller --tokens_per_step",
         )
     batches = loader.steps(0, skip_steps + 2 * steps)
@@ -72,7 +72,7 @@ def profile_step(
                 _timed(t, next(batches), skip_steps + steps + i, plan.lr) for i in range(steps)
             ]
     step_ms, roof = median(plain), measure_roof(device, plan.mixed_precision)
-    profiled_ms = mean(profiled)  # the operators' own times are means, too
+    profiled_ms = mean(profiled)  # the operators' times are means, too
     operators = [
         (event.key, event.input_shapes, _self_ms(event, device) / steps)
         for event in recorded.key_averages(group_by_input_shape=True)
@@ -95,7 +95,7 @@ def profile_step(
         "operators": _slowest(operators),
     }
     path = write_result(f"profile-{device.type}", device.type, body, output)
-    _write_trace(recorded, trace)  # behind the result, which must not be lost for it
+    _write_trace(recorded, trace)  # after the result, so that an error here does not lose it
     say(f"trace {trace}: open it at https://ui.perfetto.dev")
     try:
         from outpace.bench.profile_plot import plot
@@ -108,7 +108,7 @@ def profile_step(
 
 
 def measure_roof(device: torch.device, precision: str) -> Roof:
-    """The rate of a large square product and of a large copy."""
+    """Measure the rates of a large square product and of a large copy."""
     n, dtype = SQUARE[device.type], DTYPES[precision]
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
@@ -121,8 +121,8 @@ def measure_roof(device: torch.device, precision: str) -> Roof:
 
 @contextlib.contextmanager
 def named_kernels(device: torch.device) -> Iterator[None]:
-    """The compiler's own CPU kernels appear in a profile by name. A GPU's always do, and another
-    setting would keep it from what was compiled before."""
+    """Make the compiler's own CPU kernels appear in a profile by name. A GPU's always do, and a
+    changed setting would miss the compiler's cache."""
     from torch._inductor import config
 
     with config.patch({"cpp.enable_kernel_profile": device.type == "cpu"}):
@@ -138,8 +138,8 @@ def _timed(t: Trainable, batches: Any, step: int, lr: float) -> float:
 
 
 def _self_ms(event: Any, device: torch.device) -> float:
-    """Milliseconds that are an operator's own: of its kernels, or of the CPU without what it
-    called. Ranges of the profiler and of autograd around operators do not compute."""
+    """Self time of an operator in milliseconds: of its kernels, or of the CPU without the operators
+    that it called. The profiler's and autograd's ranges around operators count as 0."""
     if device.type == "cuda":
         launched = event.device_type.name == "CPU"  # the kernels themselves are listed, too
         return float(event.self_device_time_total) / 1e3 if launched else 0.0
@@ -156,12 +156,12 @@ def _write_trace(recorded: Any, trace: Path) -> None:
         raise StorageError(
             "TRACE", f"cannot write {trace}: {error}", do="choose another --trace"
         ) from error
-    if not written:  # the profiler keeps such an error to itself
+    if not written:  # the profiler does not raise such an error
         raise StorageError("TRACE", f"cannot write {trace}", do="choose another --trace")
 
 
 def _slowest(operators: list[tuple[str, Shapes, float]]) -> list[dict[str, Any]]:
-    """The twenty that take longest, for the result file."""
+    """The twenty slowest operators, for the result file."""
     by_time = sorted(operators, key=lambda o: -o[2])[:20]
     return [{"name": name[:160], "shapes": shapes, "ms": ms} for name, shapes, ms in by_time]
 

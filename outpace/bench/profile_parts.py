@@ -1,5 +1,5 @@
-"""The parts of a training step: which operator belongs to which, and the least that each can take.
-Pure: names, shapes and milliseconds in, a table out.
+"""The parts of a training step: which operator belongs to which part, and the least time that each
+part can take. Pure: names, shapes and milliseconds in, a table out.
 """
 
 import math
@@ -11,7 +11,7 @@ from outpace.model.roofline import ADAMW_BYTES
 from outpace.train.plan import Plan
 
 Shapes = list[list[int]]
-"""Of an operator's inputs; empty for what is no tensor."""
+"""Shapes of an operator's inputs; empty for inputs that are not tensors."""
 
 PRODUCTS = ("qkv products", "attention projection", "MLP products", "head products")
 OTHERS = (
@@ -25,8 +25,8 @@ OTHERS = (
 )
 OUTSIDE = {"cuda": "idle", "cpu": "Python and dispatch"}
 
-# Words of an operator or kernel name -> its part; the first row that matches decides. A kernel of
-# the compiler is named for the operators fused in it, and counts for the first of them here.
+# Pattern in an operator's or kernel's name -> its part; the first match decides. The compiler names
+# a kernel after the operators fused in it; it counts for the first of them in this table.
 _ATTENTION = r"scaled_dot_product|flash|cudnn_attention|efficient_attention|flex_attention|fmha"
 _BY_NAME: tuple[tuple[str, str], ...] = (
     (r"adam|_foreach_|lerp|addcdiv|addcmul|linalg_vector_norm|get_total_norm", OTHERS[5]),
@@ -47,17 +47,17 @@ class Part:
 
     name: str
     ms: float
-    """Of one step."""
+    """Milliseconds in one step."""
     share: float
     floor_ms: float | None
-    """None: its floor is zero or unknown."""
+    """None if the floor is zero or unknown."""
     bound: str
-    """What the floor counts, in words."""
+    """The FLOPs or bytes that the floor counts, as text."""
 
 
 @dataclass(frozen=True)
 class Roof:
-    """Rates that nothing here can beat, measured."""
+    """The highest rates of this machine, measured."""
 
     flops_per_s: float
     bytes_per_s: float
@@ -70,8 +70,8 @@ def table(
     roof: Roof,
     device: str,
 ) -> list[Part]:
-    """Operators (name, shapes of inputs, own milliseconds a step) by part, in the model's order;
-    what they leave of `step_ms` is the last row."""
+    """Operators (name, shapes of inputs, self milliseconds per step) summed by part, in the model's
+    order; the last row is the rest of `step_ms`."""
     ms = dict.fromkeys((*PRODUCTS, *OTHERS), 0.0)
     for name, shapes, own in operators:
         ms[part_of(name, shapes, plan)] += own
@@ -90,7 +90,7 @@ def part_of(name: str, shapes: Shapes, plan: Plan) -> str:
     part = next((part for words, part in _BY_NAME if re.search(words, lower)), OTHERS[-1])
     if part == "optimiser and clipping" or not any(shapes):
         return part
-    if any(s and s[-1] in _vocabulary(plan) for s in shapes):  # copies of logits and the like
+    if any(s and s[-1] in _vocabulary(plan) for s in shapes):  # such as copies of logits
         return "cross-entropy"
     if any(s and s[0] in _vocabulary(plan) for s in shapes):
         return "embeddings"
@@ -98,10 +98,11 @@ def part_of(name: str, shapes: Shapes, plan: Plan) -> str:
 
 
 def _product_part(kind: str, shapes: Shapes, plan: Plan) -> str:
-    """By the dimensions of the weight: two of a product's three, the third one being tokens."""
+    """The part of a matrix product, found by its weight: two of the three dimensions are the
+    weight's, the third is the number of tokens."""
     if "bmm" in kind:
         if {side for shape in shapes for side in shape[1:]} <= {plan.n_embd, 4 * plan.n_embd}:
-            return "optimiser and clipping"  # Muon's, over stacked weights
+            return "optimiser and clipping"  # Muon, over stacked weights
         return "attention"  # scores and their products with the values, materialised
     a, b = shapes[1:3] if "addmm" in kind else shapes[:2]
     if len(a) < 1 or len(b) < 2:
@@ -124,11 +125,11 @@ def _vocabulary(plan: Plan) -> set[int]:
 
 
 def floor_ms(plan: Plan, roof: Roof) -> dict[str, tuple[float, str]]:
-    """Least milliseconds of each part in a step, and what they count. Products: 6 FLOPs a weight
-    and token. Attention: the causal half, nothing twice (cost.py). Cross-entropy: logits read and
-    their gradient written once. Pointwise: 32 reads or writes of C numbers per token and layer
-    (LayerNorm 8, GELU 20, residual 4, forward and backward). AdamW and clipping: 28 bytes
-    a parameter, and 4 for the norm."""
+    """Least milliseconds of each part in a step, with the FLOPs or bytes counted. Products: 6 FLOPs
+    per weight and token. Attention: the causal half, nothing twice (cost.py). Cross-entropy: logits
+    read and their gradient written once. Pointwise: 32 reads or writes of C numbers per token and
+    layer (LayerNorm 8, GELU 20, residual 4, forward and backward). AdamW and clipping: 28 bytes per
+    parameter, and 4 for the norm."""
     C, L, M = plan.n_embd, plan.n_layer, plan.tokens_per_step
     e = 4 if plan.mixed_precision == "no" else 2
     maps = cost.linear_maps(plan.shape)

@@ -12,7 +12,7 @@ ABOVE, FLOOR = "#c05a1f", "#17698a"
 
 
 def plot(parts: Sequence[Part], title: str, path: Path) -> None:
-    """A self-contained page. StorageError when it cannot be written."""
+    """Write a self-contained HTML page. StorageError if it cannot be written."""
     names = [p.name for p in reversed(parts)]
     floors = [min(p.floor_ms or 0.0, p.ms) for p in reversed(parts)]
     above = [p.ms - f for p, f in zip(reversed(parts), floors, strict=True)]

@@ -1,4 +1,4 @@
-"""What every result file holds: the command, what was measured, where, with which versions."""
+"""Result files: each holds its command, its measurements, the machine and the versions."""
 
 import contextlib
 import datetime
@@ -23,16 +23,16 @@ from outpace.train.environment import versions
 
 RESULTS = Path("results")
 BESIDE = ("triton", "transformers", "datasets", "lm_eval", "fastokens", "flash_attn")
-"""Packages that some results depend on; their versions are kept where they are installed."""
+"""Packages on which some results depend; their versions are recorded if they are installed."""
 
 
 def check_writable(name: str, output: Path | None) -> None:
-    """StorageError when the result could not be written, before anything is measured."""
+    """Called before anything is measured; StorageError if the result could not be written."""
     files.check_writable(_path(name, output))
 
 
 def write_result(name: str, device: str, body: dict[str, Any], output: Path | None = None) -> Path:
-    """Write `body` with command, machine and versions to `output`, else results/NAME.json."""
+    """Write `body` with command, machine and versions to `output`, by default results/NAME.json."""
     path = _path(name, output)
     machine = vars(detect(device)) | {"available_bytes": None}
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
@@ -43,7 +43,8 @@ def write_result(name: str, device: str, body: dict[str, Any], output: Path | No
 
 
 def command_line() -> str:
-    """What was typed, so that a reader can type it, too: paths below this folder from here on."""
+    """The command as typed, so that a reader can repeat it; paths below the current folder are made
+    relative, secrets are redacted."""
     program = Path(sys.argv[0])
     script = program.name if program.is_absolute() else str(program)
     typed = ["outpace"] if program.name in ("outpace", "__main__.py") else ["python", script]
@@ -53,8 +54,8 @@ def command_line() -> str:
 
 @functools.cache
 def source_digest() -> str:
-    """Of outpace's own code as it is here: a git commit knows nothing of what was edited since, and
-    a copy without .git has none."""
+    """Digest of outpace's own code. A git commit does not cover later edits, and a copy without
+    .git has none."""
     package = Path(outpace.__file__).parent
     found = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
@@ -76,7 +77,7 @@ _driver = functools.cache(driver_version)
 
 
 def _path(name: str, output: Path | None) -> Path:
-    """Where the result goes; its folder is made."""
+    """The path of the result; makes its folder."""
     path = output or RESULTS / f"{name}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,6 +87,6 @@ def _path(name: str, output: Path | None) -> Path:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median with the 20th and 80th percentile."""
+    """Median, 20th and 80th percentile, and number of values."""
     p20, median, p80 = np.percentile(values or [np.nan], (20, 50, 80)).tolist()
     return {"median": median, "p20": p20, "p80": p80, "n": len(values)}

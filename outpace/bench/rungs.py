@@ -1,7 +1,8 @@
-"""The rungs of the ladder: what each sets, in words, and which settings follow for a machine.
+"""The rungs of the ladder: the flags that each sets, in words, and the settings to measure on a
+machine. Nothing here measures.
 
-A rung is a few flags of `outpace train` over the rungs below it; nothing here measures. An aside is
-measured on the rungs before it and left out of those after it: an alternative, a setting that saves
+A rung adds a few flags of `outpace train` to the rungs below it. An aside is measured on top of the
+rungs before it, but the rungs after it do not include it: an alternative, a setting that saves
 memory, or one that changes the numerics.
 """
 
@@ -26,11 +27,12 @@ class Rung:
     flags: Flags
     aside: bool = False
     instead_of: str = ""
-    """An aside that is carried on where the rung of this name cannot run."""
+    """For an aside: it is carried on if the rung of this name cannot run."""
     needs: str = ""
-    """A rung without which this one cannot be."""
+    """The rung that this one requires."""
     fast: Callable[[Machine], str | None] = lambda machine: None
-    """Why it is left out on a machine that could run it, but slowly."""
+    """Why it is left out by default on a machine that could run it, but slowly; None if it is
+    not."""
 
 
 def _bf16_units(machine: Machine) -> str | None:
@@ -45,7 +47,7 @@ def _tf32_units(machine: Machine) -> str | None:
 
 
 WhyNot = Callable[[Rung, Flags], str | None]
-"""Why a machine does not run a rung with these flags, or None."""
+"""The reason why a machine does not run a rung with these flags, or None."""
 
 NAIVE: Flags = {
     "mixed_precision": "no",
@@ -61,11 +63,12 @@ NAIVE: Flags = {
     "tokens_per_step": "auto",
     "deterministic": "off",
 }
-"""PyTorch as one first writes it; where the 11 times of a well-known lecture begin, too."""
+"""Plain PyTorch without optimisations, which is also where the 11-fold speed-up of a well-known
+lecture begins."""
 
 
 def accumulated(micro_batch_size: int, tokens_per_step: int) -> Flags:
-    """A batch of so many tokens, in as many micro-steps as it takes."""
+    """A batch of `tokens_per_step` tokens, in as many micro-steps as needed."""
     return {
         "micro_batch_size": micro_batch_size,
         "gradient_accumulation_steps": "auto",
@@ -130,13 +133,13 @@ class Ladder:
 
     rungs: tuple[Rung, ...]
     micro_batch_size: int
-    """The whole step of the lowest rung, and of all that are compared with it."""
+    """The whole batch of the lowest rung, and of all settings compared with it."""
     tokens_per_step: int
-    """Of the second comparison, in which each side takes its best micro-batch."""
+    """For the second comparison, in which each side uses its best micro-batch."""
     first_best: tuple[int, ...]
-    """Micro-batches to try for the lowest rung there."""
+    """Micro-batches to try for the lowest rung in that comparison."""
     top_best: tuple[int, ...]
-    """And for the top of the ladder."""
+    """Micro-batches to try for the top of the ladder."""
 
 
 GPU = Ladder(
@@ -174,7 +177,7 @@ GPU = Ladder(
         CHUNKED_LOSS,
         RECOMPUTED_GELU,
         RECOMPUTED_BLOCKS,
-        # Last: another shape is compiled anew, for the compared losses and for the windows.
+        # Last: it has new shapes to compile, for the compared losses and for the windows.
         Rung(
             "micro_batch",
             "micro-batches of 64, accumulated to 524,288 tokens per step",
@@ -217,26 +220,26 @@ BY_DEVICE = {"cuda": GPU, "cpu": CPU}
 
 @dataclass
 class Setting:
-    """One point to measure: a name, and the flags of it."""
+    """One point to measure: a name and its flags."""
 
     name: str
     sentence: str
     flags: Flags = field(default_factory=dict)
     rungs: tuple[str, ...] = ()
-    """The rungs below it."""
+    """The rungs that it includes."""
     drift: bool = False
-    """Whether its losses are compared with those of the lowest rung."""
+    """Whether its losses are compared with the lowest rung's."""
 
 
 def pick(ladder: Ladder, names: Sequence[str], without: Sequence[str] = ()) -> tuple[Rung, ...]:
-    """The lowest rung and those named, in the ladder's order; all but those in `without` when none
-    is named. UsageError on a name that is none, with the nearest."""
+    """The lowest rung and the named ones (all if none are named), except those in `without`, in the
+    ladder's order. UsageError for an unknown name, with the nearest."""
     known = [r.name for r in ladder.rungs]
     for name in (*names, *without):
         if name not in known:
             raise UsageError(
                 "UNKNOWN-RUNG",
-                f"no rung {name!r}{nearest(name, known)}",
+                f"there is no rung {name!r}{nearest(name, known)}",
                 do=f"choose one of {', '.join(known)}",
             )
     first, *rest = ladder.rungs
@@ -245,8 +248,8 @@ def pick(ladder: Ladder, names: Sequence[str], without: Sequence[str] = ()) -> t
 
 
 def stack(rungs: Sequence[Rung], ladder: Ladder, without: str = "") -> Flags:
-    """The flags of the carried rungs together, over the naive ones. Without one of them, also
-    without those that need it."""
+    """The naive flags with those of all `rungs` on top. If `without` names one, it and the rungs
+    that need it are left out."""
     flags: Flags = NAIVE | {"micro_batch_size": ladder.micro_batch_size}
     for rung in rungs:
         if not (without and without in (rung.name, rung.needs)):
@@ -255,7 +258,8 @@ def stack(rungs: Sequence[Rung], ladder: Ladder, without: str = "") -> Flags:
 
 
 def fitting(ladder: Ladder, why_not: WhyNot) -> Ladder:
-    """The ladder with a batch that its lowest rung can run. OutOfMemory when that has none."""
+    """The ladder with the largest batch, halved as needed, that its lowest rung can run.
+    OutOfMemory if there is none."""
     first, size, why = ladder.rungs[0], ladder.micro_batch_size, None
     while size:
         smaller = replace(ladder, micro_batch_size=size)
@@ -273,8 +277,8 @@ def fitting(ladder: Ladder, why_not: WhyNot) -> Ladder:
 def cumulative(
     rungs: Sequence[Rung], ladder: Ladder, why_not: WhyNot
 ) -> tuple[list[Setting], list[Rung], dict[str, str]]:
-    """A setting for each rung on those before it; the rungs that are carried to the top; and why
-    the others were left out, which `why_not(rung, flags)` says."""
+    """A setting for each rung on top of those before it; the rungs that are carried to the top; and
+    the reason why others were left out, by `why_not(rung, flags)`."""
     settings: list[Setting] = []
     carried: list[Rung] = []
     skipped: dict[str, str] = {}
@@ -293,7 +297,7 @@ def cumulative(
 
 
 def leave_one_out(carried: Sequence[Rung], ladder: Ladder) -> list[Setting]:
-    """The top of the ladder without each of its rungs in turn."""
+    """The top of the ladder, each time without one of its rungs."""
     settings = []
     for rung in carried[1:]:
         gone = [r.name for r in carried if rung.name in (r.name, r.needs)]
@@ -305,7 +309,7 @@ def leave_one_out(carried: Sequence[Rung], ladder: Ladder) -> list[Setting]:
 
 
 def equal_tokens(carried: Sequence[Rung], ladder: Ladder) -> Setting:
-    """The top of the ladder at the tokens per step of its lowest rung."""
+    """The top of the ladder with the lowest rung's tokens per step."""
     return Setting(
         EQUAL,
         "every rung but the larger batch",
@@ -333,8 +337,8 @@ def best_micro_batch(
 
 
 def drift_flags(setting: Setting, ladder: Ladder) -> Flags:
-    """The same setting on the batches of the lowest rung; in two micro-steps where it accumulates,
-    so that this is compared, too."""
+    """The same setting on the lowest rung's batches; in two micro-steps if it accumulates, so that
+    accumulation is compared, too."""
     if setting.flags["tokens_per_step"] == "auto":
         return setting.flags
     pieces = 2 if ladder.micro_batch_size % 2 == 0 else 1
@@ -347,7 +351,7 @@ def drift_flags(setting: Setting, ladder: Ladder) -> Flags:
 
 
 def argv(flags: Mapping[str, object]) -> list[str]:
-    """As the words of a command line."""
+    """Flags as command-line arguments."""
     words: list[str] = []
     for name, value in flags.items():
         if isinstance(value, bool):

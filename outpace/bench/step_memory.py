@@ -1,5 +1,5 @@
-"""Peak memory of a training step three ways: by the formula that a plan picks the micro-batch
-with, counted under fake tensors, and on a GPU measured.
+"""Peak memory of a training step in three ways: by the formula from which a plan chooses the
+micro-batch, counted under fake tensors, and measured on a GPU.
 """
 
 import gc
@@ -54,8 +54,8 @@ def rows(
     run: bool,
     keep: Callable[[list[Row]], object] = lambda _: None,
 ) -> list[Row]:
-    """Every setting's peak in bytes, printed as it comes, `keep` called with all so far. With `run`
-    on a GPU, measured too."""
+    """The peak of every setting in bytes. Each is printed at once, then `keep` is called with all
+    so far. With `run`, peaks are also measured if `device` is a GPU."""
     run = run and device.type == "cuda"
     say(f"{'a training step, GiB':<36}{'formula':>10}{'counted':>10}{'measured':>10}")
     found = []
@@ -82,21 +82,21 @@ def _rows(shape: GPT2Shape, size: int, device: torch.device, run: bool) -> Itera
             "settings": {k: v for k, v in vars(s).items() if k != "shape"},
             "formula_bytes": peak.bytes(size * shape.context),
             "peak_at": peak.name,
-            # What the allocator gives beside tensors is no tensor; what the compiler fuses away
-            # is not seen.
+            # Counted are tensors alone: add the workspace. Tensors that the compiler fuses away
+            # would be counted, too.
             "counted_bytes": None if s.compiled else tracked_peak(s, size) + WORKSPACE,
             "measured_bytes": measured_peak(s, size, device) if run and _computes(s) else None,
         }
 
 
 def _computes(s: StepSettings) -> bool:
-    """Whether this GPU computes in that type; without bf16 PyTorch makes do, with other memory."""
+    """Whether this GPU supports that type; PyTorch emulates bf16, with another memory use."""
     return s.precision == "no" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def measured_peak(s: StepSettings, size: int, device: torch.device) -> int | None:
-    """Peak bytes that PyTorch's allocator gave out in a step on a GPU; None when it is too much,
-    or cannot run there."""
+    """Peak bytes that PyTorch's allocator handed out in a step on a GPU; None if the step does not
+    fit or cannot run."""
     try:
         step = step_on(device, replace(s, device=device.type), size)
         step()  # compiles, and makes the moments

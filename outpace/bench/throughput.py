@@ -1,5 +1,5 @@
 """outpace's speed against its peers' own code: the same model, tokens and batch on one machine, in
-turns (`turns.py`). Short windows, no training to an end; that is `compare.py`.
+turns (`turns.py`). It times short windows; `compare.py` trains to the end.
 """
 
 import time
@@ -23,20 +23,20 @@ from outpace.train.environment import commit_of
 
 @dataclass(frozen=True)
 class Race:
-    """What to compare, and how long."""
+    """The contestants, and how long to time them."""
 
     job: Job
     checkouts: dict[str, Path | None]
     """Peer -> its checkout; None for an installed package."""
     pace: Pace
     threads: tuple[int, ...]
-    """Thread counts, one after the other; on a GPU one entry that does not matter."""
+    """Thread counts, one after the other; on a GPU one entry, which is ignored."""
     minutes: float
-    """For everything."""
+    """Limit for the whole comparison."""
 
 
 def compare_speed(race: Race, output: Path | None) -> Path:
-    """Race, print, and write the result. OutpaceError PEER-FAILED, after that, when one failed."""
+    """Race, print, and write the result. Then raises OutpaceError PEER-FAILED if one failed."""
     check_writable(f"compare-{race.job.device}", output)
     with scratch("outpace-compare-") as work:
         return _compare(race, work, output)
@@ -68,7 +68,7 @@ def _compare(race: Race, work: Path, output: Path | None) -> Path:
         deadline = begin + 60 * race.minutes * (i + 1) / len(race.threads)
         logs = work / f"logs-{i}"
         logs.mkdir()
-        # Written after each, so that a race that is cut short leaves what it has.
+        # Written after each race, so that an interrupted call keeps its results.
         if job.device == "cpu":
             timed = resident(contestants, logs, race.pace, threads, deadline)
             runs.append(_summary(job, timed, threads))
@@ -84,14 +84,14 @@ def _compare(race: Race, work: Path, output: Path | None) -> Path:
         raise OutpaceError(
             "PEER-FAILED",
             "; ".join(failed),
-            kept=f"what the others did, in {path}",
+            kept=f"the results of the others, in {path}",
             do=f"read the logs in {work}",
         )
     return path
 
 
 def _stage(race: Race, work: Path) -> tuple[list[Contestant], dict[str, str]]:
-    """outpace and every peer that can run here, and why the others cannot."""
+    """outpace and every peer that can run here; and why the others cannot."""
     contestants, skipped = [], {}
     for name, checkout in {"outpace": None, **race.checkouts}.items():
         peer = PEERS.load(name)
@@ -108,7 +108,8 @@ def _stage(race: Race, work: Path) -> tuple[list[Contestant], dict[str, str]]:
 
 
 def _summary(job: Job, timed: list[Timed], threads: int | None) -> dict[str, Any]:
-    """Rates of all that were timed, and ours against each; what failed, and how its log ends."""
+    """The rates of all that were timed, and ours against each; the failures, with the end of each
+    log."""
     peak = detect(job.device).peak_flops
     rows: dict[str, dict[str, Any]] = {}
     for t in (t for t in timed if t.windows):
@@ -141,7 +142,7 @@ def _summary(job: Job, timed: list[Timed], threads: int | None) -> dict[str, Any
 
 
 def _ratio(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
-    """Our tokens per second over theirs, round by round, so that a slow minute falls on both."""
+    """Our tokens per second over theirs, round by round, so that a slow minute affects both."""
     scale = ours["tokens_per_step"] / theirs["tokens_per_step"]
     pairs = zip(ours["windows_ms"], theirs["windows_ms"], strict=False)
     return spread([scale * median(b) / median(a) for a, b in pairs])

@@ -1,7 +1,7 @@
-"""Time several training commands against each other, in turns, so that what slows the machine falls
-on all of them. Each is a process of its own with its own log and its own clock.
+"""Time several training commands against each other, in turns, so that whatever slows the machine
+slows all of them. Each is a process with its own log and its own clock.
 
-On a CPU all stay resident and one runs at a time: the others are stopped (SIGSTOP), and each turn
+On a CPU all stay resident and one runs at a time: the others are stopped (SIGSTOP), and each round
 moves to the next cores. On a GPU, whose memory they would share, each turn is a fresh process.
 """
 
@@ -29,40 +29,42 @@ from outpace.runtime.hardware import high_water_mark
 
 POLL_S = 0.1
 STRADDLING = 2
-"""Steps left out after a stop: the one it cut in two, and one before whose line was not out yet."""
+"""Steps left out after a stop: the one that it interrupted, and one before it, whose line may not
+have been written yet."""
 LEAST_STEPS = 3
-"""Steps in a window, however short it was to be."""
+"""Least number of steps in a window, however short it is."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How long to look."""
+    """How long to time, and how often."""
 
     window_s: float
     rounds: int
     warmup_steps: int
-    """Steps that do not count: compiling, caches, clocks."""
+    """Steps that are not timed, for compilation, caches and clocks."""
     start_s: float = 240.0
-    """Seconds that a process may take to compile and warm up, or for its next steps."""
+    """Most seconds that a process may take to compile and warm up, or for its next steps."""
 
 
 class Failed(Exception):
-    """A contestant's process ended, or did not get going; its log says why."""
+    """A contestant's process ended or never started to train; its log says why."""
 
 
 class TooSlow(Failed):
-    """It has not done its steps in the time for them."""
+    """A contestant did not finish its steps in time."""
 
 
 class Racer:
-    """A contestant's process, in a process group of its own."""
+    """A contestant's process, in its own process group."""
 
     def __init__(self, contestant: Contestant, log: Path, threads: int | None = None) -> None:
         self.contestant, self.log = contestant, log
         self.peak_bytes = 0
-        """Largest resident size on a CPU; largest use of the whole GPU beyond that before it."""
+        """On a CPU the largest resident size; on a GPU the largest use of the whole GPU, minus its
+        use before the start."""
         self.gpu: list[State] = []
-        """The GPU's state amid each window."""
+        """The GPU's state in the middle of each window."""
         env = os.environ | contestant.env
         if threads:
             env |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
@@ -72,7 +74,7 @@ class Racer:
         self.process = start(contestant.command, log, cwd=contestant.cwd, env=env)
 
     def steps(self) -> list[float]:
-        """Milliseconds of every step so far. Failed when the process is gone."""
+        """Milliseconds of every step so far. Failed if the process has ended."""
         if (code := self.process.poll()) is not None:
             raise Failed(f"it ended with {code}: {last_line(self.log)}")
         source = self.contestant.progress or self.log
@@ -80,7 +82,7 @@ class Racer:
         return self.contestant.step_ms(text)
 
     def wait_for(self, steps: int, until: float) -> None:
-        """Wait until `steps` steps are done; TooSlow when the clock reaches `until` before."""
+        """Wait until `steps` steps are done; TooSlow if the clock reaches `until` first."""
         while len(self.steps()) < steps:
             if time.monotonic() > until:
                 raise TooSlow(f"it was too slow: {last_line(self.log)}")
@@ -88,8 +90,8 @@ class Racer:
             time.sleep(POLL_S)
 
     def window(self, seconds: float, skip: int, limit_s: float) -> list[float]:
-        """The steps it finishes in `seconds`, the first `skip` left out, and at least LEAST_STEPS.
-        Failed when those take longer than `limit_s`."""
+        """Milliseconds of the steps in the next `seconds`, without the first `skip`, but of at
+        least LEAST_STEPS steps. TooSlow if those take `limit_s` longer."""
         before, begin = len(self.steps()), time.monotonic()
         with state_amid(_device(), seconds / 2) as found:
             while time.monotonic() < begin + seconds:
@@ -117,7 +119,7 @@ class Racer:
 
 @dataclass
 class Timed:
-    """What the turns gave for one contestant."""
+    """The measurements of one contestant."""
 
     contestant: Contestant
     log: Path
@@ -125,15 +127,15 @@ class Timed:
     """Milliseconds of each step, window by window."""
     peak_bytes: int = 0
     gpu: list[State] = field(default_factory=list)
-    """The GPU's state amid each window."""
+    """The GPU's state in the middle of each window."""
     failure: str | None = None
 
 
 def resident(
     contestants: list[Contestant], logs: Path, pace: Pace, threads: int, deadline: float
 ) -> list[Timed]:
-    """All on the CPU at once, one running at a time on `threads` cores, each round on the next.
-    Windows shrink to keep `deadline` (of time.monotonic)."""
+    """Start all on the CPU; one runs at a time on `threads` cores, in each round on the next ones.
+    Windows shrink to meet `deadline` (of time.monotonic)."""
     timed = [Timed(c, logs / f"{c.name}.log") for c in contestants]
     with no_survivors() as ending:
         pairs = []
@@ -164,10 +166,10 @@ def fresh(
     deadline: float,
     after: Callable[[list[Timed]], object],
 ) -> list[Timed]:
-    """One process after the other, each round anew, `after` each the times so far. None is begun
-    after `deadline`, and one that is still compiling then is left, so that what the others did is
-    not lost for it. Nor may one that compiles for long take all the time of those behind it: beyond
-    twice its share it comes again after them, with what the compiler kept."""
+    """Run one fresh process after the other, in each round; after each, `after` is called with the
+    times so far. None is started after `deadline`, and one still compiling then is given up, so
+    that the others' results are not lost. One that compiles for more than twice its share of the
+    time is ended and tried again after the others, with the compiler's cache filled."""
     timed = [Timed(c, logs / f"{c.name}.log") for c in contestants]
     turns = deque(timed * pace.rounds)
     while turns:
@@ -201,17 +203,17 @@ def hold_on(pid: int, cores: set[int]) -> None:
 
 
 def log_end(log: Path) -> str:
-    """The last of what a process said."""
+    """The last 4,000 characters of a log."""
     return log.read_text(errors="replace")[-4000:] if log.is_file() else ""
 
 
 def last_line(log: Path) -> str:
-    """What a process that ended said last, cut to a length that a person reads."""
+    """The last error in a log, at most 200 characters."""
     return last_error(log.read_text(errors="replace"))[:200] or "it printed nothing"
 
 
 def _warm_up(pairs: list[tuple[Timed, Racer]], pace: Pace) -> None:
-    """Let all get going together, and stop each as soon as it is warm."""
+    """Let all start together, and stop each as soon as it is warm."""
     until = time.monotonic() + pace.start_s
     cold = list(pairs)
     while cold:
@@ -228,7 +230,7 @@ def _warm_up(pairs: list[tuple[Timed, Racer]], pace: Pace) -> None:
 
 @contextlib.contextmanager
 def _failure_of(t: Timed, racer: Racer | None = None) -> Iterator[None]:
-    """Record a failure, and let the others go on, without what is still at work."""
+    """Record a failure and pause its process, so that the others can continue."""
     try:
         yield
     except Failed as failed:
@@ -239,8 +241,8 @@ def _failure_of(t: Timed, racer: Racer | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def scratch(prefix: str) -> Iterator[Path]:
-    """A temporary folder that is gone afterwards, also on Ctrl-C and SIGTERM. What fails leaves it,
-    for the logs in it."""
+    """A temporary folder that is removed afterwards, also on Ctrl-C and SIGTERM. It is kept if an
+    exception is raised, for the logs in it."""
     with no_survivors():
         folder = Path(tempfile.mkdtemp(prefix=prefix))
         try:
@@ -255,7 +257,7 @@ def scratch(prefix: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def no_survivors() -> Iterator[contextlib.ExitStack]:
-    """Call what is given to its `callback` on the way out, on a SIGTERM too."""
+    """An ExitStack whose callbacks, which end processes, also run on SIGTERM."""
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with contextlib.ExitStack() as ending:
         ending.callback(signal.signal, signal.SIGTERM, before)

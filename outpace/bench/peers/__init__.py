@@ -1,7 +1,8 @@
-"""The peers table. A peer is a module that says how to run its own, unchanged code at its best:
+"""The registry of peers. A peer's module says how to run the peer's own, unchanged code at its
+best:
 
-    LABEL                             its name as people know it
-    FILES                             what a checkout of it must hold; none for an installed package
+    LABEL                             its common name
+    FILES                             files that its checkout must have; none for a package
     why_not(job)                      reason it cannot run this job, or None
     contestants(checkout, job, folder)   the settings worth racing, staged in the new `folder`
 
@@ -37,16 +38,17 @@ PEERS = Registry(
     },
 )
 STEPS = 100_000
-"""More steps than any window sees; whoever measures ends the process."""
+"""More steps than are ever timed; the process is ended before."""
 MOST_TOKENS = 1 << 28
-"""Copied for a peer that reads no shards: half a gigabyte, more than a comparison trains on."""
+"""Most tokens copied for a peer that cannot read shards: half a gigabyte, more than a comparison
+trains on."""
 TIKTOKEN_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
-"""Where tiktoken would fetch GPT-2's files (tiktoken_ext/openai_public.py)."""
+"""The address from which tiktoken downloads GPT-2's files (tiktoken_ext/openai_public.py)."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every contestant trains, and on what. Learning rates do not matter for speed."""
+    """The training that all contestants run. Learning rates do not matter for speed."""
 
     shape: GPT2Shape
     dataset: Dataset
@@ -67,24 +69,24 @@ class Contestant:
     """One command to time."""
 
     name: str
-    """Row of the table; with several settings of a peer, `NAME (SETTING)`."""
+    """Its row in the table; `NAME (SETTING)` if the peer has several settings."""
     setting: str
-    """What was chosen, in words."""
+    """Its settings, in words."""
     command: list[str]
     step_ms: Callable[[str], list[float]]
-    """Text of its log -> milliseconds of each step so far, by its own clock."""
+    """Text of its log -> milliseconds of each step so far, by the peer's own clock."""
     tokens_per_step: int
     flops_per_token: float
     cwd: Path | None = None
     env: dict[str, str] = field(default_factory=dict)
     progress: Path | None = None
-    """File with its step lines; None: what it prints."""
+    """File with its step lines; None: its log."""
     scratch: Path | None = None
     """Folder that is removed before each start."""
 
 
 def check_checkout(name: str, checkout: Path) -> None:
-    """UsageError when `checkout` is not one of the peer `name`, naming the files it lacks."""
+    """UsageError if `checkout` is not a checkout of the peer `name`, with the missing files."""
     peer = PEERS.load(name)
     missing = [file for file in peer.FILES if not (checkout / file).is_file()]
     if missing:
@@ -96,19 +98,19 @@ def check_checkout(name: str, checkout: Path) -> None:
 
 
 def digests(name: str, checkout: Path) -> dict[str, str]:
-    """SHA-256 of the files of a peer's checkout that are run."""
+    """SHA-256 of the files that are run from a peer's checkout."""
     return {file: sha256_file(checkout / file) for file in PEERS.load(name).FILES}
 
 
 def link(checkout: Path, files: tuple[str, ...], folder: Path) -> None:
-    """Link `files` of a checkout into `folder`, by their last name."""
+    """Link `files` of a checkout into `folder`, without their subfolders."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in files:
         (folder / Path(file).name).symlink_to((checkout / file).resolve())
 
 
 def script_of(path: Path) -> ModuleType:
-    """A script of a peer's, run as a module."""
+    """Import a peer's script as a module."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -117,8 +119,8 @@ def script_of(path: Path) -> ModuleType:
 
 
 def tiktoken_cache(folder: Path) -> Path:
-    """A new folder for TIKTOKEN_CACHE_DIR that holds GPT-2's vocabulary, so that no network is
-    asked. tiktoken caches a file under the SHA-1 of its address (tiktoken/load.py)."""
+    """A new folder for TIKTOKEN_CACHE_DIR with GPT-2's vocabulary, so that nothing is downloaded.
+    tiktoken caches a file under the SHA-1 of its address (tiktoken/load.py)."""
     folder.mkdir(parents=True)
     for name in ("vocab.bpe", "encoder.json"):
         key = hashlib.sha1((TIKTOKEN_URL + name).encode(), usedforsecurity=False).hexdigest()
@@ -127,14 +129,15 @@ def tiktoken_cache(folder: Path) -> Path:
 
 
 def write_raw(stream: TokenStream, path: Path) -> None:
-    """The tokens of a split, MOST_TOKENS at most, as plain uint16."""
+    """Write the tokens of a split, at most MOST_TOKENS, as plain uint16."""
     with open(path, "wb") as f:
         for part in _parts(stream, min(len(stream), MOST_TOKENS)):
             f.write(part.tobytes())
 
 
 def write_shard(stream: TokenStream, path: Path, tokens: int) -> None:
-    """One shard (`data/shard_file.py`) of exactly `tokens` tokens, a short split repeated."""
+    """Write one shard (`data/shard_file.py`) of exactly `tokens` tokens; a short split is
+    repeated."""
     with open(path, "wb") as f:
         f.write(header(tokens))
         for part in _parts(stream, tokens):
@@ -142,7 +145,7 @@ def write_shard(stream: TokenStream, path: Path, tokens: int) -> None:
 
 
 def _parts(stream: TokenStream, tokens: int) -> Iterator[np.ndarray]:
-    """`tokens` tokens from the start of a split, over and over when it has fewer."""
+    """`tokens` tokens from the start of a split, which is repeated if it has fewer."""
     at = 0
     while tokens:
         part = np.empty(min(1 << 20, tokens, len(stream) - at), np.uint16)

@@ -1,9 +1,8 @@
-"""Hugging Face transformers: GPT2LMHeadModel, its own attention and its own loss. It has no trainer
-file for GPT-2, so the loop around it is ours, and plain: bf16 autocast (also on a CPU), the model
-or each block compiled, PyTorch's fused AdamW, SDPA, no cache, no dropout, the vocabulary padded as
-ours.
+"""Hugging Face transformers: GPT2LMHeadModel with its own attention and loss. It has no training
+script for GPT-2, so the loop is ours, and plain: bf16 autocast (also on a CPU), the model or each
+block compiled, PyTorch's fused AdamW, SDPA, no cache, no dropout, the vocabulary padded like ours.
 
-    python -m outpace.bench.peers.huggingface JOB.json      (what `contestants` starts)
+    python -m outpace.bench.peers.huggingface JOB.json      (started by `contestants`)
 """
 
 import importlib.util
@@ -50,7 +49,7 @@ def contestants(checkout: Path, job: Job, folder: Path) -> list[Contestant]:
         "precision": precision,
         "tokens": str(folder / "train.bin"),
     }
-    # Compiled whole, it makes a mask that keeps FlashAttention out, which only a GPU has to lose.
+    # Compiled as a whole, it makes a mask that rules out FlashAttention, which matters on a GPU.
     ways = {"transformers": "model"}
     if job.device == "cuda":
         ways["transformers (blocks)"] = "each block"
@@ -78,7 +77,7 @@ def step_ms(text: str) -> list[float]:
 
 
 def train(s: dict[str, Any]) -> None:
-    """Train until killed, a line a step; the loss is read each step, as nanoGPT does."""
+    """Train until killed. Prints a line per step; reads the loss in each step, as nanoGPT does."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(1337)
@@ -134,7 +133,7 @@ def train(s: dict[str, Any]) -> None:
 
 
 def _batches(tokens: np.ndarray, s: dict[str, Any], device: torch.device) -> Iterator[torch.Tensor]:
-    """Windows at random, (B, T) int64, pinned on their way to a GPU."""
+    """Random windows, (B, T) int64; copied to a GPU through pinned memory."""
     B, T = s["micro_batch_size"], s["context"]
     random = np.random.default_rng(1337)
     while True:

@@ -1,6 +1,6 @@
 """karpathy/llm.c: its PyTorch trainer train_gpt2.py, with the flags that its own scripts use for
-speed: bf16, compiled with coordinate descent, flash attention, TF32. It reads our shards as they
-are. tiktoken, which it loads GPT-2's vocabulary with, is given the files that ship with outpace.
+speed: bf16, compiled with coordinate descent, flash attention, TF32. It reads our shards unchanged.
+tiktoken, from which it gets GPT-2's vocabulary, finds the files that ship with outpace.
 """
 
 import re
@@ -15,7 +15,7 @@ from outpace.model.cost import flops_per_token
 LABEL = "llm.c"
 FILES = ("train_gpt2.py", "train_gpt2.c")
 MODELS = {size.n_layer: f"d{size.n_layer}" for size in SIZES.values()}
-"""The only shapes that --model offers, d12 to d48 (train_gpt2.py, model_config)."""
+"""The only shapes that `--model` offers, d12 to d48 (train_gpt2.py, model_config)."""
 STEP = re.compile(
     r"^step +\d+/\d+ \| train loss [-\d.na]+ \| .*\(([\d.]+) ms \| \d+ tok/s\)", re.MULTILINE
 )
@@ -27,13 +27,13 @@ def why_not(job: Job) -> str | None:
     if job.shape.context > 1024:
         return "train_gpt2.py takes at most 1,024 tokens in a sequence"
     if job.shape.vocab_size != GPT2_VOCAB:
-        return "train_gpt2.py has GPT-2's vocabulary, and the dataset has another"
+        return "train_gpt2.py has GPT-2's vocabulary, but the dataset has another"
     return None
 
 
 def contestants(checkout: Path, job: Job, folder: Path) -> list[Contestant]:
     link(checkout, FILES[:1], folder)
-    # A shard is read whole and then begun again, so a few steps' worth will do.
+    # A shard is repeated from its start, so tokens for a few steps are enough.
     write_shard(job.dataset.stream("train"), folder / "train.bin", 16 * job.tokens_per_step + 1)
     on_gpu = job.device == "cuda"
     flags = {

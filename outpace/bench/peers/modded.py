@@ -19,19 +19,19 @@ FILES = ("records/track_3_optimization/train_gpt_simple.py", "train_gpt.py")
 STEP = re.compile(r"^step:(\d+)/\d+ train_time:([\d.]+)s step_avg:", re.MULTILINE)
 TOKENS_PER_STEP = 8 * 64 * 1024
 VAL_TOKENS = 20 * 524_288
-"""It validates on these before its first step; no step's time holds it."""
+"""Tokens of its validation before the first step; no step's time includes it."""
 SHAPE = GPT2Shape(12, 6, 768, 1024, 50304)
-"""In the one FLOP formula it counts as GPT-2 124M: 12 C^2 weights a layer, a head of 50,304 x 768
-(its embedding, apart from it, multiplies nothing), causal attention over 768 channels."""
+"""In the FLOP formula it counts as GPT-2 124M: 12 C^2 weights per layer, a head of 50,304 x 768
+(its separate embedding multiplies nothing), causal attention over 768 channels."""
 SHARD_STEPS = 200
-"""Steps' worth of tokens in the staged shard; with more steps than that it ends."""
+"""Steps for which the staged shard has tokens; after them the script ends."""
 
 
 def why_not(job: Job) -> str | None:
     if job.device != "cuda":
         return "train_gpt_simple.py needs CUDA and NCCL"
     if job.shape.vocab_size != GPT2_VOCAB:
-        return "train_gpt_simple.py has GPT-2's vocabulary, and the dataset has another"
+        return "train_gpt_simple.py has GPT-2's vocabulary, but the dataset has another"
     return None
 
 
@@ -47,7 +47,7 @@ def contestants(checkout: Path, job: Job, folder: Path) -> list[Contestant]:
         Contestant(
             name="modded",
             setting="its own architecture and Muon, bf16, compiled",
-            # What torchrun would set for one process; the script reads its own file by argv[0].
+            # `env` is what torchrun sets for one process; the script reads its own file by argv[0].
             command=[sys.executable, "-u", "train_gpt_simple.py"],
             step_ms=step_ms,
             tokens_per_step=TOKENS_PER_STEP,
@@ -65,7 +65,8 @@ def contestants(checkout: Path, job: Job, folder: Path) -> list[Contestant]:
 
 
 def step_ms(text: str) -> list[float]:
-    """Milliseconds of each step, from the training time so far on its lines. It does not wait for
-    the GPU, so single steps jitter; the queue is short against a step, so their median holds."""
+    """Milliseconds of each step, from the cumulative training time on its lines. The script does
+    not wait for the GPU, so single steps jitter; the queue is short compared with a step, so the
+    median is right."""
     seconds = [float(s) for _, s in STEP.findall(text)]
     return [1e3 * s for s in seconds[:1]] + [1e3 * (b - a) for a, b in pairwise(seconds)]

@@ -1,5 +1,5 @@
-"""karpathy/nanoGPT: its own train.py. On a GPU bf16 autocast, compiled; on a CPU compiled fp32, for
-its autocast is for GPUs only (train.py: `ctx = nullcontext() if device_type == 'cpu'`).
+"""karpathy/nanoGPT: its own train.py, compiled. On a GPU with bf16 autocast; on a CPU in fp32,
+since its autocast is for GPUs only (train.py: `ctx = nullcontext() if device_type == 'cpu'`).
 """
 
 import pickle
@@ -35,8 +35,8 @@ def contestants(checkout: Path, job: Job, folder: Path) -> list[Contestant]:
 
 
 def stage(checkout: Path, job: Job, folder: Path) -> None:
-    """A folder with nanoGPT's code and the same tokens as raw uint16. A vocabulary other than
-    GPT-2's, which is its default, is told through its own meta.pkl."""
+    """Make a folder with nanoGPT's code and the same tokens as raw uint16. If the vocabulary is not
+    GPT-2's, its default, the folder also has nanoGPT's meta.pkl with its size."""
     link(checkout, FILES, folder)
     data = folder / "data" / "bench"
     data.mkdir(parents=True)
@@ -47,8 +47,8 @@ def stage(checkout: Path, job: Job, folder: Path) -> None:
 
 
 def command(job: Job, steps: int, **more: object) -> list[str]:
-    """Its train.py on the job, compiled, in bf16 on a GPU; `more` flags. They are `--key=value`, as
-    its configurator.py reads them."""
+    """The command of its train.py for the job, compiled, in bf16 on a GPU; `more` are further
+    flags. All are `--key=value`, as its configurator.py expects."""
     flags = {
         "dataset": "bench",
         "device": job.device,

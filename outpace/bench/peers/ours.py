@@ -1,4 +1,4 @@
-"""outpace itself: `outpace train`, everything that does not change the result at its fastest."""
+"""outpace itself: `outpace train`, at its fastest settings that do not change the result."""
 
 import json
 import sys
@@ -19,7 +19,8 @@ def why_not(job: Job) -> str | None:
 
 
 def command(job: Job, run: Path, **more: object) -> list[str]:
-    """`outpace train` on the job, compiled, with nothing but training; `more` flags."""
+    """The command of `outpace train` for the job, compiled, with nothing but training; `more` are
+    further flags."""
     flags = {
         "dataset": job.dataset.folder,
         "run_dir": run,
@@ -41,7 +42,7 @@ def command(job: Job, run: Path, **more: object) -> list[str]:
 
 def contestants(checkout: Path, job: Job, folder: Path) -> list[Contestant]:
     run = folder / "run"
-    # Not deterministic, as the peers.
+    # Not deterministic, like the peers.
     more = {"max_steps": STEPS, "deterministic": "off", "log_every_steps": 1, "space_check": False}
     precision = "bf16" if detect(job.device).bf16 else "fp32"  # as the plan chooses
     return [
@@ -59,7 +60,7 @@ def contestants(checkout: Path, job: Job, folder: Path) -> list[Contestant]:
 
 
 def step_ms(text: str, tokens_per_step: int) -> list[float]:
-    """Milliseconds of each step, from the records of metrics.jsonl; its first has no rate."""
+    """Milliseconds of each step, from metrics.jsonl, whose first record has no rate."""
     records = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
     rates = [r["tokens_per_second"] for r in records]
     return [1e3 * tokens_per_step / rate for rate in rates if rate]

@@ -66,7 +66,7 @@ def test_the_command_trains_each_and_goes_on_where_it_was(
     assert len(set(losses.values())) == 4
     said = capsys.readouterr()
     assert "adamw's final loss" in said.out
-    assert "adamw is best at 0.003, an end of the rates tried" in said.err
+    assert "adamw is best at 0.003, the end of the rates tried" in said.err
 
     written = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("metrics.jsonl")}
     assert len(written) == 4
@@ -79,7 +79,7 @@ def test_runs_that_do_not_end_are_told(tiny_dataset, tmp_path, monkeypatch, caps
     flags = ["--dataset", str(tiny_dataset), *TINY, "--max_steps", "2", "--learning_rates", "1e-3"]
     assert bench_optimizers.run([*flags, "--optimizers", "adamw"]) == 0
     # Another model in the same folder: train refuses to go on with it.
-    with pytest.raises(OutpaceError, match="no run with --optimizer adamw came to its end") as none:
+    with pytest.raises(OutpaceError, match="no run with --optimizer adamw was completed") as none:
         bench_optimizers.run([*flags, "--optimizers", "adamw", "--n_layer", "1"])
     assert none.value.exit_code == 4, "as that of the run"
     assert "adamw at 0.001 is left out: error[" in capsys.readouterr().err

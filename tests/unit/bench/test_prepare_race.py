@@ -40,7 +40,7 @@ def test_a_corpus_is_linked_as_often_as_it_is_repeated(tmp_path):
     texts = [t for f in files for t in pq.read_table(f)["text"].to_pylist()]
     assert sum(len(t.encode()) for t in texts) == size
     assert texts[: len(texts) // 3] * 3 == texts
-    with pytest.raises(DataError, match="are asked for"):
+    with pytest.raises(DataError, match="are needed"):
         write_corpus(tmp_path / "more", [str(tmp_path / "x.txt")], 50, 1)
 
 
