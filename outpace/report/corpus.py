@@ -1,4 +1,4 @@
-"""The corpus on the page: how long its documents are."""
+"""The corpus on the page: the lengths of its documents."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ KEY = "document_lengths"
 
 
 def lengths_chart(runs: Sequence[Run]) -> Chart | None:
-    """Documents by length, for one run whose records have them."""
+    """Documents by length, for a single run that recorded them; else None."""
     bins = runs[0].dataset.get(KEY) if len(runs) == 1 else None
     if not isinstance(bins, list) or not all(_is_bin(entry) for entry in bins) or not bins:
         return None

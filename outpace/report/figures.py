@@ -1,4 +1,4 @@
-"""Runs -> plotly figures. Pure; colours are those of light mode, the page's script swaps them."""
+"""Runs -> plotly figures. Pure. Colours are those of light mode; the page's script swaps them."""
 
 import math
 import statistics
@@ -15,14 +15,14 @@ from outpace.report.style import FAINT, GRID, INK, MUTED, PALETTE, SURFACE
 from outpace.report.summary import INTERVAL_95, published_hellaswag
 
 MOST_POINTS = 1200
-"""Points of a curve on the page: more than its pixels. Each bucket keeps its extremes."""
+"""Most points of a curve on the page, more than its pixels. Each bucket keeps its extremes."""
 FEW_POINTS = 25
-"""Below this many points every one gets a marker, and nothing is smoothed."""
+"""With fewer points than this, each gets a marker and nothing is smoothed."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure with its words."""
+    """A figure with its title and note."""
 
     key: str
     title: str
@@ -33,7 +33,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Axis:
-    """An x axis: the key of the records it shows, divided by `unit`."""
+    """An x axis: the values of the records under `key`, divided by `unit`."""
 
     key: str
     unit: float
@@ -41,7 +41,7 @@ class Axis:
 
 
 def charts(runs: Sequence[Run]) -> list[Chart]:
-    """Every chart that the records have data for."""
+    """All charts for which the records have data."""
     tokens, time = tokens_axis(runs), time_axis(runs)
     small: tuple[tuple[str, str, str, str, Callable[[go.Figure], None]], ...] = (
         ("tokens_per_second", "Throughput", "tokens per second", ".3s", _from_zero),
@@ -59,7 +59,7 @@ def charts(runs: Sequence[Run]) -> list[Chart]:
 
 
 def tokens_axis(runs: Sequence[Run]) -> Axis:
-    """Tokens in the unit that suits the longest run; steps where the records have no tokens."""
+    """Tokens, in the unit that suits the longest run; steps if the records have no tokens."""
     most = _largest(runs, "tokens")
     if most <= 0:
         return Axis("step", 1, "steps")
@@ -70,7 +70,7 @@ def tokens_axis(runs: Sequence[Run]) -> Axis:
 
 
 def time_axis(runs: Sequence[Run]) -> Axis:
-    """Training time in the unit that suits the longest run."""
+    """Training time, in the unit that suits the longest run."""
     most = _largest(runs, "elapsed_s")
     for unit, word in ((86400, "days"), (3600, "hours"), (60, "minutes")):
         if most >= 2 * unit:
@@ -81,8 +81,8 @@ def time_axis(runs: Sequence[Run]) -> Axis:
 def loss_chart(runs: Sequence[Run], axis: Axis, key: str, wide: bool = False) -> Chart | None:
     """Training loss, faint and smoothed; validation as markers; unigram entropy dashed.
 
-    The wide chart tells the whole story, over a logarithm of the tokens where they span enough;
-    the small one is linear and looks closely at where the run spent its time.
+    The wide chart includes the entropies, and its axis is logarithmic if the tokens span enough.
+    The small one is linear, over the losses in which the run spent its time.
     """
     figure, values, solo = blank(350 if wide else 270), [], len(runs) == 1
     smoothed = False
@@ -130,7 +130,7 @@ def loss_chart(runs: Sequence[Run], axis: Axis, key: str, wide: bool = False) ->
 
 
 def hellaswag_chart(runs: Sequence[Run], axis: Axis) -> Chart | None:
-    """acc_norm with 95% intervals, GPT-2's published score and chance."""
+    """acc_norm with 95% intervals, beside GPT-2's published score and chance."""
     figure, solo = blank(270), len(runs) == 1
     protocols: dict[str, None] = {}
     highest = HELLASWAG_CHANCE
@@ -205,8 +205,8 @@ def curve_chart(
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
-    """Exponential mean over about `window` points; over fewer near the start, where a loss falls
-    faster than a wide window could follow."""
+    """Exponential mean over about `window` points; over fewer near the start, where the loss falls
+    too fast for a wide window."""
     mean, result = 0.0, []
     for i, value in enumerate(values):
         mean += 2 / (min(window, max(1.0, i / 16)) + 1) * (value - mean)
@@ -217,7 +217,7 @@ def smooth(values: Sequence[float], window: int) -> list[float]:
 def thin(
     x: Sequence[float], y: Sequence[float], most: int = MOST_POINTS
 ) -> tuple[list[float], list[float]]:
-    """At most about `most` points: the lowest and the highest of every bucket, and both ends."""
+    """About `most` points at most: the lowest and the highest of every bucket, and both ends."""
     if len(x) <= most:
         return list(x), list(y)
     size = 2 * len(x) / most
@@ -293,7 +293,7 @@ def blank(height: int) -> go.Figure:
 def _reference(
     figure: go.Figure, y: float, label: str, *, left: bool = False, below: bool = False
 ) -> None:
-    """A dashed line across the chart with its label on it, which needs no legend."""
+    """Draw a dashed line across the chart, with its label on it instead of in a legend."""
     figure.add_shape(
         type="line", xref="paper", x0=0, x1=1, y0=y, y1=y, layer="below",
         line={"color": FAINT, "width": 1.3, "dash": "dash"},
@@ -320,15 +320,15 @@ def _mark_resumes(figure: go.Figure, run: Run, axis: Axis, logarithmic: bool) ->
         )  # fmt: skip
         if len(known) <= 4:
             figure.add_annotation(
-                x=math.log10(x) if logarithmic else x,  # plotly's rule for annotations, not shapes
+                x=math.log10(x) if logarithmic else x,  # annotations need this, shapes do not
                 yref="paper", y=0, yanchor="bottom", xanchor="left", text="resumed",
                 showarrow=False, font={"size": 11, "color": MUTED},
             )  # fmt: skip
 
 
 def _clip(figure: go.Figure, values: list[float], references: list[float]) -> int:
-    """Give the y axis to where the run spent its time, not to its first steps; how many points
-    that leaves above."""
+    """Fit the y axis to the losses in which the run spent its time, not to its first steps; returns
+    the number of points above it."""
     usual = sorted(values)[int(0.96 * (len(values) - 1))] if len(values) > 40 else max(values)
     top = min(max([usual, *references]), max([*values, *references]))
     low = min([*values, *references])
@@ -338,7 +338,7 @@ def _clip(figure: go.Figure, values: list[float], references: list[float]) -> in
 
 
 def _spread(figure: go.Figure) -> float:
-    """The largest positive x over the smallest."""
+    """The ratio of the largest to the smallest positive x."""
     xs = [x for trace in figure.data for x in trace.x if x > 0]
     return max(xs) / min(xs) if xs else 1.0
 
@@ -361,7 +361,7 @@ def _points(records: Sequence[Any], axis: Axis, y: str) -> tuple[list[float], li
 
 
 def _short(values: Sequence[float]) -> list[float]:
-    # Six digits are below a pixel, and keep the page small.
+    # Six digits: finer than a pixel, and the page stays small.
     return [float(f"{v:.6g}") for v in values]
 
 

@@ -1,4 +1,5 @@
-"""Read a run folder. Whatever is missing, cut or damaged is left out and said, never fatal."""
+"""Read a run folder. Missing, incomplete or damaged parts are reported and left out, never
+fatal."""
 
 import math
 from collections.abc import Sequence
@@ -12,30 +13,30 @@ from outpace.core.runfolder import RunFolder
 from outpace.core.runstate import read_state
 
 MOST_RECORDS = 100_000
-"""Kept of one file; more than a figure can show."""
+"""Most records kept of one file; more than a figure can show."""
 LONGEST_LINE = 1 << 20
-"""Characters; the longest records, samples, have some thousands."""
+"""In characters; the longest records, samples, have some thousands."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the files of one run folder say, as they say it."""
+    """The contents of one run folder's files, unchanged."""
 
     name: str
     root: Path
     status: JsonObject
     plan_file: JsonObject
-    """The whole of plan.json."""
+    """The whole plan.json."""
     metrics: list[JsonObject]
-    """By step, each step once."""
+    """In order of steps, each step once."""
     evals: list[JsonObject]
     samples: list[JsonObject]
     events: list[JsonObject]
     config_toml: str
     problems: tuple[str, ...]
-    """What could not be read, a sentence each."""
+    """One sentence for each part that could not be read."""
     verdict: JsonObject = field(default_factory=dict)
-    """Whether the run beats another model; empty if nobody asked."""
+    """The comparison with another model; empty if none was made."""
 
     @property
     def plan(self) -> JsonObject:
@@ -62,12 +63,13 @@ class Run:
         return [str(w) for w in items(self.plan_file, "warnings")]
 
     def task(self, name: str) -> list[JsonObject]:
-        """The evaluations of one task, in the order they were made."""
+        """The evaluations of one task, in the order in which they were made."""
         return [r for r in self.evals if r.get("task") == name]
 
 
 def load_runs(roots: Sequence[Path]) -> list[Run]:
-    """Read every folder. UsageError NO-RUN without any, NOT-A-RUN if one holds no run."""
+    """Read every folder. UsageError NO-RUN if there is none, NOT-A-RUN if one is not a run
+    folder."""
     if not roots:
         raise UsageError("NO-RUN", "no run folder named", do="outpace report runs/NAME")
     resolved = list(dict.fromkeys(_resolve(root) for root in roots))
@@ -97,7 +99,7 @@ def load_run(root: Path, name: str = "") -> Run:
         r["step"]: r for r in _lines(folder.metrics, problems) if number(r, "step") is not None
     }
     status = _object(folder.status, problems)
-    if status.get("state") == "running":  # or its process is gone without having said so
+    if status.get("state") == "running":  # unless its process has died without recording it
         status |= {k: v for k, v in read_state(folder).items() if k in ("state", "reason")}
     return Run(
         name=name or _resolve(root).name,
@@ -126,7 +128,7 @@ def number(record: JsonObject, key: str) -> float | None:
 
 
 def series(records: Sequence[JsonObject], x: str, y: str) -> tuple[list[float], list[float]]:
-    """The points whose `x` and `y` are both known."""
+    """The points that have both `x` and `y`."""
     pairs = [(number(r, x), number(r, y)) for r in records]
     known = [(a, b) for a, b in pairs if a is not None and b is not None]
     return [a for a, _ in known], [b for _, b in known]
@@ -145,10 +147,10 @@ def items(record: JsonObject, key: str) -> list[Any]:
 
 
 def _resolve(root: Path) -> Path:
-    # Resolved so that `.` and `runs/a/` have a name, and one run named twice is shown once.
+    # Resolved so that `.` and `runs/a/` have a name, and a run given twice is shown once.
     try:
         return root.resolve()
-    except (OSError, RuntimeError):  # a loop of links
+    except (OSError, RuntimeError):  # a symlink loop
         return root.absolute()
 
 
@@ -168,19 +170,19 @@ def _object(path: Path, problems: list[str]) -> JsonObject:
         return {}
     if (value := parse_object(text)) is not None:
         return value
-    problems.append(f"{path.name} is cut or damaged; what it says is left out.")
+    problems.append(f"{path.name} is incomplete or damaged; its contents are left out.")
     return {}
 
 
 def _lines(path: Path, problems: list[str]) -> list[JsonObject]:
-    """The records of a JSON-lines file: of very many, evenly spread ones and the last. What is left
-    out goes to `problems`."""
+    """The records of a JSON-lines file; if it has very many, evenly spread ones and the last.
+    Records left out are reported in `problems`."""
     kept: list[JsonObject] = []
     last: JsonObject | None = None
     count, dropped, stride = 0, 0, 1
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
-            while line := file.readline(LONGEST_LINE):  # a file of one endless line stays bounded
+            while line := file.readline(LONGEST_LINE):  # a limit, if the file is one endless line
                 record = parse_object(line)
                 if record is None:
                     dropped += bool(line.strip())
@@ -197,8 +199,8 @@ def _lines(path: Path, problems: list[str]) -> list[JsonObject]:
     if last is not None and kept[-1] is not last:
         kept.append(last)
     if stride > 1:
-        problems.append(f"Of the {count:,} records of {path.name}, one in {stride} is read here.")
+        problems.append(f"Of the {count:,} records in {path.name}, only one in {stride} is shown.")
     if dropped:
         lines = "a line that is" if dropped == 1 else f"{dropped:,} lines that are"
-        problems.append(f"{path.name} has {lines} cut or damaged, and left out here.")
+        problems.append(f"{path.name} has {lines} incomplete or damaged, and left out.")
     return kept

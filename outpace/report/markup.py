@@ -1,4 +1,4 @@
-"""Text from the records made harmless, and values as people read them."""
+"""Escaping of text from the records, and values as people write them."""
 
 import html
 import json
@@ -12,14 +12,14 @@ from outpace.core import units
 from outpace.core.files import JsonObject
 
 NONE = "\N{EN DASH}"
-"""Shown for a value the records do not have."""
+"""Shown if the records lack a value."""
 
 _JOINERS = "\u200c\u200d"  # parts of ordinary words and emoji in many scripts
 _NAMES = {"seed", "pid", "port", "format"}  # integers that are names, not amounts
 
 
 def plain(value: object) -> str:
-    """Text with control characters, bidi overrides and lone surrogates shown, not obeyed."""
+    """Text in which control characters, bidi overrides and lone surrogates are shown as escapes."""
     return "".join(
         c if c.isprintable() or c in "\n\t" or c in _JOINERS or unicodedata.category(c) == "Zs"
         else repr(c)[1:-1]
@@ -28,7 +28,7 @@ def plain(value: object) -> str:
 
 
 def escape(value: object) -> str:
-    """`value` as HTML text or attribute. Everything from a record goes through here."""
+    """`value` as HTML text or attribute. All text from records passes through here."""
     return html.escape(plain(value))
 
 
@@ -38,13 +38,14 @@ def figure_text(value: object) -> str:
 
 
 def embed_json(value: Any) -> str:
-    """JSON that no text inside can end early inside a <script> element."""
+    """JSON for a <script> element, which no text in it can close."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def shown(key: str, value: object) -> str:
-    """A value of a plan, a machine or a data set as plain text, with the unit its key names."""
+    """A value of a plan, a machine or a dataset as plain text, with the unit that its key
+    implies."""
     if value is None or value == "":
         return NONE
     if isinstance(value, bool):
@@ -109,7 +110,7 @@ def facts(record: JsonObject, leave_out: Sequence[str] = ()) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
-    """A table of ready HTML cells; the first of each row is its heading."""
+    """A table of cells that are already HTML; the first cell of each row is its heading."""
     top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     body = "".join(
         f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{c}</td>" for c in row[1:]) + "</tr>"
@@ -122,5 +123,5 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") ->
 
 
 def section(title: str, body: str) -> str:
-    """A titled part of the page; nothing without a body."""
+    """A titled part of the page; empty if the body is."""
     return f"<section><h2>{escape(title)}</h2>{body}</section>\n" if body else ""

@@ -1,7 +1,7 @@
-"""Runs -> one HTML file that needs nothing else: plotly.js is inside, nothing is requested.
+"""Runs -> one self-contained HTML file: plotly.js is inside, and nothing is requested.
 
-A Content-Security-Policy lets only the page's own scripts run, by their hashes, and forbids every
-request. So a name or a sample that slipped through the escaping could still neither run nor load.
+A Content-Security-Policy allows only the page's own scripts, by their hashes, and forbids every
+request. So even text that slipped through the escaping could not run or load anything.
 """
 
 import base64
@@ -24,16 +24,16 @@ from outpace.report.summary import summarise
 
 
 def write_report(runs: list[Path], output: Path) -> Path:
-    """Write the page of `runs` to `output`, whole or not at all, and return `output`.
+    """Write the page of `runs` to `output` atomically, and return `output`.
 
-    UsageError NOT-A-RUN for a folder that holds no run; StorageError if it cannot be written.
+    UsageError NOT-A-RUN if a folder is not a run folder; StorageError if it cannot be written.
     """
     replace_file(output, page(load_runs(runs)))
     return output
 
 
 def page(runs: Sequence[Run]) -> str:
-    """The whole page."""
+    """The HTML of the whole page."""
     made = [c for c in (*charts(runs), lengths_chart(runs)) if c is not None]
     plotly = _script(get_plotlyjs())
     draw = _script(SCRIPT)
@@ -80,7 +80,7 @@ def _several(runs: Sequence[Run], made: Sequence[Chart]) -> str:
     )
     each = "".join(
         f'<details class="run"><summary>{escape(run.name)}</summary>'
-        f"{sections.details(run) or '<p>Nothing more is recorded.</p>'}</details>"
+        f"{sections.details(run) or '<p>There are no other records.</p>'}</details>"
         for run in runs
     )
     table = section("Results", sections.comparison(runs))
@@ -115,7 +115,7 @@ def _run_colours() -> str:
 
 
 def _script(text: str) -> str:
-    # A browser reads CRLF as LF before it hashes; the hash below must be of the same bytes.
+    # A browser turns CRLF into LF before it hashes; our hash must cover the same bytes.
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     assert not re.search("</script|<!--", text, re.IGNORECASE), "the script would end early"
     return text

@@ -1,4 +1,4 @@
-"""A run's records as pieces of HTML. Every text from a record passes `markup.escape`."""
+"""A run's records as pieces of HTML. All text from records passes `markup.escape`."""
 
 import tomllib
 from collections.abc import Sequence
@@ -26,11 +26,11 @@ from outpace.report.summary import Score, Summary, summarise
 MOST_SAMPLES = 120
 MOST_EVENTS = 400
 LONGEST_SAMPLE = 4000
-"""Characters of one sample on the page."""
+"""Most characters of one sample on the page."""
 
 
 def title(run: Run, summary: Summary) -> str:
-    """The run's name, its state and one sentence."""
+    """The run's name, its state, one sentence, and warnings."""
     state = summary.state if summary.state in (*STATES, INTERRUPTED) else ""
     badge = f'<span class="state {state}">{escape(summary.state)}</span>'
     reason = run.status.get("reason")
@@ -79,7 +79,7 @@ def tiles(summary: Summary) -> str:
 
 
 def comparison(runs: Sequence[Run]) -> str:
-    """One table: a column a run, its results, then the plan's settings that differ."""
+    """One table with a column per run: its results, then the settings that differ."""
     summaries = [summarise(run) for run in runs]
     head = ["", *map(_named, range(len(runs)), runs)]
     rows = [
@@ -103,13 +103,13 @@ def comparison(runs: Sequence[Run]) -> str:
 
 
 def legend(runs: Sequence[Run]) -> str:
-    """Which colour is which run, for every chart at once."""
+    """The colour of each run, for all charts."""
     names = "".join(f"<span>{_named(i, run)}</span>" for i, run in enumerate(runs))
     return f'<p class="legend">{names}</p>'
 
 
 def differing(records: Sequence[JsonObject]) -> dict[str, list[object]]:
-    """Keys whose values do not look the same in every record, with each record's value."""
+    """Keys whose values are displayed differently in some records, with each record's value."""
     keys = dict.fromkeys(key for record in records for key in record)
     rows = {key: [record.get(key) for record in records] for key in keys}
     return {key: row for key, row in rows.items() if len({shown(key, v) for v in row}) > 1}
@@ -120,7 +120,7 @@ def details(run: Run) -> str:
     columns = [
         ("Machine", facts(run.machine)),
         ("Versions", facts(run.versions)),
-        ("Data set", facts(run.dataset, leave_out=["document_lengths"])),
+        ("Dataset", facts(run.dataset, leave_out=["document_lengths"])),
     ]
     background = "".join(f"<div><h3>{name}</h3>{body}</div>" for name, body in columns if body)
     return "".join(
@@ -153,9 +153,9 @@ def _sentence(run: Run, s: Summary) -> str:
         words.append(f"in <b>{escape(run.plan['mixed_precision'])}</b>")
     text = " ".join(words) + "." if run.plan_file else ""
     if s.steps is None:
-        text += " Nothing is logged yet."
+        text += " Nothing has been logged yet."
     if s.state == "running" and run.status.get("time"):
-        text += f" Still running when it last wrote, {escape(clock(run.status['time']))}."
+        text += f" It was still running at its last record, {escape(clock(run.status['time']))}."
     return f'<p class="summary">{text}</p>'
 
 
@@ -216,8 +216,8 @@ def _pace(s: Summary) -> str:
 
 
 def _score_rows(scores: Sequence[dict[str, Score]]) -> list[list[str]]:
-    """A row a protocol, since scores of two are not alike; and on how many questions, where that is
-    not the same for all."""
+    """One row per protocol, since scores under two protocols are not comparable; with the number of
+    questions, if it is not the same for all."""
     protocols = sorted({protocol for of_run in scores for protocol in of_run})
     asked = {score.questions for of_run in scores for score in of_run.values()}
     return [
@@ -260,7 +260,8 @@ def _settings(run: Run) -> JsonObject:
 
 
 def _asked(run: Run) -> JsonObject:
-    """What config.toml says of what is trained and how; in the plan, `auto` is resolved."""
+    """The settings in config.toml of model, data and training; `auto` is resolved only in the
+    plan."""
     try:
         config = tomllib.loads(run.config_toml)
     except tomllib.TOMLDecodeError:

@@ -1,4 +1,4 @@
-"""The page's colours, CSS and script. No font, image or library is loaded from anywhere."""
+"""The page's colours, CSS and script. No font, image or library is loaded."""
 
 INK, MUTED, FAINT, GRID, SURFACE = "#1f1e1b", "#6d6a63", "#a5a096", "#e9e5dc", "#fdfcfa"
 PALETTE = (
@@ -11,7 +11,7 @@ PALETTE = (
     "#3f62c4",
     "#5c6b70",
 )
-"""One colour a run; a single run's validation takes the second."""
+"""One colour per run; with a single run, its validation has the second."""
 
 DARK = {
     INK: "#eceae4",
@@ -28,7 +28,7 @@ DARK = {
     "#3f62c4": "#8ea8f2",
     "#5c6b70": "#a3b3b8",
 }
-"""Each colour of light mode in dark mode; figures are made in the first and drawn in either."""
+"""Colour in light mode -> colour in dark mode. Figures are made in light mode, drawn in either."""
 
 CSS = """
 :root {

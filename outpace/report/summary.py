@@ -1,4 +1,4 @@
-"""The few numbers a reader wants first, out of a run's records."""
+"""The headline numbers of a run, from its records."""
 
 import statistics
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ INTERVAL_95 = 1.96
 
 @dataclass(frozen=True)
 class Score:
-    """One HellaSwag result, with the published figure of the same protocol beside it."""
+    """One HellaSwag result, and the published score under the same protocol."""
 
     value: float
     stderr: float | None
@@ -23,7 +23,7 @@ class Score:
 
     @property
     def verdict(self) -> str:
-        """How far above or below the published figure; '' if there is none."""
+        """How far above or below the published score it is; '' if there is none."""
         if self.published is None:
             return ""
         points = (self.value - self.published.value) * 100
@@ -34,7 +34,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Summary:
-    """None where the records do not say."""
+    """The headline numbers; None if the records lack them."""
 
     state: str
     steps: float | None
@@ -52,11 +52,11 @@ class Summary:
     val_bits_per_byte: float | None
     unigram_entropy: float | None
     hellaswag: dict[str, Score]
-    """The last of each protocol."""
+    """The last score under each protocol."""
 
 
 def summarise(run: Run) -> Summary:
-    """Medians over the whole run, everything else as it was last."""
+    """Speeds are medians over the whole run; most other numbers are the latest."""
     validations = run.task("validation")
     last = validations[-1] if validations else {}
     losses = _all(validations, "loss")
@@ -86,7 +86,7 @@ def summarise(run: Run) -> Summary:
 
 
 def published_hellaswag(protocol: str) -> PublishedScore | None:
-    """GPT-2's acc_norm under `protocol`; None for a protocol nobody published."""
+    """GPT-2's acc_norm under `protocol`; None if there is no published one."""
     return gpt2_published("hellaswag", protocol, "acc_norm")
 
 

@@ -1,4 +1,4 @@
-"""Whether the run beats another model, from its verdict.json, as a piece of HTML. Every text from
+"""The run's comparison with another model, from its verdict.json, as a piece of HTML. All text from
 the record passes `markup.escape`.
 """
 
@@ -10,7 +10,7 @@ HEAD = ["protocol", "model", "baseline", "difference", "95% interval", "question
 
 
 def body(run: Run) -> str:
-    """The answer in words, then a row a protocol; nothing without a verdict."""
+    """The answer in words, then one row per protocol; empty if there is no verdict."""
     record = run.verdict
     if not record.get("answer"):
         return ""

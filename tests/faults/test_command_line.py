@@ -568,7 +568,7 @@ def test_u11_a_report_is_made_of_damaged_records_and_says_so(run, done):
     result = run("report", "run", "--output", "page.html")
     assert result.code == 0, result.err
     page = Path("page.html").read_text()
-    assert "STATUS.json is cut or damaged" in page
+    assert "STATUS.json is incomplete or damaged" in page
 
 
 def test_u11_status_reads_only_the_end_of_ten_million_lines(run, done):

@@ -413,7 +413,7 @@ def test_u11_a_damaged_metrics_file_still_makes_a_report_that_says_so(damage, tm
     damage(root / "metrics.jsonl")
     assert main(["report", str(root)]) == 0
     text = text_of((root / "report.html").read_text())
-    assert re.search(r"metrics\.jsonl has (a line that is|\d+ lines that are) cut or damaged", text)
+    assert re.search(r"metrics\.jsonl has (a line that is|\d+ lines that are) incomplete", text)
 
 
 @pytest.mark.exhaustive
@@ -434,7 +434,7 @@ def test_u11_a_million_records_make_a_page_of_the_usual_size(tmp_path):
     assert int(done.stdout.split()[-1]) < 600 * 1024
     page = (root / "report.html").read_text()
     assert len(page) < 20_000_000
-    assert "Of the 999,999 records of metrics.jsonl, one in " in text_of(page)
+    assert "Of the 999,999 records in metrics.jsonl, only one in " in text_of(page)
 
 
 # Q6: the terminal.

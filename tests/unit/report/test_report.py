@@ -101,9 +101,9 @@ def test_a_line_cut_by_a_crash_is_left_out(tmp_path: Path) -> None:
     assert len(run.metrics) == 9
     assert len(run.problems) == 4
     text = text_of(page([run]))
-    assert "metrics.jsonl has a line that is cut or damaged, and left out here." in text
+    assert "metrics.jsonl has a line that is incomplete or damaged, and left out." in text
     assert "Validation loss so far" in text
-    assert "Still running when it last wrote" in text
+    assert "It was still running at its last record" in text
     text = text_of(page([load_run(root)]))  # once its process is gone
     assert "Still running" not in text and "the same command continues it" in text
 
@@ -124,8 +124,8 @@ def test_an_empty_start_and_damaged_json_are_told(tmp_path: Path) -> None:
     (root / "plan.json").write_text('{"format": 1, "plan": {"model_')
     (root / "STATUS.json").write_text("[]")
     text = text_of(page([load_run(root)]))
-    assert "plan.json is cut or damaged" in text
-    assert "STATUS.json is cut or damaged" in text
+    assert "plan.json is incomplete or damaged" in text
+    assert "STATUS.json is incomplete or damaged" in text
 
 
 def test_values_of_the_wrong_kind_do_no_harm(tmp_path: Path) -> None:
