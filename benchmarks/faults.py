@@ -1,6 +1,7 @@
-"""The last result of each fault's tests: pytest's JUnit file to benchmarks/results/faults.json.
+"""The latest result of each fault's tests: turns pytest's JUnit file into
+benchmarks/results/faults.json.
 
-make test-faults     runs them all, then this, then render.py for the tables
+make test-faults     runs the tests, then this script, then render.py for the tables
 """
 
 import re
@@ -16,7 +17,7 @@ OUTPUT = Path(__file__).parent / "results" / "faults.json"
 
 
 def outcome(case: ElementTree.Element) -> str:
-    """passed, failed or skipped."""
+    """Returns passed, failed or skipped."""
     if case.find("failure") is not None or case.find("error") is not None:
         return "failed"
     return "skipped" if case.find("skipped") is not None else "passed"

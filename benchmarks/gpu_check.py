@@ -1,16 +1,16 @@
-"""Everything worth knowing of a GPU, within nine minutes and with nothing but what is installed:
+"""Test and measure a GPU within nine minutes, using only installed packages:
 
     make gpu-check                        (or: python benchmarks/gpu_check.py)
 
     PEERS=DIR    checkouts to compare with, in DIR/nanoGPT, DIR/llm.c, DIR/modded-nanogpt
-    TEXT=DIR     text files to train on, when no dataset is prepared below data/
-    OUT=DIR      where the JSON results go; else OUTPACE_RESULTS, else results/
+    TEXT=DIR     text files to train on, if no dataset is prepared below data/
+    OUT=DIR      folder of the JSON results; by default OUTPACE_RESULTS, else results/
     MINUTES=8.6  wall time for all stages together
-    STAGES=...   only these, such as "ladder compare"
+    STAGES=...   only these stages, such as "ladder compare", which then share all the time
 
-Stages come in order of value, each a process of its own with a limit; a few share all the time.
-What cannot run here is left out with the reason; what runs out of time is ended, and the next stage
-goes on. Exit code 0 when nothing failed. On a machine without a GPU it does the same on the CPU,
+Stages run in order of importance, each in its own process with a time limit. A stage that cannot
+run here is left out with the reason; one that runs out of time is ended, and the next one starts.
+The exit code is 0 if nothing failed. On a machine without a GPU, the same stages run on the CPU
 with smaller models.
 """
 
@@ -52,31 +52,31 @@ NEEDED = {
     "plotly": "the report and the profile's plot",
     "pytest": "the GPU tests",
 }
-"""Package -> what is lost without it; with what they need in turn that a machine may lack."""
+"""Package -> what needs it; includes dependencies of dependencies that a machine may lack."""
 CHECKOUTS = {"nanogpt": "nanoGPT", "llmc": "llm.c", "modded": "modded-nanogpt"}
 LIMITS = {
     "prepare": 75.0, "tests": 60.0, "train": 120.0, "kernels": 60.0, "ladder": 165.0,
     "compare": 165.0, "profile": 90.0, "memory": 90.0,
 }  # fmt: skip
-"""Stage -> seconds, in order of what is worth knowing first; each process compiles for about half a
-minute. For a whole ladder or a race of all peers set STAGES, and MINUTES, which then are that
-stage's; or run `outpace bench ladder` itself."""
+"""Stage -> seconds, the most important first; each process compiles for about half a minute. For a
+whole ladder or a race of all peers set STAGES to that stage, and MINUTES; or run `outpace bench
+ladder`."""
 SMALL = [
     "--n_layer", "2", "--n_head", "2", "--n_embd", "64", "--context", "64",
     "--micro_batch_size", "2",
 ]  # fmt: skip
-"""A model that a CPU trains in no time."""
+"""A model that a CPU trains within seconds."""
 READERS = {"train", "ladder", "compare", "profile"}
-"""Stages that read text, which is prepared for them."""
+"""Stages that need a prepared dataset."""
 LEAST_S = 15.0
-"""A stage with less time than this left is not begun."""
+"""A stage is skipped if less time than this is left."""
 ASKED = ("MINUTES", "STAGES", "PEERS", "TEXT", "OUT")
-"""Variables that this page reads, as above."""
+"""Environment variables that this script reads, as above."""
 
 
 @dataclass
 class Stage:
-    """What happened to one stage."""
+    """One stage and its outcome."""
 
     name: str
     limit_s: float
@@ -88,17 +88,17 @@ class Stage:
     result: str | None = None
     """Its JSON file."""
     log: str = ""
-    """How what it said ends."""
+    """The end of its output."""
 
 
 class Check:
-    """The machine, the places, and the stages so far."""
+    """The machine, the folders, and the stages so far."""
 
     def __init__(self) -> None:
         self.begin = time.monotonic()
         self.limit_s = 60 * float(os.environ.get("MINUTES", "8.6"))
         self.wanted = {*(os.environ.get("STAGES", "").split() or LIMITS)}
-        # A few stages share the time that all would have had.
+        # If only some stages are wanted, they share the time of all.
         asked_s = sum(LIMITS.get(name, 0.0) for name in self.wanted - {"prepare"}) or 1.0
         scale = max(1.0, self.limit_s / asked_s)
         self.limits = {name: scale * s for name, s in LIMITS.items()}
@@ -118,11 +118,11 @@ class Check:
         return self.limit_s - (time.monotonic() - self.begin)
 
     def lacks(self, *packages: str) -> str:
-        """A sentence that names what is missing of `packages`, or nothing."""
+        """The missing ones of `packages` in words; empty if there are none."""
         return ", ".join(f"no {p}" for p in packages if p in self.missing)
 
     def run(self, name: str, make: Callable[[], list[str] | str]) -> Stage:
-        """Run the command that `make` gives, or skip the stage for the reason that it gives."""
+        """Run the command that `make` returns, or skip the stage for the reason that it returns."""
         stage = Stage(name, min(self.limits[name], self.left_s))
         self.stages.append(stage)
         made = make()
@@ -141,7 +141,7 @@ class Check:
         tell(f"\n== {stage.name}, at most {stage.limit_s:.0f} s: {' '.join(stage.command)}")
         log = self.scratch / f"{stage.name}.log"
         begin = time.monotonic()
-        stage.outcome, code = "interrupted", None  # from here on, until it is known better
+        stage.outcome, code = "interrupted", None  # until it has ended
         process = start(command, log, cwd=ROOT, env=os.environ | {"PYTHONPATH": _path()})
         try:
             code = process.wait(stage.limit_s)
@@ -155,7 +155,7 @@ class Check:
             stage.log = text[-60_000:]
         tell(text[-6000:].rstrip())
         if stage.outcome == "failed":
-            stage.reason = f"exit code {code}: {last_error(text)[:300] or 'it said nothing'}"
+            stage.reason = f"exit code {code}: {last_error(text)[:300] or 'it printed nothing'}"
         elif stage.outcome == "out of time" and (failed := failures(text)):
             stage.outcome = "failed"
             stage.reason = f"out of time after {len(failed)} failures: {', '.join(failed)}"[:600]
@@ -177,12 +177,12 @@ class Check:
         (self.out / "gpu-check.json").write_text(json.dumps(body, indent=2) + "\n")
 
     def clean(self) -> None:
-        """Remove the data and the run, which holds a checkpoint; keep the logs of what failed."""
+        """Remove the data and the run with its checkpoint; keep the logs if a stage failed."""
         failed = any(s.outcome == "failed" for s in self.stages)
         for what in (self.scratch / "data", self.scratch / "run") if failed else (self.scratch,):
             shutil.rmtree(what, ignore_errors=True)
 
-    # The commands, each as a list of words or the reason why not.
+    # Each of the following returns its command, or the reason why it cannot run.
 
     def prepare(self) -> list[str] | str:
         if why := self.lacks("tyro", "rich", "tiktoken", "filelock"):
@@ -202,9 +202,10 @@ class Check:
     def ladder(self) -> list[str] | str:
         if why := self.needs_data():
             return why
-        # Before its minutes it times attention and losses; after them it writes what it has.
+        # Besides these minutes, it needs time to choose attention and loss, and to write the
+        # result.
         budget = f"{max(30, min(self.limits['ladder'], self.left_s) - 45) / 60:.2f}"
-        # A second call goes on in the file of the first, where that is still there.
+        # A second call continues the result file of the first, if it still exists.
         flags = ["--dataset", str(self.dataset), "--minutes", budget, "--drift_steps", "20"]
         return self.bench("ladder", "--resume", *flags)
 
@@ -218,14 +219,14 @@ class Check:
             peers.append("--transformers")
         if not peers:
             return "no transformers, and no peers in the folder PEERS"
-        # At the end of the minutes one more window may be under way, and the result is written.
+        # Leaves time for a last window and for writing the result.
         minutes = f"{max(60, min(self.left_s, self.limits['compare']) - 30) / 60:.2f}"
         pace = ["--window_s", "10", "--rounds", "1", "--warmup_steps", "5", "--minutes", minutes]
         pace += ["--gradient_accumulation_steps", "4" if self.gpu else "1"]
         return self.bench("compare", "--dataset", str(self.dataset), *peers, *pace)
 
     def checkouts(self) -> dict[str, Path]:
-        """Peers in the folder PEERS; one that is not whole is left out, and the others race."""
+        """Peers in the folder PEERS; an incomplete checkout is left out."""
         from outpace.bench.peers import check_checkout
         from outpace.core.errors import UsageError
 
@@ -242,7 +243,7 @@ class Check:
         return found
 
     def kernels(self) -> list[str] | str:
-        # --quick keeps no calibration: so few tokens on a CPU must not become what a plan expects.
+        # --quick keeps no calibration: with so few tokens on a CPU it would mislead `outpace plan`.
         pace = ["--seconds", "0.5"] if self.gpu else ["--quick", "--tokens", "512"]
         return self.lacks("tyro", "rich") or self.bench("kernels", *pace)
 
@@ -260,8 +261,8 @@ class Check:
             return why
         if not self.gpu:
             return "no GPU"
-        # Our own kernels first; the rest is 200 compilations, which several processes share.
-        # Names as they end (-vv over the -q of pyproject.toml): time may run out before the end.
+        # Our own kernels first. The rest is 200 compilations, shared by several processes.
+        # -vv (over the -q in pyproject.toml) prints each result at once: time may run out.
         files = sorted(
             (file.relative_to(ROOT) for file in (ROOT / "tests" / "gpu").glob("test_*.py")),
             key=lambda file: (file.name != "test_kernels.py", file),
@@ -274,7 +275,7 @@ class Check:
     def train(self) -> list[str] | str:
         if why := self.needs_data():
             return why
-        # The command of the mission, cut short; on a CPU with a model that it can train.
+        # The command in README.md, shortened; on a CPU with a smaller model.
         flags = ["--model_size", "124M", "--mixed_precision", "bf16", "--use_flash_attention"]
         flags += ["--gradient_accumulation_steps", "8"]
         flags += ["--hellaswag_limit", "0", "--sample_tokens", "16", "--val_tokens", "65536"]
@@ -330,17 +331,17 @@ def run(check: Check) -> int:
         print(f"error[NO-TORCH]: {lost} in {sys.executable}; do: make gpu-check PYTHON=PYTHON")
         return 2
     if lost := check.lacks("tyro", "docstring_parser", "typeguard", "rich", "psutil"):
-        print(f"error[NO-TOOLS]: {lost}, and every stage needs them; do: provide them as said")
+        print(f"error[NO-TOOLS]: {lost}, and every stage needs them; do: provide them as above")
         return 2
     if not check.gpu:
-        tell("no GPU: the same stages on the CPU, smaller; the numbers say nothing of a GPU")
+        tell("no GPU: smaller stages run on the CPU; their numbers say nothing about a GPU")
     try:
         for name in LIMITS:
             if name in wanted:
                 check.run(name, getattr(check, name))
     except KeyboardInterrupt:
         check.write()
-        tell(f"\ninterrupted; what was measured is in {check.out}")
+        tell(f"\ninterrupted; the measurements so far are in {check.out}")
         return 130
     tell(f"\n{'stage':<10}{'outcome':<14}{'seconds':>8}  ")
     for s in check.stages:
@@ -350,7 +351,8 @@ def run(check: Check) -> int:
 
 
 def failures(text: str) -> list[str]:
-    """The tests that had failed when pytest, with -v, was ended; with xdist or without."""
+    """The failed tests in the output of `pytest -v`, even if it was ended early; with or without
+    xdist."""
     found = re.findall(
         r"^(?:\[gw.*\] )?FAILED (tests/.*?)(?: - .*)?$|^(tests/.*) FAILED", text, re.M
     )
@@ -366,13 +368,13 @@ def outpace(*words: str) -> list[str]:
 
 
 def _path() -> str:
-    """PYTHONPATH with the checkout in front."""
+    """PYTHONPATH with this checkout first."""
     return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 
 
 def _gpu_bytes() -> int:
-    """Memory of the GPU, 0 without one. Asked in a process of its own: a context here would take
-    some of it from the stages."""
+    """Memory of the GPU, 0 if there is none. Asked in a separate process, because a CUDA context
+    here would take memory from the stages."""
     code = "import torch; print(torch.cuda.is_available() and torch.cuda.mem_get_info()[1])"
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
@@ -382,8 +384,9 @@ def _gpu_bytes() -> int:
 
 
 def _end(process: subprocess.Popen[bytes], *, summarises: bool = False) -> None:
-    """End a stage with all that it started. A stopped process cannot hear, so it is let go on. What
-    `summarises` when it is interrupted, as pytest does, is: else nobody knew what had failed."""
+    """End a stage with all its processes; a stopped one must continue to receive the signal. One
+    that `summarises` when interrupted, like pytest, is interrupted first, so that its failures are
+    known."""
     if summarises and process.poll() is None:
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,10 +1,11 @@
-"""Measure what docs/reliability.md says: kills survived, flipped bits found, resumes proven, the
-stall of a save, bad input refused, what the guards cost. The trials are those of tests/faults.
+"""Measure the figures of docs/reliability.md: kills survived, flipped bits found, exact resumes,
+the stall of a save, bad input refused, and the cost of the guards. The trials are those of
+tests/faults.
 
     make reliability                       all parts, about half an hour on two cores
     make reliability PARTS="kills stall"   some of them
 
-Each part writes benchmarks/results/reliability-PART.json; benchmarks/render.py makes the text.
+Each part writes benchmarks/results/reliability-PART.json; benchmarks/render.py makes the table.
 """
 
 import contextlib
@@ -54,7 +55,7 @@ SAVES, PAIRS, WARM_UP = 5, 150, 10
 
 
 def dataset_in(folder: Path) -> Path:
-    """A prepared dataset of bytes, some 60,000 tokens."""
+    """A prepared dataset of about 60,000 byte tokens."""
     source = FilesSource([str(write_corpus(folder / "text"))])
     with contextlib.redirect_stderr(io.StringIO()):
         prepare(source, folder / "data", PrepareOptions(tokenizer="bytes", val_fraction=0.1))
@@ -62,7 +63,7 @@ def dataset_in(folder: Path) -> Path:
 
 
 def kills(folder: Path) -> dict[str, Any]:
-    """SIGKILL at random moments of a run that saves at every step, again and again."""
+    """Repeated SIGKILL at random moments of a run that saves at every step."""
     from trials import finish, kill_trial, straight
 
     rng, data = random.Random(SEED), dataset_in(folder)
@@ -82,7 +83,7 @@ def kills(folder: Path) -> dict[str, Any]:
 
 
 def flips(folder: Path) -> dict[str, Any]:
-    """One bit flipped at a random place of each file of a checkpoint."""
+    """Single bits flipped at random places in each file of a checkpoint."""
     tensors = {
         store.MODEL: {"wte.weight": torch.randn(300, 64), "bias": torch.randn(64)},
         store.OPTIMIZER: {"wte.weight::exp_avg": torch.randn(300, 64)},
@@ -102,7 +103,7 @@ def flips(folder: Path) -> dict[str, Any]:
 
 
 def resume(folder: Path) -> dict[str, Any]:
-    """A run of 30 steps resumed at every one: weights and moments at each later save."""
+    """A run of 30 steps, resumed at each: compare weights and moments at each later save."""
     import trials_resume
 
     data = dataset_in(folder)
@@ -179,7 +180,6 @@ def stall(folder: Path) -> dict[str, Any]:
     for turn in range(SAVES + 1):
         for name, saver in savers.items():
             place = folder / f"{name}-{turn}"
-
             place.mkdir()
             written = threading.Event()
 
@@ -200,9 +200,10 @@ def stall(folder: Path) -> dict[str, Any]:
                 written.set()
 
             saver.save(files, write, done)
-            written.wait(600)  # as training would go on meanwhile; a wait of the saver would count
+            # Meanwhile training would continue; a wait inside the next save would count as stall.
+            written.wait(600)
             saver.wait()
-    for name in savers:  # the first save makes the buffers
+    for name in savers:  # the first save allocates the buffers
         result[name] = {
             "first_stall_s": stalls[name][0],
             "stall_s": spread(stalls[name][1:]),
@@ -215,7 +216,7 @@ def stall(folder: Path) -> dict[str, Any]:
 
 
 def cost(folder: Path) -> dict[str, Any]:
-    """Steps with all guards and without, in turns within one process."""
+    """Steps with and without all guards, in turns within one process."""
     torch.set_num_threads(1)
     shape = ["--n_layer", "4", "--n_head", "4", "--n_embd", "256", "--context", "128"]
     with session(folder, [*TINY, *shape, "--micro_batch_size", "4", "--lr", "1e-4"]) as s:
@@ -225,7 +226,7 @@ def cost(folder: Path) -> dict[str, Any]:
         times: dict[bool, list[float]] = {True: [], False: []}
         steps = s.loader.steps(0, 2 * (PAIRS + WARM_UP))
         for number, batches in enumerate(steps):
-            guarded = number % 2 == (number // 2) % 2  # the one or the other first
+            guarded = number % 2 == (number // 2) % 2  # each goes first in every other pair
             s.trainable.guard = guarded
             started = time.perf_counter()
             if guarded:
@@ -259,7 +260,7 @@ def cost(folder: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def session(folder: Path, flags: list[str]) -> Iterator[Session]:
-    """What the loop works with, without the loop."""
+    """A Session, as the training loop gets it."""
     run = RunFolder(folder / "run")
     config, set_by = load_config(
         [*flags, "--dataset", str(dataset_in(folder)), "--max_steps", "9999"]

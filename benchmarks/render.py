@@ -39,9 +39,9 @@ SECTIONS = (
 """Result file -> the function that makes its section, in the order of the page."""
 HEAD = """# Benchmarks
 
-Made by `python benchmarks/render.py` from the JSON files in `benchmarks/results/`; each holds
-machine, versions and settings. `outpace bench` leaves yours in `results/`. What is called a
-prediction was not measured.
+Made by `python benchmarks/render.py` from the JSON files in `benchmarks/results/`; each records
+machine, versions and settings. `outpace bench` writes yours to `results/`. Predictions are marked
+as such and were not measured.
 """
 
 
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def between(path: Path, name: str, text: str) -> None:
-    """Replace what stands between the two comments called `name` in a page."""
+    """Replace the text between the two comments called `name` in a page."""
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
     before, _, rest = path.read_text().partition(begin)
     _, _, after = rest.partition(end)

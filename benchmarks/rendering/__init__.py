@@ -1,4 +1,4 @@
-"""What every section of the pages shares: the result files, the machine in words, plots, tables."""
+"""Helpers for all sections: reading results, the machine in words, plots, tables."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ plt.rcParams |= {"svg.hashsalt": "outpace", "axes.spines.top": False, "axes.spin
 
 
 def read(name: str) -> Result | None:
-    """A result file by its name, which becomes a part of it, or None where it was never made."""
+    """The result file `name`, with its name added; None if it does not exist."""
     path = RESULTS / f"{name}.json"
     return {"name": name, **json.loads(path.read_text())} if path.exists() else None
 
@@ -33,7 +33,7 @@ def where(result: Result) -> str:
 
 
 def command(result: Result, before: str) -> str:
-    """The command that made it; `before` for a result that is older than that it is kept."""
+    """The command that made a result; `before` if the result is too old to have recorded it."""
     return f"`{result.get('command', before)}`"
 
 

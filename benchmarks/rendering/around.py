@@ -1,5 +1,5 @@
-"""Sections on what stands around training: preparation, loader, evaluation, generation, memory of a
-step, and what is predicted for GPUs."""
+"""Sections on everything around training: preparation, loader, evaluation, generation, memory of a
+step, and predictions for GPUs."""
 
 from statistics import median
 
@@ -35,13 +35,13 @@ def prepare(r: Result) -> str:
     identical = (
         "Both files of `outpace data export --to nanogpt` are byte-identical to nanoGPT's."
         if same
-        else "**The files are NOT the same bytes.**"
+        else "**The files are NOT byte-identical.**"
     )
     return "\n".join(
         [
             "## Preparing text, against nanoGPT's prepare.py\n",
-            "The same documents, in turns on two cores, from a Parquet file to tokens on disk, "
-            f"each run twice in a row; the second run counts. {identical}\n",
+            "The same documents, in turns on two cores, from Parquet files to tokens on disk, "
+            f"each twice in a row; the second run counts. {identical}\n",
             table(head, rows),
             f"\n{where(r)}. {command(r, _prepare_command(r))}\n",
         ]
@@ -60,7 +60,7 @@ def _list(ratios: list[float]) -> str:
 
 
 def loader(r: Result) -> str:
-    """Batches from the page cache."""
+    """Speed of the loader."""
     s = r["settings"]
     rows = [
         (
@@ -72,12 +72,17 @@ def loader(r: Result) -> str:
         )
         for name, row in r["rows"].items()
     ]
-    head = ("", "ms of a core (p20, p80)", "million tokens a core second", "times nanoGPT")
+    head = (
+        "",
+        "CPU time per batch, ms (p20, p80)",
+        "million tokens per core second",
+        "times nanoGPT",
+    )
     return "\n".join(
         [
             "## Loading batches\n",
             f"{s['micro_batch_size']} rows of {s['context']:,} tokens from {s['tokens'] / 1e6:,.0f}"
-            "M tokens in the page cache, processor time, in turns with nanoGPT's `get_batch`.\n",
+            "M tokens in the page cache, by CPU time, in turns with nanoGPT's `get_batch`.\n",
             table(head, rows),
             f"\n{where(r)}, {r['threads']} thread. "
             f"{command(r, 'outpace bench loader --nanogpt DIR')}\n",
@@ -86,7 +91,7 @@ def loader(r: Result) -> str:
 
 
 def evaluate(r: Result) -> str:
-    """HellaSwag beside build-nanogpt and lm-eval."""
+    """HellaSwag against build-nanogpt and lm-eval."""
     rows = []
     for name, row in r["results"].items():
         against = r["against"].get(name)
@@ -122,7 +127,7 @@ def evaluate(r: Result) -> str:
 
 
 def generation(r: Result) -> str:
-    """Greedy generation beside transformers."""
+    """Greedy generation against transformers."""
     rows = []
     for batch, found in r["batches"].items():
         for name, ms in found["ms_per_step"].items():
@@ -141,12 +146,12 @@ def generation(r: Result) -> str:
     return "\n".join(
         [
             "## Generating text, against transformers' generate\n",
-            f"{r['model']}, {r['settings']['prompt_tokens']} tokens of prompt and "
+            f"{r['model']}, prompts of {r['settings']['prompt_tokens']} tokens and "
             f"{r['settings']['new_tokens']} new ones, greedy, in turns. A step of batch 1 reads "
             f"{r['weights_read_a_step_bytes'] / 1e6:,.0f} MB of weights, which takes "
-            f"{r['bound_of_fp32_ms']:,.0f} ms here at the speed of a plain sum. fp32 unless stated "
-            "otherwise; bfloat16 and int8 are opt-in approximations, and the ratios are against "
-            "transformers in fp32.\n",
+            f"{r['bound_of_fp32_ms']:,.0f} ms here at the speed of a sum over memory. fp32 unless "
+            "stated otherwise; bfloat16 and int8 are opt-in approximations, and the ratios are "
+            "against transformers in fp32.\n",
             table(head, rows),
             f"\n{where(r)}, {r['threads']} threads. {command(r, 'outpace bench generate')}\n",
         ]
@@ -154,7 +159,7 @@ def generation(r: Result) -> str:
 
 
 def step_memory(r: Result) -> str:
-    """Peak memory of a step by formula and by counting."""
+    """Peak memory of a step by the formula, counted, and measured on a GPU."""
     measured = any(row["measured_bytes"] for row in r["steps"])
     head = ["setting", "formula", "counted", "formula/counted", "peak in"]
     head += ["measured"] if measured else []
@@ -174,8 +179,8 @@ def step_memory(r: Result) -> str:
         [
             f"## Peak memory of a training step{'' if measured else ', without a GPU'}\n",
             f"GPT-2 124M, micro-batches of {r['micro_batch_size']} x {r['model']['context']:,} "
-            "tokens as on CUDA: the planner's formula, and PyTorch's MemTracker over the real "
-            "`train_step` under fake tensors.\n",
+            "tokens, as on CUDA: by the planner's formula, and counted by PyTorch's MemTracker "
+            "over the real `train_step` under fake tensors.\n",
             table(head, rows),
             f"\n{where(r)}. {command(r, 'outpace bench memory --parts step')}\n",
         ]
@@ -186,7 +191,7 @@ MACHINES = ("h100", "h100x8", "h200", "a100-80", "a100-40", "rtx4090", "l4", "t4
 
 
 def predictions() -> str:
-    """What `outpace plan` expects of GPUs that were not there."""
+    """Predictions of `outpace plan` for GPUs, if none was measured."""
     rows = []
     for name in MACHINES:
         config, set_by = load(["--recipe", "gpt2_124M"])
@@ -207,10 +212,10 @@ def predictions() -> str:
     return "\n".join(
         [
             "## Predictions for GPUs, not measurements\n",
-            "None of our code has been timed on a GPU yet. This is what `outpace plan --machine` "
-            "predicts for the main recipe: a serial roofline whose rates are a share of the data "
-            "sheet, fitted to published PyTorch training speeds of the architecture (Hopper, A100, "
-            "RTX 4090) or, for the L4 and T4, assumed.\n",
+            "None of our code has been timed on a GPU yet. These are the predictions of `outpace "
+            "plan --machine` for the main recipe: a serial roofline whose rates are shares of the "
+            "data sheet's, fitted to published PyTorch training speeds of the architecture "
+            "(Hopper, A100, RTX 4090) or, for the L4 and T4, assumed.\n",
             table(head, rows),
             "\n`outpace plan --machine h100 --recipe gpt2_124M`; `make gpu-check` measures.\n",
         ]

@@ -6,36 +6,36 @@ from rendering import ROOT, read, where
 
 
 def reliability_figures() -> str:
-    """A row for each part of benchmarks/reliability.py that has been run."""
+    """A table with a row for each part of benchmarks/reliability.py that has been run."""
     rows = ["| measured | figure | how |", "|---|---|---|"]
     if r := read("reliability-kills"):
         rows.append(
             f"| `kill -9` at random moments | **{r['kills']}** kills, {r['inside_a_save']} inside "
             f"a save: {r['acknowledged_checkpoints_lost']} acknowledged checkpoints lost, "
             f"{r['bad_checkpoints_published']} bad ones published; final weights "
-            f"{'those' if r['same_as_uninterrupted'] else 'NOT those'} of an uninterrupted run "
-            f"| one run of {r['steps']:,} steps, a save at each, seed {r['seed']} |"
+            f"{'equal' if r['same_as_uninterrupted'] else 'NOT equal'} to an uninterrupted run's "
+            f"| one run of {r['steps']:,} steps, a save at each step, seed {r['seed']} |"
         )
     if r := read("reliability-flips"):
         files = ", ".join(f"{name} {n}" for name, n in r["by_file"].items())
         rows.append(
-            f"| one flipped bit | **{r['found']} of {r['flipped']}** found | random places of each "
-            f"file: {files} |"
+            f"| one flipped bit | **{r['found']} of {r['flipped']}** found | at random places in "
+            f"each file: {files} |"
         )
     if r := read("reliability-resume"):
         rows.append(
             f"| exact resume | **{r['exact']} of {r['points']}** points | resumed after every step "
-            f"of a run of 30, dropout on; {r['hashes_compared']:,} hashes of weights and moments "
-            "compared |"
+            f"of a run of 30 steps, dropout on; {r['hashes_compared']:,} hashes of weights and "
+            "moments compared |"
         )
     if r := read("reliability-stall"):
         front, behind = r["in front"], r["behind"]
         rows.append(
             f"| training waits for a save of 124M ({r['bytes'] / 1e9:.2f} GB) | "
-            f"**{behind['stall_s']['median']:.2f} s** if written in the background, "
+            f"**{behind['stall_s']['median']:.2f} s** if it is written in the background, "
             f"{front['stall_s']['median']:.2f} s if not: {r['ratio']:.1f} times less | "
-            f"median of {behind['stall_s']['n']}, in turns; the first one, which makes the "
-            f"buffers, {behind['first_stall_s']:.2f} s; written within "
+            f"median of {behind['stall_s']['n']}, in turns; the first save, which allocates "
+            f"the buffers, {behind['first_stall_s']:.2f} s; written within "
             f"{behind['write_s']['median']:.1f} s |"
         )
     if r := read("reliability-bad-input"):
@@ -46,17 +46,18 @@ def reliability_figures() -> str:
         )
     if r := read("reliability-cost"):
         rows.append(
-            f"| what all guards cost | **{r['ratio_of_medians'] - 1:+.1%}** of a step by medians, "
-            f"{r['median_of_ratios'] - 1:+.1%} by the median of pairs | {r['pairs']} pairs of "
-            f"steps with and without, in turns: {r['step_ms_with']['median']:.0f} and "
-            f"{r['step_ms_without']['median']:.0f} ms |"
+            f"| cost of all guards | **{r['ratio_of_medians'] - 1:+.1%}** of a step by medians, "
+            f"{r['median_of_ratios'] - 1:+.1%} by the median of the pairs' ratios | "
+            f"{r['pairs']} pairs of steps with and without, in turns: "
+            f"{r['step_ms_with']['median']:.0f} and {r['step_ms_without']['median']:.0f} ms |"
         )
     places = {where(r) for part in ("kills", "stall", "cost") if (r := read(f"reliability-{part}"))}
     return "\n".join([*rows, "", "; ".join(sorted(places)) + ". `make reliability`"])
 
 
 def fault_table() -> str:
-    """Every fault of tests/faults/catalogue.toml with its promise, tests and their last result."""
+    """A table of all faults in tests/faults/catalogue.toml: promise, tests, and their last
+    result."""
     catalogue = tomllib.loads((ROOT / "tests" / "faults" / "catalogue.toml").read_text())
     last = read("faults") or {"faults": {}}
     rows = ["| fault | promise | test | last result |", "|---|---|---|---|"]

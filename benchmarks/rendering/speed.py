@@ -1,4 +1,4 @@
-"""Sections on speed: the ladder, peers in turns, kernels against the roofline, a step's profile."""
+"""Sections on speed: the ladder, the peers, kernels against the roofline, a step's profile."""
 
 import math
 from statistics import median
@@ -9,9 +9,9 @@ from rendering import GREY, OURS, THEIRS, Result, command, machine_of, save, tab
 
 
 def ladder(r: Result) -> str:
-    """The rungs as a waterfall, both published numbers, and what each rung is worth at the top."""
+    """The rungs as a waterfall, the two main numbers, and the worth of each rung at the top."""
     rows = [row for row in r["rungs"] if "tokens_per_second" in row]
-    # Without the lowest rung (it failed, or time ran out) nothing is so many times as fast.
+    # Without the lowest rung (it failed, or time ran out) there are no ratios.
     first = r["rungs"][0].get("tokens_per_second")
     name = f"{r['name']}.svg"
     if first:
@@ -30,8 +30,8 @@ def ladder(r: Result) -> str:
     body = [
         f"## The ladder on {_a_device(r)}\n",
         f"{'; '.join(numbers) or 'Neither number was measured'}.\n",
-        f"{_model(r)}. Each rung is a few flags over the rungs above it and one process; "
-        f"{_windows(rows)}. Drift is the loss after {r['drift_steps']} steps on the "
+        f"{_model(r)}. Each rung adds a few flags to the rungs above it and runs in its own "
+        f"process; {_windows(rows)}. Drift is the loss after {r['drift_steps']} steps on the "
         "same batches, minus that of the first rung.\n",
         table(
             ("rung", "what", "tokens/s", "times", "step, ms (p20, p80)", "memory", "drift"),
@@ -60,7 +60,7 @@ def ladder(r: Result) -> str:
         body += [
             "The top of the ladder without one rung:\n",
             table(
-                ("all but", "tokens/s", "the rung is worth"),
+                ("all but", "tokens/s", "speed-up by that rung"),
                 [
                     (
                         f"`{row['name'].removeprefix('without ')}`",
@@ -79,13 +79,13 @@ def ladder(r: Result) -> str:
 
 
 def _why(row: Result) -> str:
-    """Why a rung has no time."""
+    """The reason why a rung was not timed."""
     return str(row.get("skipped") or row.get("failed") or "no time was left")
 
 
 def _windows(rows: list[Result]) -> str:
-    """How many windows of how many seconds the rungs had, in words: as they were, not as they were
-    to be, for they shrink where time is short."""
+    """Number and length of the rungs' windows, in words: as measured, since they shrink if time is
+    short."""
     seconds = [median(row["windows_ms"]) * row["steps_in_a_window"] / 1e3 for row in rows]
     numbers = sorted({len(row["windows_ms"]) for row in rows})
     if not rows:
@@ -95,8 +95,8 @@ def _windows(rows: list[Result]) -> str:
 
 
 def rows_top(r: Result) -> float:
-    """Tokens a second with every rung that is carried, which is every one left out once; NaN where
-    that was not measured."""
+    """Tokens per second with all carried rungs, which are those left out once each; NaN if that was
+    not measured."""
     carried = set().union(*(row["rungs"] for row in r["leave_one_out"]))
     top = [row for row in r["rungs"] if set(row["rungs"]) == carried]
     return float(top[0].get("tokens_per_second", "nan")) if top else float("nan")
@@ -124,8 +124,8 @@ def race(r: Result) -> str:
     body = [
         f"## outpace against its peers, in turns, on {_a_device(r)}\n",
         f"{_model(r)}, {r['tokens_per_step']:,} tokens per step, the same tokens for all. Each "
-        "trains by its own, unchanged code; one runs at a time, in turns, and the ratio is the "
-        "median over rounds of neighbouring windows.\n",
+        "trains with its own, unchanged code. They take turns, one at a time; the speed-up is the "
+        "median over rounds of the ratio of neighbouring windows.\n",
     ]
     for run in r["runs"]:
         if run["threads"]:
@@ -163,7 +163,7 @@ def race(r: Result) -> str:
 
 
 def _times(ratio: Result) -> str:
-    """A ratio, with how it spread over rounds where there were several."""
+    """A ratio, with its spread over the rounds if there were several."""
     spread = f" ({ratio['p20']:.2f}, {ratio['p80']:.2f})" if ratio["n"] > 1 else ""
     return f"{ratio['median']:.2f}{spread}"
 
@@ -186,7 +186,7 @@ def kernels(r: Result) -> str:
             rows.append((part.replace("_", "-"), row["name"], _ms(row["ms"], ",.2f"), rate))
     return "\n".join(
         [
-            f"## What {_a_device(r)} holds up\n",
+            f"## Sustained speed of kernels on {_a_device(r)}\n",
             f"GPT-2's own shapes at {r['tokens']:,} tokens, precision {r['precision']}, each in a "
             f"loop of {r['seconds']:g} s.\n",
             f"![roofline](img/{name})\n" if plot else "",
@@ -197,8 +197,8 @@ def kernels(r: Result) -> str:
 
 
 def _roofline(r: Result, name: str) -> bool:
-    """FLOP/s over FLOPs per byte: the roof from the fastest product and the copy, the products on
-    or below it. Whether there is one: a run that was cut short has only some of the parts."""
+    """Plot FLOP/s over FLOPs per byte: the roof from the fastest product and the copy, and the
+    products on or below it. False if parts are missing, because the run was cut short."""
     e = 4 if r["precision"] == "no" else 2
     C, M = r["shape"]["n_embd"], r["tokens"]
     V = -(-r["shape"]["vocab_size"] // 128) * 128
@@ -235,7 +235,7 @@ def _roofline(r: Result, name: str) -> bool:
 
 
 def profile(r: Result) -> str:
-    """Where a step's time goes."""
+    """Where the time of a step goes."""
     device, s = machine_of(r), r["settings"]
     name = f"profile-{device}.svg"
     parts = [p for p in r["parts"] if p["share"] >= 0.0005]

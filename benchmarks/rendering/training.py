@@ -1,4 +1,4 @@
-"""Sections on training beside nanoGPT, on optimisers and on the memory of attention."""
+"""Sections on training against nanoGPT, on optimisers and on the memory of attention."""
 
 import matplotlib.pyplot as plt
 
@@ -49,7 +49,7 @@ def compare(r: Result) -> str:
             f"(commit {(r['nanogpt_commit'] or '')[:10]}) at its best CPU flags: compiled, fp32, "
             "because its autocast is for GPUs only. outpace: compiled, bf16. Side by side, each on "
             f"half of the cores, the halves swapped every {s['swap_s']:.0f} s. Both final models "
-            "scored by outpace's evaluation in fp32 on the same "
+            "are scored by outpace's evaluation in fp32 on the same "
             f"{rows['outpace']['validation']['tokens_scored']:,} validation tokens. The two draw "
             "their windows in different orders (nanoGPT at random with replacement), so losses "
             "agree only within the noise of the order.\n",
@@ -61,7 +61,7 @@ def compare(r: Result) -> str:
 
 
 def optimizers(r: Result) -> str:
-    """What each optimiser reaches, at its best learning rate and at the others."""
+    """The loss that each optimiser reaches, at each learning rate."""
     plan, plot = r["settings"], f"optimizers-{machine_of(r)}.svg"
     first = r["rows"][0]["optimizer"]
     figure, axis = plt.subplots(figsize=(7, 3.6))
@@ -106,7 +106,7 @@ def optimizers(r: Result) -> str:
 
 
 def _optimizers_command(r: Result) -> str:
-    """Of a result that is older than that the command is kept: from its settings."""
+    """The command, rebuilt from the settings, of a result too old to have recorded it."""
     s, words = r["settings"], ["outpace bench optimizers --dataset novels"]
     words += [] if s["deterministic"] else ["--deterministic off"]
     for flag in ("n_layer", "n_head", "n_embd", "context", "micro_batch_size",
@@ -117,7 +117,7 @@ def _optimizers_command(r: Result) -> str:
 
 
 def attention_memory(r: Result) -> str:
-    """Peak memory of attention against T."""
+    """Peak memory of attention by sequence length."""
     plot = f"attention-memory-{machine_of(r)}.svg"
     figure, axis = plt.subplots(figsize=(7, 3.6))
     colors = dict(zip(r["results"], (OURS, THEIRS), strict=False))
@@ -142,10 +142,10 @@ def attention_memory(r: Result) -> str:
     kernels = ", ".join(f"{n}: {points[0]['kernel']}" for n, points in r["results"].items())
     return "\n".join(
         [
-            "## Memory of attention against the length of the sequence\n",
-            f"Peak memory that forward and backward add, {r['heads']} heads of {r['head_dim']}, "
+            "## Memory of attention by sequence length\n",
+            f"Peak memory added by forward and backward, {r['heads']} heads of {r['head_dim']}, "
             f"batch {r['batch']}, "
-            f"{r['dtype']}, a fresh process a point. Kernels: {kernels}. The exponent is the "
+            f"{r['dtype']}, a fresh process per point. Kernels: {kernels}. The exponent is the "
             "slope of log memory over "
             "log T: 1 is linear, 2 is quadratic.\n",
             table(("T", *names), rows),
