@@ -1,5 +1,5 @@
-"""What several processes must have alike, compared before they start: else their sums are of
-different things, or one waits for a sum that the others do not make.
+"""Checks that all processes have the same settings and data before they start. Otherwise their sums
+would be wrong, or one would wait for a sum in which the others do not take part.
 """
 
 from collections.abc import Collection, Iterable
@@ -17,8 +17,8 @@ MOST_NAMED = 4
 
 
 def check_alike(group: Group, told: dict[str, Any], measured: Collection[str] = ()) -> None:
-    """UsageError, on all processes, where one has something else than the first. `measured` are
-    settings that a host may have found out for itself."""
+    """UsageError, in all processes, if one differs from the first. `measured` are settings that
+    each host may have measured for itself."""
     first, *others = group.gather(told)
     for rank, other in enumerate(others, 1):
         if not (changed := differences(first, other)):
@@ -26,25 +26,25 @@ def check_alike(group: Group, told: dict[str, Any], measured: Collection[str] = 
         do = "start all processes with the same command, data and environment"
         if {line.partition(":")[0] for line in changed} <= set(measured):
             do = (
-                "run it again, as each host remembers what it measured, or choose "
+                "run it again, since each host keeps its measurements, or choose "
                 "--attention_backend, --cross_entropy and --micro_batch_size"
             )
         raise UsageError(
             "RANKS-DISAGREE",
-            f"process {rank} has not what process 0 has: {', '.join(changed[:MOST_NAMED])}",
+            f"process {rank} differs from process 0: {', '.join(changed[:MOST_NAMED])}",
             do=do,
         )
 
 
 def check_model(group: Group, model: GPT2 | None, told: dict[str, Any]) -> None:
-    """The same for the scoring of a model: its weights too, of which a run that goes on may save
-    newer ones between one process' look and another's."""
+    """The same before scoring a model, with its weights: a run in progress may save newer ones
+    after one process has loaded them and before another does."""
     if group.ranks.world_size > 1 and model is not None:
         told = told | {"weights": weights_sha256(dict(model.named_parameters()))[:16]}
     check_alike(group, told)
 
 
 def question_hash(asked: Iterable[tuple[Task, str, list[Item]]]) -> str:
-    """Of which questions are asked, and in what rendering."""
+    """A hash of the questions and their rendering."""
     told = [[task.name, protocol, [item.keys for item in items]] for task, protocol, items in asked]
     return sha256_json(told)[:16]

@@ -1,5 +1,5 @@
-"""Is this checkpoint what it says? Beyond its hashes: it loads into its model, all is finite, and
-the weights have the hash and the loss they were saved with. Reads only.
+"""Audits of checkpoints, beyond file hashes: a checkpoint loads into its model, all numbers are
+finite, and the weights have the recorded hash and probe loss. Reads only.
 """
 
 from collections.abc import Mapping
@@ -25,33 +25,33 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found of one checkpoint or dataset."""
+    """The result for one checkpoint or dataset."""
 
     name: str
     fault: str | None = None
-    """Why it is damaged; None when it is whole."""
+    """Why it is damaged; None if it is intact."""
     notes: tuple[str, ...] = ()
-    """What could not be compared, or is worth knowing."""
+    """Checks that were not possible, and other remarks."""
 
 
 def audit_run(run: RunFolder, *, deep: bool = False) -> list[Audit]:
-    """`audit` of each checkpoint of a run, oldest first, and of the newest that STATUS.json names
-    but that is not there. A run that is training may delete one while it is read: that one is
-    left out, and the folder read again when the newest was among them."""
+    """Audit each checkpoint of a run, oldest first. If the newest one named by STATUS.json does not
+    exist, that is a fault, too. A run in progress may delete a checkpoint while it is read: it is
+    left out, and the folder is read again if the newest was among those."""
     for _ in range(TRIES):
         newest = acknowledged(run)
         audits = [(path, audit(path, deep=deep)) for path in store.paths(run.checkpoints)]
         found = [one for path, one in audits if not one.fault or path.is_dir()]
         if newest is None or newest in {one.name for one in found}:
             break
-        if acknowledged(run) == newest:  # what it names is deleted only once it names a newer one
-            found.append(Audit(newest, "STATUS.json names it, but it is not there"))
+        if acknowledged(run) == newest:  # it is deleted only after STATUS.json names a newer one
+            found.append(Audit(newest, "STATUS.json names it, but it does not exist"))
             break
     return found
 
 
 def acknowledged(run: RunFolder) -> str | None:
-    """The checkpoint that the run last said to be committed."""
+    """The last checkpoint that STATUS.json says was committed."""
     try:
         name = read_state(run).get("last_verified_checkpoint")
     except UsageError:
@@ -60,14 +60,14 @@ def acknowledged(run: RunFolder) -> str | None:
 
 
 def audit(path: Path, *, deep: bool = False) -> Audit:
-    """Compare every hash; with `deep`, load it, too."""
+    """Compare every file's hash; with `deep`, also load the checkpoint."""
     if why := store.fault(path):
         return Audit(path.name, why)
     try:
         return _audit_deep(store.open_verified(path)) if deep else Audit(path.name)
     except CheckpointError as error:
         return Audit(path.name, error.what)
-    except (OSError, SafetensorError) as error:  # deleted meanwhile; well hashed, but no tensors
+    except (OSError, SafetensorError) as error:  # deleted meanwhile, or not a safetensors file
         return Audit(path.name, f"it cannot be read ({error})")
 
 
@@ -77,21 +77,21 @@ def _audit_deep(checkpoint: store.Checkpoint) -> Audit:
     weights = checkpoint.model(CPU)
     try:
         shape = check_shape(GPT2Shape(**state["shape"]))
-        with torch.device("meta"):  # nothing is allocated for what a file says
+        with torch.device("meta"):  # a bad shape must not allocate memory
             model = GPT2(shape)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        return Audit(name, f"{store.STATE} names no model ({type(error).__name__}: {error})")
+        return Audit(name, f"{store.STATE} has no valid shape ({type(error).__name__}: {error})")
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         what = " ".join(str(error).split())[:300]
-        return Audit(name, f"{store.MODEL} does not fit the model of {store.STATE}: {what}")
+        return Audit(name, f"{store.MODEL} does not fit the shape in {store.STATE}: {what}")
     if bad := _not_finite(weights):
         return Audit(name, f"{store.MODEL}: {bad} is not finite")
     if "weights_sha256" not in state:
         notes.append("no hash of its weights was recorded")
     elif store.weights_sha256(weights) != state["weights_sha256"]:
-        return Audit(name, f"{store.MODEL} does not have the weights' SHA-256 of {store.STATE}")
+        return Audit(name, f"weights do not have the SHA-256 recorded in {store.STATE}")
     if (checkpoint.path / store.OPTIMIZER).exists():
         if bad := _optimizer_fault(checkpoint.optimizer(CPU), dict(model.named_parameters())):
             return Audit(name, f"{store.OPTIMIZER}: {bad}")
@@ -110,13 +110,14 @@ def _audit_deep(checkpoint: store.Checkpoint) -> Audit:
 def _optimizer_fault(
     tensors: Mapping[str, torch.Tensor], parameters: Mapping[str, torch.Tensor]
 ) -> str | None:
-    """`PARAMETER::KEY` -> tensor: every parameter has the same keys, but for those that only have
-    Muon's, each a number or a tensor of the parameter's own shape."""
+    """The fault in optimiser tensors, named `PARAMETER::KEY`; None if there is none. All parameters
+    must have the same keys, except those with Muon's alone; each tensor is a scalar or has the
+    parameter's shape."""
     keys: dict[str, set[str]] = {name: set() for name in parameters}
     for full_name, tensor in tensors.items():
         name, _, key = full_name.partition("::")
         if name not in parameters:
-            return f"{full_name} belongs to no parameter"
+            return f"{full_name} does not belong to a parameter"
         if tensor.dim() and tensor.shape != parameters[name].shape:
             return f"{full_name} is {tuple(tensor.shape)}, not {tuple(parameters[name].shape)}"
         keys[name].add(key)

@@ -37,7 +37,7 @@ class Target:
     has_tokenizer: bool = False
     """Whether GPT-2's tokenizer is part of it, so that no other vocabulary can be written."""
     suffix: str = ""
-    """What readers of the format know a file by."""
+    """The file-name suffix that readers of the format expect."""
     any_variant: bool = False
     is_rounded: Callable[[str, torch.Tensor], bool] = lambda name, tensor: True
     """Which tensors a smaller dtype is for."""
@@ -52,7 +52,7 @@ def convert(loaded: LoadedModel, to: str, path: Path, dtype: torch.dtype) -> flo
     _refuse_impossible(loaded, to, target, dtype)
     if target.suffix and path.suffix != target.suffix:
         raise UsageError(
-            "NAME", f"{path.name} is no name for {to}", do=f"end it in {target.suffix}"
+            "NAME", f"{path.name} is not a valid name for {to}", do=f"end it in {target.suffix}"
         )
     model = loaded.model
     weights = {

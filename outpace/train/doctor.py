@@ -1,5 +1,5 @@
-"""What may go wrong on this machine, found out before a run does: facts, each with a verdict and,
-where something should be done, what. Changes nothing but PyTorch's own cache of compiled code.
+"""Checks of this machine for what may go wrong in a run: findings, each with a verdict and, if
+needed, a remedy. Changes nothing except PyTorch's own cache of compiled code.
 """
 
 import os
@@ -41,17 +41,17 @@ from outpace.train.corpus import DATA
 from outpace.train.forecast import STATE_BYTES
 
 PYTHON, TORCH = (3, 11), ((2, 11), (2, 16))
-"""The least Python; the least torch, and the first that is too new. As in pyproject.toml."""
+"""Oldest Python; oldest torch, and the first that is too new. As in pyproject.toml."""
 CHECKPOINT_BYTES = STATE_BYTES * 124_439_808
 """Weights and two moments of the 124M model in fp32."""
 CHECKPOINTS = 3
-"""Two that are kept, and the one that is being written."""
+"""Two that are kept, and one that is being written."""
 TRAINING_BYTES = 4 * GIB
 """Weights, gradients and moments of the 124M model, and activations of a small micro-batch."""
 NAME_S = 5
 """For looking up this host's name."""
 SMALL_BYTES = 64 * MIB
-"""Of /dev/shm: what containers have by default, and too little for several GPUs' nccl."""
+"""Size of /dev/shm in a container by default; too small for nccl with several GPUs."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Finding:
     """ok, warning (training works, but worse than it could) or fault (it will fail)."""
     do: str = ""
     error: OutpaceError | None = None
-    """Of a fault."""
+    """The error of a fault."""
 
     def record(self) -> dict[str, Any]:
         code = self.error.exit_code if self.error else None
@@ -81,7 +81,7 @@ def fault(check: str, error: OutpaceError) -> Finding:
 
 
 def examine(run: Path | None = None) -> Iterator[Finding]:
-    """Look at this machine, at runs/ and data/ in the working folder, and at one run."""
+    """Check this machine, runs/ and data/ in the working folder, and the run `run`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     yield from _versions()
     yield from _threads()
@@ -109,7 +109,9 @@ def _versions() -> Iterator[Finding]:
             error = UsageError("VERSION", f"{version} is too old", do=f"install {name} {needs}")
             yield fault(name, error)
         elif beyond and own >= beyond:
-            yield warning(name, f"{version} is newer than what was tested", f"use {name} {needs}")
+            yield warning(
+                name, f"{version} is newer than the tested versions", f"use {name} {needs}"
+            )
         else:
             yield Finding(name, f"{version}, supported are {needs}")
 
@@ -117,9 +119,13 @@ def _versions() -> Iterator[Finding]:
 def _threads() -> Iterator[Finding]:
     cores, threads = usable_cores(), torch.get_num_threads()
     asked = os.environ.get("OMP_NUM_THREADS")
-    found = f"{threads} of torch on {cores} cores, OMP_NUM_THREADS {asked or 'not set'}"
+    found = f"torch uses {threads} on {cores} cores, OMP_NUM_THREADS {asked or 'not set'}"
     if threads > cores:
-        yield warning("threads", found, f"export OMP_NUM_THREADS={cores}: they wait for each other")
+        yield warning(
+            "threads",
+            found,
+            f"export OMP_NUM_THREADS={cores}: more threads than cores wait for each other",
+        )
     elif threads == 1 and cores > 3 and not torch.cuda.is_available():
         yield warning("threads", found, f"export OMP_NUM_THREADS={cores}, to train on all cores")
     else:
@@ -159,7 +165,7 @@ def _gpus() -> Iterator[Finding]:
             )
         elif free < TRAINING_BYTES:
             found = f"{name}, {gib(free)} free of {gib(total)}, {driver}"
-            yield warning(check, found, "end what else runs on it (nvidia-smi)")
+            yield warning(check, found, "end other programs on it (nvidia-smi)")
         else:
             yield Finding(check, f"{name}, {gib(free)} free of {gib(total)}, {driver}")
 
@@ -180,7 +186,8 @@ def _kernels(device: torch.device) -> Iterator[Finding]:
 
 
 def _places() -> Iterator[Finding]:
-    """Where runs, data and temporary files go: room, and whether the file system keeps its word."""
+    """The folders of runs, data and temporary files: their space, and whether fsync, rename and
+    locks work there."""
     needs = {
         RUNS: (CHECKPOINTS * CHECKPOINT_BYTES, CHECKPOINT_BYTES),
         DATA: (GIB, 0),
@@ -208,7 +215,7 @@ def _space(check: str, folder: Path, enough: int, least: int) -> Finding:
 
 
 def _file_system(check: str, folder: Path) -> Iterator[Finding]:
-    """Locks, and fsync with rename, in a folder of our own."""
+    """Test locks, and fsync with rename, in a temporary folder."""
     try:
         with tempfile.TemporaryDirectory(prefix=".outpace-doctor-", dir=folder) as own:
             a, b = Path(own, "a"), Path(own, "b")
@@ -226,15 +233,15 @@ def _file_system(check: str, folder: Path) -> Iterator[Finding]:
         yield fault(check, StorageError("WRITE", what, do="mount it writable, or work elsewhere"))
         return
     if not renamed:
-        what = f"a renamed file in {folder} is not what was written"
+        what = f"after a rename, a file in {folder} has the wrong content"
         yield fault(check, StorageError("RENAME", what, do="work on a local disk"))
     if not locks:
-        do = "take care not to start a run twice, or work on a file system with flock"
+        do = "do not start a run twice, or work on a file system with flock"
         yield warning(check, f"the file system of {folder} has no locks", do)
 
 
 def _locks_work(folder: RunFolder) -> bool:
-    """Whether one who asks sees that another holds a lock."""
+    """Whether a held lock is visible to others."""
     try:
         lock = folder.lock()
     except OSError:
@@ -306,7 +313,7 @@ def _checked(check: str, look: Callable[[], str]) -> Finding:
 
 
 def _runs(but: Path | None) -> Iterator[Finding]:
-    """The state of each run, but of one that is looked at by itself."""
+    """The state of each run, except the one that is checked by itself."""
     for root in sorted(path.parent for path in RUNS.glob("*/STATUS.json")):
         if but is None or root.resolve() != but.resolve():
             yield from _state(RunFolder(root))
@@ -328,11 +335,11 @@ def _state(run: RunFolder) -> Iterator[Finding]:
 
 
 def _run(run: RunFolder) -> Iterator[Finding]:
-    """One run: its state, its checkpoints' hashes, and room for the next ones."""
+    """One run: its state, its checkpoints' hashes, and space for the next ones."""
     yield from _state(run)
     for one in audit_run(run):
         if one.fault:
-            do = "restore it from a copy; training goes on from the newest that is whole"
+            do = "restore it from a copy; training continues from the newest whole one"
             yield fault(one.name, CheckpointError("CKPT-BAD", f"{one.name}: {one.fault}", do=do))
         else:
             yield Finding(one.name, "whole, every hash is right")

@@ -1,5 +1,5 @@
-"""A plan for another machine, by its name: from the table of `runtime/machines.py` alone. Neither
-that machine nor a dataset need be here; what is assumed instead is said.
+"""A plan for another machine by its name, from the table in `runtime/machines.py` alone. Neither
+that machine nor a dataset is needed; assumptions are stated instead.
 """
 
 import torch
@@ -20,15 +20,15 @@ from outpace.train.planner import make_plan
 
 HALF_ONLY = ("cudnn", "flash", "flash_attn")
 SINCE_AMPERE = (*HALF_ONLY, "flex")
-"""Rows of the attention table and what they need, as their `why_not` says of a GPU that is here."""
+"""Attention backends by their needs, as their `why_not` checks them on a real GPU."""
 MEASURED_THERE = "assumed; it is measured where it runs"
 
 
 def plan_elsewhere(
     config: RunConfig, set_by: SetBy, name: str
 ) -> tuple[Plan, Machine, Gpu, DatasetFacts, str]:
-    """Plan for the GPUs of `--machine`; the dataset in words comes last. UsageError when there is
-    no such machine."""
+    """Plan for the GPUs of `--machine`; the last item is the dataset in words. UsageError if there
+    is no such machine."""
     gpu, number = named(name)
     if config.compute.device == "cpu":
         raise UsageError(
@@ -60,8 +60,8 @@ def _dataset(config: RunConfig) -> tuple[DatasetFacts, str]:
 
 
 def _assumed(gpu: Gpu) -> Capabilities:
-    """What a GPU of that kind can do with PyTorch's own kernels; what would be measured there is
-    assumed, and says so."""
+    """The capabilities of such a GPU with PyTorch's own kernels; where the GPU itself would be
+    measured, a stated assumption."""
 
     def attention(
         backend: str, precision: str, head_dim: int, dropout: float, masked: bool
@@ -92,7 +92,7 @@ def _assumed(gpu: Gpu) -> Capabilities:
         return ("compiled" if compiled else "triton"), MEASURED_THERE
 
     def cross_entropy_why_not(row: str, precision: str, compiled: bool, fp8: bool) -> str | None:
-        if row == "triton":  # which need not be installed here
+        if row == "triton":  # it need not be installed here
             return None
         module = cross_entropy.LOSSES.load(row)
         why: str | None = module.why_not(torch.device("cuda"), DTYPES[precision], compiled, fp8)

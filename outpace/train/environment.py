@@ -1,4 +1,4 @@
-"""What equal bits depend on besides a run's settings, and the versions of what computes."""
+"""The environment on which bit-identical results depend, and the versions of the software."""
 
 import platform
 import subprocess
@@ -15,7 +15,7 @@ from outpace.train.plan import Plan
 
 
 def describe_environment(plan: Plan, machine: Machine) -> dict[str, Any]:
-    """What equal bits depend on besides the run's settings."""
+    """Everything except the run's settings on which bit-identical results depend."""
     return {
         "torch": torch.__version__,
         "device": machine.device_name,
@@ -35,7 +35,7 @@ def describe_environment(plan: Plan, machine: Machine) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes, and the git commit when run from a checkout."""
+    """Versions of the software that computes; in a checkout, also the git commit."""
     found = {"outpace": outpace.__version__, "python": platform.python_version()}
     for package in ("torch", "numpy", "tiktoken", "safetensors"):
         found[package] = metadata.version(package)
@@ -48,7 +48,7 @@ def versions() -> dict[str, str]:
 
 
 def commit_of(folder: Path) -> str | None:
-    """The git commit of a checkout, where git knows one."""
+    """The git commit of a checkout; None if git reports none."""
     git = ["git", "-C", str(folder), "rev-parse", "HEAD"]
     try:
         answer = subprocess.run(git, capture_output=True, text=True, timeout=10, check=False)

@@ -1,4 +1,4 @@
-"""What to expect of a run: its plan and its forecast, on this machine or on another by name."""
+"""A run's plan and forecast, on this machine or on another by name."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -42,15 +42,15 @@ class Expected:
 
 
 def expect(config: RunConfig, set_by: SetBy, price_per_hour: float) -> Expected:
-    """Of this machine: predicted from its calibration, else from its data sheet. DataError, as
-    `outpace train` would raise it, when the dataset is too small for a step."""
+    """The plan and forecast for this machine, predicted from its calibration, else from its data
+    sheet. DataError if the dataset is too small for a step, as in `outpace train`."""
     config = take_shape(config, set_by, begun_shape(config, []))
     ranks = from_environment()
     if config.data.dataset == "auto" and not is_default_prepared():
         device = choose_device(config.compute.device, ranks.local_rank)
         facts = OPENWEBTEXT
         plan, machine = plan_for(config, set_by, ranks, facts, device)
-        data = f"{assumed('auto')}; `outpace train` would make pydocs and read that"
+        data = f"{assumed('auto')}; `outpace train` would prepare pydocs and train on it"
     else:
         plan, machine, mixture, device = plan_run(config, set_by, ranks)
         make_loader(plan, mixture, 0, device)  # refuses a dataset that is too small
@@ -73,7 +73,8 @@ def expect(config: RunConfig, set_by: SetBy, price_per_hour: float) -> Expected:
 def expect_elsewhere(
     config: RunConfig, set_by: SetBy, machine: str, price_per_hour: float
 ) -> Expected:
-    """Of the GPUs that `--machine` names, predicted from their data sheet."""
+    """The plan and forecast for the GPUs that `--machine` names, predicted from their data
+    sheet."""
     config = take_shape(config, set_by)
     plan, there, gpu, facts, data = plan_elsewhere(config, set_by, machine)
     predicted = forecast(

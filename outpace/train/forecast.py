@@ -1,5 +1,5 @@
-"""What a planned run will take: tokens per second, time, energy, money, disk. All of it predicted,
-from the roofline of `model/roofline.py` and the rates of a data sheet or of this machine.
+"""The predicted cost of a planned run: tokens per second, time, energy, money, disk, from the
+roofline of `model/roofline.py` and the rates of a data sheet or of this machine.
 """
 
 from collections.abc import Mapping
@@ -16,23 +16,23 @@ from outpace.train.plan import DatasetFacts, Plan
 from outpace.train.plan_compute import attention_kind
 
 STATE_BYTES = 12
-"""A parameter's weight and two moments, fp32."""
+"""Bytes of a parameter's weight and two moments, fp32."""
 TOKEN_BYTES = 2
-"""A token in a shard, uint16."""
+"""Bytes of a token in a shard, uint16."""
 FP32_SHARE = 0.8
-"""Of the peak without tensor cores, that fp32 products sustain; assumed."""
+"""Share of the peak without tensor cores that fp32 products sustain; assumed."""
 FP32_BY_HALF = 1 / 8
-"""Rate of fp32 products by that in half precision, for attention that is materialised where only
-half precision was measured; assumed: 1/15 on an H100, 1/16 on an A100, some 1/3 on a CPU."""
+"""Rate of fp32 products over that of half precision, used for materialised attention if only half
+precision was measured; assumed: it is 1/15 on an H100, 1/16 on an A100, about 1/3 on a CPU."""
 FP8_HEAD = 1.4
-"""How much faster the head's products are in fp8; assumed, from modded-nanogpt's record 19."""
+"""Speed-up of the head's products in fp8; assumed, from modded-nanogpt's record 19."""
 ATTENTION_SHARE = 0.4
-"""Rate of attention by that of the qkv product, where a calibration has none; as on an H100."""
+"""Rate of attention over that of the qkv product, if a calibration has none; as on an H100."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Predictions. None where there is nothing to predict from."""
+    """Predictions; None if there is no basis for one."""
 
     basis: str
     """The rates that the prediction is based on, or why there are none."""
@@ -51,11 +51,11 @@ class Forecast:
     data_bytes: int
     checkpoint_bytes: int
     checkpoints: int
-    """How many exist at the same time."""
+    """Number that exist at the same time."""
 
 
 def sheet_rates(gpu: Gpu, plan: Plan) -> Rates:
-    """What a GPU sustains by its data sheet and the shares that the table gives it."""
+    """The rates that a GPU sustains, from its data sheet and its shares in the table."""
     share, attention, fit = gpu.shares
     if plan.mixed_precision == "fp16" or (plan.mixed_precision == "bf16" and gpu.bf16):
         peak, products, how = gpu.half, gpu.half * share, f"{share:.0%} of its peak, {fit}"
@@ -76,7 +76,7 @@ def sheet_rates(gpu: Gpu, plan: Plan) -> Rates:
 
 
 def measured_rates(c: Calibration, plan: Plan, gpu: Gpu | None) -> Rates:
-    """What this machine was measured to sustain."""
+    """The rates that this machine sustains, as measured."""
     attention = ATTENTION_SHARE * c.products["qkv"] if c.attention is None else c.attention
     return Rates(
         products=_with_fp8(c.products, plan),
@@ -96,19 +96,19 @@ def _with_fp8(products: Mapping[str, float], plan: Plan) -> dict[str, float]:
 def rates_here(
     plan: Plan, gpu: Gpu | None, calibration: Calibration | None
 ) -> tuple[Rates | None, str]:
-    """The rates to predict this machine from: measured, else of its data sheet; or why none."""
+    """The rates of this machine, measured or else from its data sheet; or the reason for none."""
     if calibration is not None:
         return measured_rates(calibration, plan, gpu), ""
     if gpu is not None:
         return sheet_rates(gpu, plan), ""
     return None, (
-        "this machine is in no table and was not measured; "
+        "this machine is not in the table and was not measured; "
         f"`outpace bench kernels --precision {plan.mixed_precision}` measures it"
     )
 
 
 def settings_of(plan: Plan, optimizer: str) -> StepSettings:
-    """What memory and time of the planned step depend on."""
+    """The settings on which memory and time of the planned step depend."""
     precision: Precision = plan.mixed_precision  # type: ignore[assignment]
     return StepSettings(
         plan.shape,
@@ -137,8 +137,8 @@ def forecast(
     watts: float | None = None,
     price_per_hour: float = 0.0,
 ) -> Forecast:
-    """Predict the planned run. `peak_flops` (in the plan's precision) and `watts` are of one GPU,
-    the price of all."""
+    """Predict the planned run. `peak_flops` (in the plan's precision) and `watts` are for one GPU,
+    the price for all."""
     A, W = plan.gradient_accumulation_steps, plan.world_size
     seconds = tokens_per_second = step_s = None
     parts: dict[str, float] = {}
@@ -164,13 +164,13 @@ def forecast(
 
 
 def checkpoint_bytes(config: RunConfig, plan: Plan) -> int:
-    """Size of one: weights and moments, of Muon's matrices only one."""
+    """Size of a checkpoint: weights and moments; Muon's matrices have only one moment."""
     muons = matrices(plan.shape) if config.optimizer.optimizer == "muon" else 0
     return STATE_BYTES * plan.parameters - 4 * muons
 
 
 def checkpoints_kept(config: RunConfig, plan: Plan) -> int:
-    """Checkpoints that exist at the same time: the last ones, the best, milestones, and the one
+    """Number of checkpoints that exist at the same time: the latest, the best, milestones, and one
     that is being written."""
     number = config.run.keep_checkpoints + 1 + config.run.keep_best
     if every := config.run.milestone_every_steps:
@@ -179,13 +179,13 @@ def checkpoints_kept(config: RunConfig, plan: Plan) -> int:
 
 
 def lines(f: Forecast, plan: Plan) -> list[str]:
-    """The forecast as people read it."""
+    """The forecast as lines of text."""
     text = ["predicted, not measured:"]
     if f.tokens_per_second is None or f.seconds is None or f.step_ms is None:
         text.append(f"  speed    none: {f.basis}")
     else:
         mfu = f", MFU {f.mfu:.0%}" if f.mfu else ""
-        each = f" ({count(f.tokens_per_second / plan.world_size)} a process)"
+        each = f" ({count(f.tokens_per_second / plan.world_size)} per process)"
         text.append(
             f"  speed    {count(f.tokens_per_second)} tokens/s{each if plan.world_size > 1 else ''}"
             f"{mfu}, {f.step_ms:,.0f} ms per step"

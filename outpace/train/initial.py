@@ -1,5 +1,5 @@
-"""The weights that a run starts from: random ones, or those of the model that `--init_from` names,
-whose shape it takes.
+"""The initial weights of a run: random ones, or those of the model that `--init_from` names, whose
+shape the run takes, too.
 """
 
 from dataclasses import replace
@@ -17,9 +17,9 @@ from outpace.train.load_model import load_model
 
 
 def take_shape(config: RunConfig, set_by: SetBy, begun: GPT2Shape | None = None) -> RunConfig:
-    """The settings with the shape of the model that `--init_from` names, unless a flag or a recipe
-    says another. A run that was `begun` has it from there: the model may be gone, or another by
-    now. UsageError or CheckpointError where there is no such model."""
+    """The settings with the shape of the model that `--init_from` names, except where a flag or a
+    recipe sets it. `begun` is the shape of a run that has already started, since the model may have
+    been deleted or replaced. UsageError or CheckpointError if there is no such model."""
     m = config.model
     if not m.init_from:
         return config
@@ -38,7 +38,7 @@ def take_shape(config: RunConfig, set_by: SetBy, begun: GPT2Shape | None = None)
 
 
 def initialise(model: GPT2, init_from: str, seed: int) -> None:
-    """Give a model the weights that a run with these settings starts from."""
+    """Give `model` the initial weights of a run with these settings."""
     if init_from:
         _load(model, init_from)
     else:
@@ -46,8 +46,8 @@ def initialise(model: GPT2, init_from: str, seed: int) -> None:
 
 
 def _load(model: GPT2, reference: str) -> None:
-    """Copy the weights that `--init_from` names; a shorter context takes the first positions, and
-    another padding of the vocabulary is zeros."""
+    """Copy the weights that `--init_from` names. A shorter context takes the first positions; the
+    padding of the vocabulary, if it differs, is zeros."""
     source = load_model(reference, torch.device("cpu")).model
     of, asked = source.shape, model.state_dict()
     if model.shape.context > of.context:
@@ -61,7 +61,7 @@ def _load(model: GPT2, reference: str) -> None:
     weights["wpe.weight"] = weights["wpe.weight"][: model.shape.context]
     if of.vocab_size == model.shape.vocab_size:
         weights["wte.weight"] = padded(weights["wte.weight"], model.shape)
-    # Another number of heads has weights of the same shapes, and another meaning.
+    # With another number of heads, weights have the same shapes but another meaning.
     if of.n_head != model.shape.n_head or any(
         name not in weights or weights[name].shape != p.shape for name, p in asked.items()
     ):

@@ -1,4 +1,4 @@
-"""A plan as people read it: what, on what, and why."""
+"""A plan as text: the model, the machine, the data, and the reasons."""
 
 import sys
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from outpace.train.plan import Plan
 
 
 def data_line(mixture: Mixture, plan: Plan | None = None) -> str:
-    """The data as people read it; with a plan, how often it reads each of several datasets."""
+    """The data in words; with a plan and several datasets, also how often each is read."""
     text = (
         f"{mixture.where}: {mixture.tokens('train'):,} training and {mixture.tokens('val'):,} "
         f"validation tokens, unigram entropy {mixture.unigram_entropy:.4f} nats per token"
@@ -31,7 +31,7 @@ def data_line(mixture: Mixture, plan: Plan | None = None) -> str:
 
 
 def assumed(dataset: str) -> str:
-    """The data of a plan whose `--dataset` is not prepared here."""
+    """The assumed data in words, if `--dataset` is not prepared here."""
     what = "OpenWebText" if dataset == "auto" else f"{dataset}, as large as OpenWebText"
     return (
         f"assumed to be {what}, as it is not prepared here: {OPENWEBTEXT.train_tokens:,} training "
@@ -46,7 +46,7 @@ def print_plan(
     folder: RunFolder | None,
     reason: Callable[[str], None] = note,
 ) -> None:
-    """The plan as people read it: what, on what, and by `reason` why."""
+    """Print the plan: the model, the machine, the data, and by `reason` why."""
     say(
         f"GPT-2 {plan.model_size}: {plan.parameters:,} parameters, {plan.n_layer} layers, "
         f"{plan.n_head} heads, {plan.n_embd} channels, context {plan.context}"

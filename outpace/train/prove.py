@@ -1,5 +1,5 @@
-"""Proof of an exact resume on a run of one's own: train again from one of its checkpoints to the
-next, in a folder apart, and compare the bits of weights and moments.
+"""Proof of an exact resume for any run: train again from one of its checkpoints to the next, in a
+separate folder, and compare the bits of weights and moments.
 """
 
 from dataclasses import dataclass
@@ -31,16 +31,16 @@ NO_EVALUATION = ("eval_every_steps", "hellaswag_every_steps", "sample_every_step
 
 @dataclass(frozen=True)
 class Proof:
-    """What two ways to the same step left."""
+    """The files of one step, from the run itself and from its resume."""
 
     begin: int
     end: int
     recorded: dict[str, str]
-    """SHA-256 of each file as the run wrote it."""
+    """SHA-256 of each file as written by the run."""
     again: dict[str, str]
-    """And as it came out again."""
+    """SHA-256 of each file as written by the resume."""
     environment_changes: list[str]
-    """Where this machine is not the run's, so that equal bits are not promised."""
+    """Differences from the run's environment, with which equal bits are not promised."""
 
     @property
     def equal(self) -> bool:
@@ -48,10 +48,10 @@ class Proof:
 
 
 def prove_resume(folder: RunFolder, scratch: Path, at: int | None = None) -> Proof | None:
-    """Train from the checkpoint of step `at` (0: what the run began with; None: the last but one)
-    to the next one of the run, which is only read. Of several processes the first has the proof.
-    CheckpointError when the run has no checkpoint, DataError when its dataset is no longer what it
-    was, UsageError when so many processes would train with other settings."""
+    """Train from the checkpoint of step `at` (0: the beginning of the run; None: the last but one)
+    to the run's next one. The run is only read. Of several processes, only the first returns the
+    proof. CheckpointError if the run has no checkpoint, DataError if its dataset has changed,
+    UsageError if this number of processes would train with other settings."""
     if not folder.config.is_file():
         raise no_run(folder, folder.config)
     try:
@@ -76,8 +76,8 @@ def _prove(folder: RunFolder, scratch: Path, at: int | None) -> Proof | None:
     if mixture.fingerprint != fingerprint:
         raise DataError(
             "DATA-CHANGED",
-            f"{dataset} holds other tokens than {folder.root} was trained on",
-            do="put back the dataset it was trained on",
+            f"{dataset} has other tokens than {folder.root} was trained on",
+            do="restore the dataset on which it was trained",
         )
     same = identity(config, plan, mixture.fingerprint)
     if changed := differences(LEGACY_DEFAULTS | target.state["identity"], LEGACY_DEFAULTS | same):
@@ -85,7 +85,7 @@ def _prove(folder: RunFolder, scratch: Path, at: int | None) -> Proof | None:
         raise UsageError(
             "OTHER-RUN",
             f"here {folder.root} would be trained with other settings: {', '.join(changed)}",
-            do=f"start it as the run was, in {processes:,} processes (torchrun --nproc_per_node)"
+            do=f"start it like the run, with {processes:,} processes (torchrun --nproc_per_node)"
             if processes != ranks.world_size
             else "use the release of outpace that trained it",
         )
@@ -127,7 +127,7 @@ def _prove(folder: RunFolder, scratch: Path, at: int | None) -> Proof | None:
 
 
 def _flags(folder: RunFolder, scratch: Path, dataset: str, max_steps: int) -> list[str]:
-    """The run's own settings on the run's own data, as long as it was at that time."""
+    """The run's own settings, data, and length at that time."""
     flags = ["--recipe", str(folder.config), "--run_dir", str(scratch), "--resume", "auto"]
     flags += ["--dataset", dataset, "--max_tokens", "auto", "--max_steps", str(max_steps)]
     for name in (*NO_EVALUATION, "save_every_steps"):
@@ -136,7 +136,7 @@ def _flags(folder: RunFolder, scratch: Path, dataset: str, max_steps: int) -> li
 
 
 def _pair(folder: RunFolder, at: int | None) -> tuple[store.Checkpoint | None, store.Checkpoint]:
-    """Two checkpoints of one lineage, the first None for the beginning of the run."""
+    """Two successive checkpoints of one lineage; the first is None for the beginning of the run."""
     newest = store.latest(folder.checkpoints, set_aside=False)
     if newest is None or newest.step == 0:
         raise CheckpointError(
@@ -158,21 +158,23 @@ def _pair(folder: RunFolder, at: int | None) -> tuple[store.Checkpoint | None, s
     after = way if here is None else way[way.index(here) + 1 :]
     if not after:
         raise UsageError(
-            "NO-CKPT", f"step {at} is the newest checkpoint of {folder.root}", do="choose an older"
+            "NO-CKPT",
+            f"step {at} is the newest checkpoint of {folder.root}",
+            do="choose an older one",
         )
     begin = None if here is None else store.load(here)
     target = store.load(after[0])
     if begin and _pieces(begin) != _pieces(target):
         raise UsageError(
             "MEMORY",
-            f"memory was short between step {begin.step} and {target.step}, and micro-batches were "
-            "halved",
+            f"memory ran short between step {begin.step} and {target.step}, and micro-batches "
+            "were halved",
             do="choose another --at",
         )
     if begin is None and target.state["identity"]["init_from"]:
         raise UsageError(
             "NO-CKPT",
-            f"{folder.root} no longer has the weights that it began with",
+            f"{folder.root} no longer has its initial weights",
             do="choose --at one of its checkpoints" if way[:-1] else "wait for its next checkpoint",
         )
     if target.lineage != (begin.lineage if begin else 0):

@@ -1,4 +1,4 @@
-"""The questions of tasks: which file they are in, and how each protocol asks them."""
+"""The questions of each task: found in their file and rendered by protocol."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,8 +21,9 @@ def questions(
     parts: Sequence[str] = (),
     limit: int | None = None,
 ) -> Iterator[tuple[Task, str, list[Item]]]:
-    """What each task asks, in each of `protocols` that HellaSwag has, in the one of other tasks.
-    `parts` are HellaSwag's; `limit` items are spread evenly over a task."""
+    """(task, protocol, items) for HellaSwag in each of `protocols`, for other tasks in their only
+    protocol. `parts` selects parts of HellaSwag; `limit` takes that many items, spread evenly over
+    the task."""
     for name in names:
         task: Task = TASKS.load(name)
         if name == "hellaswag":
@@ -43,7 +44,7 @@ def check_protocols(names: str) -> list[str]:
         if protocol not in hellaswag.PROTOCOLS:
             raise UsageError(
                 "UNKNOWN-PROTOCOL",
-                f"no protocol {protocol!r}{nearest(protocol, hellaswag.PROTOCOLS)}",
+                f"there is no protocol {protocol!r}{nearest(protocol, hellaswag.PROTOCOLS)}",
                 do=f"choose from {', '.join(hellaswag.PROTOCOLS)}, both",
             )
     return list(dict.fromkeys(protocols))

@@ -1,4 +1,4 @@
-"""A bad batch run again: which sequences, and which parameters, the bad numbers come from."""
+"""Replay of a bad batch, to find the sequences and parameters that give bad numbers."""
 
 import json
 import math
@@ -23,7 +23,7 @@ WORST = 5
 
 @dataclass(frozen=True)
 class Replay:
-    """What one precision made of the batch."""
+    """The result of the batch in one precision."""
 
     precision: str
     loss: float
@@ -43,8 +43,8 @@ def incidents(folder: RunFolder) -> list[Path]:
 
 
 def find(folder: RunFolder, step: int | None) -> Path:
-    """The incident of `step`, or the newest; UsageError names those there are, or says that the
-    folder is no run."""
+    """The incident of `step`, or the newest. UsageError if there is none, naming the others, or if
+    the folder is not a run."""
     if not folder.plan.is_file():
         raise no_run(folder, folder.plan)
     found = incidents(folder)
@@ -53,7 +53,7 @@ def find(folder: RunFolder, step: int | None) -> Path:
         there = ", ".join(str(store.step_of(p)) for p in found)
         raise UsageError(
             "NO-INCIDENT",
-            f"{folder.root} kept no bad batch" + ("" if step is None else f" of step {step}"),
+            f"{folder.root} has no bad batch" + ("" if step is None else f" of step {step}"),
             do=f"choose --step from {there}" if there else "nothing to replay",
         )
     return chosen[-1]
@@ -66,7 +66,7 @@ def read(incident: Path) -> tuple[dict[str, Any], torch.Tensor]:
         _ = about["step"], about["mixed_precision"], about["tokenizer"]
         parts: dict[str, torch.Tensor] = {}
         files = sorted(incident.glob("process-*.safetensors"))
-        if "world_size" in about:  # beside them may be those of a start with more processes
+        if "world_size" in about:  # files of an earlier start with more processes may be left
             files = [incident / f"process-{r}.safetensors" for r in range(about["world_size"])]
         for path in files:
             parts |= load_file(path)
@@ -78,8 +78,8 @@ def read(incident: Path) -> tuple[dict[str, Any], torch.Tensor]:
 
 
 def weights_before(folder: RunFolder, incident: Path) -> Path:
-    """The newest good checkpoint of before an incident, and of no later lineage, else the oldest
-    good one."""
+    """The newest good checkpoint before an incident, in its lineage or an earlier one; else the
+    oldest good one."""
     good = [p for p in store.paths(folder.checkpoints) if store.fault(p) is None]
     if not good:
         raise UsageError(
@@ -104,7 +104,7 @@ def replay(reference: str, tokens: torch.Tensor, device: torch.device, precision
         row = row.to(device)
         with autocast(device, precision):
             loss = model(row[:, :-1], row[:, 1:])
-        loss.backward()  # of the sum: a mean's would be below what fp16 holds
+        loss.backward()  # of the sum: a mean's gradients would underflow in fp16
         losses.append(loss.item() / (tokens.shape[1] - 1))
     return _summary(model, losses, targets, precision)
 

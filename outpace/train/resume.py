@@ -64,7 +64,7 @@ def check_startable(
                 "CKPT-GONE",
                 f"the run in {folder.root} has saved {saved}, and no checkpoint is left",
                 kept="its records",
-                do="restore one from a copy, or begin anew in another --run_dir, or without the "
+                do="restore one from a copy, or start again in another --run_dir, or without the "
                 "folder",
             )
         return

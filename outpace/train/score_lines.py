@@ -1,5 +1,4 @@
-"""Scores as people read them: each with its protocol and error, and GPT-2's published one beside
-it."""
+"""Scores as lines of text, each with its protocol, its error and GPT-2's published score."""
 
 from typing import Any
 
@@ -8,7 +7,7 @@ from outpace.core.units import count
 
 
 def task_line(record: dict[str, Any]) -> str:
-    """One task's record, its metrics in the order of the record."""
+    """One task's record as a line."""
     task, protocol, n = record["task"], record["protocol"], record["questions"]
     name = "HellaSwag" if task == "hellaswag" else task
     metrics: list[str] = [m for m in ("acc_norm", "acc_bytes", "acc", "perplexity") if m in record]
@@ -17,7 +16,7 @@ def task_line(record: dict[str, Any]) -> str:
 
 
 def parts_lines(record: dict[str, Any]) -> list[str]:
-    """A line for each part of a task that has parts, and one for what is not contaminated."""
+    """A line for each part of a task, and one for the questions that are not contaminated."""
     lines = []
     for kind, named in record.get("by", {}).items():
         for name, part in named.items():
@@ -31,7 +30,7 @@ def parts_lines(record: dict[str, Any]) -> list[str]:
 
 
 def loss_line(record: dict[str, Any], dataset: str, unigram_entropy: float) -> str:
-    """A validation loss beside what a model without context would reach."""
+    """A validation loss, beside the unigram entropy that a model without context would reach."""
     each = ", ".join(f"{name} {loss:.4f}" for name, loss in record.get("by_dataset", {}).items())
     return (
         f"validation loss {record['loss']:.4f} nats per token on {dataset} (unigram entropy "

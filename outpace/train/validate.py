@@ -1,5 +1,5 @@
-"""Validation loss on what a run is trained on: on each dataset by itself, and their mean,
-where each weighs by its share of the samples.
+"""Validation loss on the datasets of a run: on each by itself, and their mean, weighted by each
+dataset's share of the samples.
 """
 
 import math
@@ -12,18 +12,18 @@ from outpace.data.stream import TokenStream
 from outpace.evals.loss import Loss
 
 Score = Callable[[TokenStream, int], Loss | None]
-"""(validation split, tokens of it to score) -> the loss there, or None if told to stop."""
+"""(validation split, tokens to score) -> the loss, or None if told to stop."""
 
 
 @dataclass(frozen=True)
 class Validation:
-    """The mean, and what it is the mean of."""
+    """The mean loss, and the loss on each dataset."""
 
     loss: Loss
     by_dataset: dict[str, Loss]
 
     def record(self) -> dict[str, Any]:
-        """For evals.jsonl. A single dataset is the mean itself."""
+        """For evals.jsonl; `by_dataset` only if there are several datasets."""
         record = self.loss.record()
         if len(self.by_dataset) > 1:
             record["by_dataset"] = {name: one.loss for name, one in self.by_dataset.items()}
@@ -31,8 +31,8 @@ class Validation:
 
 
 def validate(score: Score, mixture: Mixture, tokens: int) -> Validation | None:
-    """Score about `tokens` tokens, of each dataset by its share, always the first ones. None if
-    told to stop, or when there are none."""
+    """Score about `tokens` tokens, divided among the datasets by their shares, always the first
+    ones. None if told to stop, or if there are no tokens."""
     shares, found = [], {}
     names = [dataset.name for dataset in mixture.datasets]
     for dataset, share in zip(mixture.datasets, mixture.shares, strict=True):
@@ -51,13 +51,13 @@ def validate(score: Score, mixture: Mixture, tokens: int) -> Validation | None:
 
 
 def mean(losses: Sequence[Loss], shares: Sequence[float]) -> Loss:
-    """The loss on samples of which those shares come from each dataset."""
+    """The mean of the losses, weighted by the datasets' shares of the samples."""
     if len(losses) == 1:
         return losses[0]
     weights = [share / sum(shares) for share in shares]
     nats = sum(w * one.loss for w, one in zip(weights, losses, strict=True))
     bits = nats / math.log(2)
-    bytes_a_token = sum(
+    bytes_per_token = sum(
         w * one.loss / math.log(2) / one.bits_per_byte
         for w, one in zip(weights, losses, strict=True)
         if one.bits_per_byte
@@ -65,6 +65,6 @@ def mean(losses: Sequence[Loss], shares: Sequence[float]) -> Loss:
     return Loss(
         loss=nats,
         perplexity=math.exp(min(nats, 700.0)),
-        bits_per_byte=bits / bytes_a_token if bytes_a_token else 0.0,
+        bits_per_byte=bits / bytes_per_token if bytes_per_token else 0.0,
         tokens_scored=sum(one.tokens_scored for one in losses),
     )

@@ -1,5 +1,5 @@
-"""Two models by reference, scored by the same code on the same questions, and what follows from it:
-the record that a run folder keeps and a report shows.
+"""The comparison of two models, scored by the same code on the same questions, as the record that
+is kept in a run folder and shown in a report.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ Questions = Sequence[tuple[Task, str, list[Item]]]
 
 @dataclass
 class Side:
-    """A model, or what is known of its answers."""
+    """One of the two models: its weights, its answers, or its published scores."""
 
     name: str
     kind: str
@@ -48,7 +48,7 @@ class Side:
     loaded: LoadedModel | None = None
     answers: list[Answers] = field(default_factory=list)
     reason: str = ""
-    """Why it is not what was asked for."""
+    """Why it is not the model that was asked for."""
 
     def about(self) -> JsonObject:
         step = self.loaded.step if self.loaded else None
@@ -59,7 +59,7 @@ class Side:
 
 
 def side(reference: str, device: torch.device) -> Side:
-    """The model of a reference, loaded, or the answers of a file of `--details`."""
+    """The loaded model of a reference, or the answers in a file written by `--details`."""
     if reference.endswith(DETAILS):
         return Side(reference, "details", answers=answers.read(Path(reference)))
     loaded = load_model(reference, device)
@@ -67,8 +67,8 @@ def side(reference: str, device: torch.device) -> Side:
 
 
 def baseline(reference: str, device: torch.device) -> Side:
-    """What to compare with. `gpt2` is the original from the hub or its cache, or where it cannot be
-    had, what was published of it; NetworkError only where a hub's model is named outright."""
+    """The model to compare with. `gpt2` is the original, from the hub or its cache; if it is not
+    available, its published scores. NetworkError only for an explicit `hf:` reference."""
     if reference == PUBLISHED:
         return Side("GPT-2 124M (published)", PUBLISHED)
     if reference != GPT2 or Path(reference).is_dir():
@@ -76,20 +76,22 @@ def baseline(reference: str, device: torch.device) -> Side:
     try:
         return side(f"hf:{GPT2}", device)
     except (NetworkError, UsageError) as error:
-        note(f"GPT-2's weights cannot be had, so its published scores are used: {error.what}")
+        note(f"GPT-2's weights are not available, so its published scores are used: {error.what}")
         return Side("GPT-2 124M (published)", PUBLISHED, reason=error.what)
 
 
 def check(
     model: Side, against: Side, asked: Sequence[tuple[Task, str]], metric: str = ""
 ) -> list[str]:
-    """The metric to compare in each (task, protocol) of `asked`: the one named, else acc_norm where
-    there is one, else acc. Before anything is scored, which takes long, DataError where a side was
-    not asked that, UsageError where it has no such metric or does not read GPT-2's tokens."""
+    """The metric to compare in each (task, protocol) of `asked`: the named one, else acc_norm if it
+    exists, else acc. Called before the slow scoring: DataError if a side's answers lack a task,
+    UsageError if it lacks the metric or does not read GPT-2's tokens."""
     for one in (model, against):
         if one.loaded and one.loaded.tokenizer != "gpt2":
             reads = one.loaded.tokenizer
-            raise UsageError("TOKENIZER", f"{one.name} reads {reads}, the questions need gpt2")
+            raise UsageError(
+                "TOKENIZER", f"{one.name} reads {reads} tokens, but the questions need gpt2"
+            )
     chosen = []
     for task, protocol in asked:
         sides = [one for one in (model, against) if one.kind != PUBLISHED]
@@ -115,7 +117,7 @@ def check(
 
 
 def score(of: Side, questions: Questions, *, precision: str, group: Group) -> list[JsonObject]:
-    """Let a side with weights answer; its records of examples, for a file of `--details`."""
+    """Let a side with weights answer; returns the records of its examples, as for `--details`."""
     if of.loaded is None:
         return []
     tokenizer, model = get_tokenizer(of.loaded.tokenizer), for_inference(of.loaded.model, precision)
@@ -143,8 +145,8 @@ def verdict(
     asked: Sequence[tuple[str, str, str]],
     dirty: Contamination | None = None,
 ) -> JsonObject:
-    """The record of the comparison over each (task, protocol, metric) of `asked`. UsageError where
-    a side has no answers to one."""
+    """The record of the comparison over each (task, protocol, metric) of `asked`. DataError if a
+    side has no answers to one."""
     comparisons, clean = [], []
     for task, protocol, metric in asked:
         mine = answers_of(model, task, protocol)
@@ -185,42 +187,42 @@ def sentence(answer: str, model: str, against: str, comparisons: Sequence[Compar
 
 
 def find_contamination(given: Path | None, reference: str, task: str) -> Contamination | None:
-    """The record named, or those beside the datasets that the run was trained on, if each of
-    them has one and they are still the same."""
+    """The record in the file `given`, or those beside the datasets on which the run was trained, if
+    each dataset has one and is unchanged."""
     if given is not None:
         return contamination.read(given)
     try:
         read, fingerprint = trained_on(RunFolder(Path(reference)))
         mixture = open_mixture(read)
     except (OSError, OutpaceError):
-        return None  # no run, or one that does not say, or its data is gone
+        return None  # not a run, or its data is unknown or gone
     paths = [dataset.folder / contamination.file_name(task) for dataset in mixture.datasets]
     missing = [path for path in paths if not path.is_file()]
     if len(missing) == len(paths):
         return None
     if missing:
-        warn(f"there is no {missing[0]}, and so no score without what its dataset holds")
+        warn(f"there is no {missing[0]}, so there is no score without contaminated questions")
         return None
     found = [contamination.read(path) for path in paths]
     if fingerprint != mixture.fingerprint:
-        warn(f"{read} holds other tokens than the run was trained on; their records left out")
+        warn(f"{read} has other tokens than the run was trained on; its records are left out")
         return None
     for path, record, dataset in zip(paths, found, mixture.datasets, strict=True):
         if record.fingerprint != dataset.fingerprint:
-            warn(f"{path} is of other tokens than the run was trained on; left out")
+            warn(f"{path} is about other tokens than the run was trained on; it is left out")
             return None
     questions = frozenset().union(*(record.questions for record in found))
     return Contamination(task, mixture.name, fingerprint, questions)
 
 
 def keep(folder: Path, name: str, examples: Sequence[JsonObject]) -> None:
-    """Write a side's answers to a file, to be named instead of the model another time."""
+    """Write a side's answers to a file, which can later be given instead of the model."""
     if examples:
         replace_json_lines(folder / f"{name}{DETAILS}", examples)
 
 
 def answers_of(of: Side, task: str, protocol: str) -> Answers:
-    """What a side answered; DataError when it was not asked that."""
+    """A side's answers to a task; DataError if it has none."""
     if (found := of.of(task, protocol)) is not None:
         return found
     known = ", ".join(f"{a.task} ({a.protocol})" for a in of.answers)
@@ -236,7 +238,7 @@ def _published(task: str, protocol: str, metric: str) -> PublishedScore:
     if found is None or not found.questions:
         raise UsageError(
             "NOT-PUBLISHED",
-            f"no share of GPT-2 is published for {task} {metric}, {protocol} protocol",
+            f"no score of GPT-2 is published for {task} {metric}, {protocol} protocol",
             do="give its weights or answers with --against",
         )
     return found
@@ -256,8 +258,8 @@ def _told(comparison: Comparison) -> JsonObject:
 
 
 def _clean(kept: Answers, other: Answers | None, metric: str) -> JsonObject:
-    """The comparison over the questions that are kept; a score alone where the baseline's answers
-    are not known."""
+    """The comparison over the questions in `kept`; if the baseline's answers are not known, the
+    model's score alone."""
     name = {"task": kept.task, "protocol": kept.protocol, "metric": metric}
     if not kept.names or (other and not set(kept.names) & set(other.names)):
         words = f"{kept.task} {metric}, {kept.protocol} protocol: no question is left"

@@ -1,5 +1,5 @@
-"""A thread that notices when nothing goes on any more: it writes the stacks of all threads to the
-run folder, names what was being done, and in the end ends the process, which nobody else could.
+"""A thread that notices when the process hangs: it writes the stacks of all threads to the run
+folder, names the current activity, and finally ends the process.
 """
 
 import contextlib
@@ -14,18 +14,16 @@ from outpace.core.errors import PeerLost
 from outpace.core.log import fail, warn
 
 TICKS = 200
-"""Looks in the time allowed. A process that was stopped (SIGSTOP, a sleeping laptop) missed its
-looks and is not to blame for the time."""
-
-
+"""Checks within the time limit. Checks are counted instead of seconds, so that the time in which a
+process was stopped (SIGSTOP, a sleeping laptop) does not count."""
 PATIENCE_S = 5.0
-"""For each thing that is told: the disk, or the reader of a stream, may be what hangs."""
+"""Most seconds for each report: the disk, or the reader of a stream, may be what hangs."""
 
 
 class Watchdog:
-    """Watches from `start` to `stop`; `beat` tells it that work goes on. After half of
-    `limit_s` without a beat: a warning and the stacks; after all of it: `give_up(error)`, then the
-    process ends with exit code 9. Off when `limit_s` is 0."""
+    """Watches from `start` to `stop`; `beat` reports progress. After half of `limit_s` without a
+    beat, it warns and writes the stacks; after all of it, it calls `give_up(error)` and ends the
+    process with exit code 9. Off if `limit_s` is 0."""
 
     def __init__(
         self, limit_s: float, folder: Path, rank: int, give_up: Callable[[PeerLost], None]
@@ -43,7 +41,7 @@ class Watchdog:
         self._over.set()
 
     def beat(self, doing: str = "") -> None:
-        """Work goes on, now at `doing`."""
+        """Report progress; `doing` names the current activity."""
         self._silent = 0
         self.doing = doing or self.doing
 
@@ -78,7 +76,7 @@ class Watchdog:
 
 
 def _try(*acts: Callable[[], object]) -> None:
-    """Do each in turn, and wait `PATIENCE_S` for it at most. What fails, fails."""
+    """Call each in turn, waiting at most `PATIENCE_S` for it; errors are ignored."""
 
     def do(act: Callable[[], object]) -> None:
         with contextlib.suppress(Exception):

@@ -154,9 +154,9 @@ def misshapen_moment(state, files):
     ("change", "words"),
     [
         (with_nan, "wte.weight is not finite"),
-        (other_weights, "weights' SHA-256"),
+        (other_weights, "weights do not have the SHA-256"),
         (other_heads, "loss on the probe"),
-        (no_such_model, "names no model"),
+        (no_such_model, "has no valid shape"),
         (a_layer_less, "h.0.ln_1.weight"),
         (a_moment_less, "wpe.weight has no exp_avg"),
         (infinite_moment, "wpe.weight::exp_avg is not finite"),

@@ -358,7 +358,7 @@ def test_a_containers_share_of_time_sets_the_threads(given, threads, one_core, f
         capture_output=True,
         text=True,
     )
-    assert f"threads: {threads} of torch on 1 cores" in done.stdout, done.stdout
+    assert f"threads: torch uses {threads} on 1 cores" in done.stdout, done.stdout
 
 
 @pytest.mark.parametrize("where", [">/dev/full 2>&1", "2>/dev/full", ">&-", "2>&-", ">&- 2>&-"])

@@ -132,7 +132,7 @@ def test_processes_that_would_score_something_else_are_refused(single, tiny_data
     both = [[*argv, "--dataset", str(dataset)] for dataset in (tiny_dataset, other)]
     codes, told = as_ranks(both, tmp_path)
     assert codes == [2, 2], told
-    assert all("process 1 has not what process 0 has: dataset: " in line for line in told)
+    assert all("process 1 differs from process 0: dataset: " in line for line in told)
 
 
 def test_a_group_is_given_up_after_an_error_on_gpus(monkeypatch):

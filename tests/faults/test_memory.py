@@ -162,7 +162,7 @@ def test_m1_a_step_that_was_halved_is_no_proof(tiny_dataset, tmp_path):
     assert call(*arguments, cwd=tmp_path, **fault).code == 0
     assert [e["step"] for e in events(run, "memory")] == [5]
     refused = call("prove-resume", str(run), "--at", "3", cwd=tmp_path)
-    assert refused.code == 2 and "memory was short between step 3 and 6" in refused.err
+    assert refused.code == 2 and "memory ran short between step 3 and 6" in refused.err
     assert call("prove-resume", str(run), "--at", "6", cwd=tmp_path).code == 0
 
 

@@ -478,7 +478,7 @@ def test_processes_that_were_given_something_else_are_refused(flags, named, tiny
     ranks = call_ranks(2, *arguments, cwd=tmp_path, setup=poison.flags_of, args=(1, flags))
     assert [child.code for child in ranks] == [2, 2], ranks[0].err
     for child in ranks:
-        assert f"process 1 has not what process 0 has: {named}" in child.err
+        assert f"process 1 differs from process 0: {named}" in child.err
     assert not (tmp_path / "run").exists()
 
 

@@ -222,7 +222,7 @@ def test_a_plan_before_anything_is_prepared_says_what_it_assumes(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     assert main(["plan", "--model_size", "124M"]) == 0
     out = capsys.readouterr().out
-    assert "data assumed to be OpenWebText" in out and "would make pydocs" in out
+    assert "data assumed to be OpenWebText" in out and "would prepare pydocs" in out
     assert not (tmp_path / "data").exists() and not (tmp_path / "runs").exists()
 
 
