@@ -48,7 +48,7 @@ ADAMW: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Kernels:
-    """What to measure."""
+    """The kernels to measure, and for how long."""
 
     shape: GPT2Shape
     tokens: int

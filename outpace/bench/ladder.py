@@ -293,7 +293,7 @@ def row(c: Climb, points: dict[str, Point], point: Point) -> dict[str, Any]:
         "cross_entropy": plan["cross_entropy"],
         **result,
     }
-    losses = result.pop("losses")
+    losses = result["losses"]
     if losses:
         lowest = next(iter(points.values())).result.get("losses") or [None]
         made["loss"], made["drift"] = losses[-1], _difference(losses[-1], lowest[-1])

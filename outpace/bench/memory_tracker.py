@@ -10,7 +10,7 @@ are fake CPU tensors that are made to behave as on CUDA where it matters:
 - Chunked losses use CUDA's chunk size, and the in-place loss is the operator that Triton runs.
 
 It does not see memory inside kernels (workspaces of cuBLAS and cuDNN), rounding and fragmentation
-by the allocator, or the tensors that a compiled step fuses away.
+by the allocator, or which tensors a compiled step fuses away.
 """
 
 import contextlib

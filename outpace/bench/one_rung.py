@@ -18,7 +18,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from outpace.bench.result import spread
 from outpace.config.load import load
-from outpace.config.schema import RunConfig
 from outpace.core.errors import DataError, OutOfMemory, UsageError
 from outpace.core.files import replace_json
 from outpace.ops.fastest import synchronise
@@ -28,7 +27,6 @@ from outpace.runtime.driver import State, state_amid
 from outpace.runtime.hardware import memory_in_use
 from outpace.tokenizer import get_tokenizer
 from outpace.train.assemble import build_trainable, make_loader
-from outpace.train.plan import Plan
 from outpace.train.run import plan_run
 from outpace.train.step import TooLarge, train_step
 
@@ -56,9 +54,7 @@ class Stepper:
 
     def __init__(self, argv: list[str]) -> None:
         ranks = Ranks()
-        self.config: RunConfig
         self.config, set_by = load(argv, "outpace bench ladder")
-        self.plan: Plan
         self.plan, _, mixture, self.device = plan_run(self.config, set_by, ranks)
         self.trainable = build_trainable(
             self.config,

@@ -91,7 +91,8 @@ class Racer:
 
     def window(self, seconds: float, skip: int, limit_s: float) -> list[float]:
         """Milliseconds of the steps in the next `seconds`, without the first `skip`, but of at
-        least LEAST_STEPS steps. TooSlow if those take `limit_s` longer."""
+        least LEAST_STEPS steps. Failed if the process ends, TooSlow if those steps take `limit_s`
+        longer."""
         before, begin = len(self.steps()), time.monotonic()
         with state_amid(_device(), seconds / 2) as found:
             while time.monotonic() < begin + seconds:

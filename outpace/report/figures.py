@@ -81,8 +81,8 @@ def time_axis(runs: Sequence[Run]) -> Axis:
 def loss_chart(runs: Sequence[Run], axis: Axis, key: str, wide: bool = False) -> Chart | None:
     """Training loss, faint and smoothed; validation as markers; unigram entropy dashed.
 
-    The wide chart includes the entropies, and its axis is logarithmic if the tokens span enough.
-    The small one is linear, over the losses in which the run spent its time.
+    The wide chart's range includes the entropies, and its x axis is logarithmic if the tokens span
+    enough. The small chart is linear.
     """
     figure, values, solo = blank(350 if wide else 270), [], len(runs) == 1
     smoothed = False
