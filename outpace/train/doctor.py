@@ -339,7 +339,7 @@ def _run(run: RunFolder) -> Iterator[Finding]:
     yield from _state(run)
     for one in audit_run(run):
         if one.fault:
-            do = "restore it from a copy; training continues from the newest whole one"
+            do = "restore it from a copy; training continues from the newest undamaged one"
             yield fault(one.name, CheckpointError("CKPT-BAD", f"{one.name}: {one.fault}", do=do))
         else:
             yield Finding(one.name, "whole, every hash is right")
