@@ -667,7 +667,7 @@ def test_r16_a_run_whose_folder_was_not_named_finds_itself_without_what_it_began
         assert call("prove-resume", str(run), "--at", step, cwd=tmp_path).code == 0
     shutil.rmtree(run / "checkpoints" / store.name_of(0, 0))
     refused = call("prove-resume", str(run), "--at", "0", cwd=tmp_path)
-    assert refused.code == 2 and "no longer has the weights" in refused.err
+    assert refused.code == 2 and "no longer has its initial weights" in refused.err
 
 
 def test_r15_a_run_begun_from_a_checkpoint_elsewhere_goes_on_by_the_same_command(
