@@ -133,7 +133,7 @@ def test_r1_three_processes(tiny_dataset, tmp_path):
     assert [rank.code for rank in proven] == [0, 0, 0], [rank.err for rank in proven]
     assert "equal to the last bit" in proven[0].err and not proven[1].out + proven[1].err
     alone = call(*prove, cwd=tmp_path)
-    assert alone.code == 2 and "as the run was, in 3 processes" in alone.err, alone.err
+    assert alone.code == 2 and "start it like the run, with 3 processes" in alone.err, alone.err
 
 
 @pytest.mark.parametrize(
