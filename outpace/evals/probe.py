@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from outpace.runtime.precision import use_tf32
-from outpace.runtime.switches import switches_put_back
+from outpace.runtime.switches import products_put_back
 
 PROBE_TOKENS = 64
 RELATIVE_TOLERANCE = 1e-4
@@ -76,7 +76,9 @@ def _exact(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and whole fp32 products inside, what was before after."""
     training = model.training
     model.eval()
-    with switches_put_back():
-        use_tf32(False)
-        yield
-    model.train(training)
+    try:
+        with products_put_back():
+            use_tf32(False)
+            yield
+    finally:
+        model.train(training)

@@ -1,6 +1,9 @@
 """The probe tells when the code of the model is another than the one that saved a checkpoint."""
 
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +11,8 @@ from conftest import TINY
 
 from outpace.cli.main import main
 from outpace.ops import mlp
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +63,17 @@ def test_the_same_model_goes_on_without_a_word(run, tiny_dataset, tmp_path, monk
     assert main(command(tiny_dataset, tmp_path / "other", 2)) == 0
     assert main(command(tiny_dataset, tmp_path / "other", 3, "--strict_resume")) == 0
     assert "MODEL-CHANGED" not in capsys.readouterr().err
+
+
+def test_the_compiler_is_not_imported_for_it():
+    """It takes a second, which every command that loads a model would have to wait."""
+    code = (
+        "import sys\n"
+        "from outpace.config.presets import GPT2Shape\n"
+        "from outpace.evals.probe import probe_loss\n"
+        "from outpace.model.gpt2 import GPT2\n"
+        "model = GPT2(GPT2Shape(n_layer=1, n_head=1, n_embd=16, context=16, vocab_size=64))\n"
+        "probe_loss(model, 64, 16)\n"
+        "sys.exit('torch._inductor.config' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
