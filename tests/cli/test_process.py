@@ -299,23 +299,23 @@ def test_without_the_dependencies_one_line_says_how_to_get_them(command, folder)
     assert "make install" in python.stderr and ".venv/bin/activate" in python.stderr
 
 
-def test_an_older_python_is_told_so_in_one_line(folder):
-    code = "import sys; sys.version_info = (3, 10, 13, 'final', 0); import outpace.cli.main"
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        (
+            "import sys; sys.version_info = (3, 10, 13, 'final', 0)",
+            "error[PYTHON]: outpace needs Python 3.11 or newer",
+        ),
+        ("import os; os.name = 'nt'", "error[SYSTEM]: outpace needs Linux or macOS"),
+    ],
+)
+def test_an_older_python_and_windows_are_told_so_in_one_line(where, error, folder):
+    code = f"{where}; import outpace.cli.main"
     done = subprocess.run(
         [sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("error[PYTHON]: outpace needs Python 3.11 or newer")
-    assert done.stderr.count("\n") == 1
-
-
-def test_windows_is_told_what_to_do_in_one_line(folder):
-    code = "import os; os.name = 'nt'; import outpace.cli.main"
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("error[SYSTEM]: outpace needs Linux or macOS")
+    assert done.stderr.startswith(error)
     assert done.stderr.count("\n") == 1
 
 

@@ -44,12 +44,16 @@ class Hub:
         return self.asked["GET", file or self.victim]
 
     def env(self, home: Path, **more: str) -> dict[str, str]:
-        """The environment of a child that uses this hub, with a cache of its own."""
-        return {
-            "HF_ENDPOINT": self.address, "HF_HOME": str(home), "NO_PROXY": "*", "no_proxy": "*",
-            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1", **more,
-        }  # fmt: skip
+        return child_env(self.address, home, **more)
+
+
+def child_env(address: str, home: Path, **more: str) -> dict[str, str]:
+    """The environment of a child that uses the hub at `address`, with a cache of its own."""
+    return {
+        "HF_ENDPOINT": address, "HF_HOME": str(home), "NO_PROXY": "*", "no_proxy": "*",
+        "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1", **more,
+    }  # fmt: skip
 
 
 def sha256(data: bytes) -> str:

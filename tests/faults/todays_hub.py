@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from conftest import serving
-from fake_hub import COMMIT, git_sha1, is_large, sha256
+from fake_hub import COMMIT, child_env, git_sha1, is_large, sha256
 
 CONVERTED = "refs/convert/parquet"
 COMMIT_CONVERTED = "c" * 40
@@ -56,12 +56,7 @@ class TodaysHub:
     """What a client should not have done."""
 
     def env(self, home: Path, **more: str) -> dict[str, str]:
-        """The environment of a child that uses this hub, with a cache of its own."""
-        return {
-            "HF_ENDPOINT": self.address, "HF_HOME": str(home), "NO_PROXY": "*", "no_proxy": "*",
-            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1", **more,
-        }  # fmt: skip
+        return child_env(self.address, home, **more)
 
 
 @contextmanager
