@@ -2,7 +2,8 @@
 
     make gpu-check                        (or: python benchmarks/gpu_check.py)
 
-    PEERS=DIR    checkouts to compare with, in DIR/nanoGPT, DIR/llm.c, DIR/modded-nanogpt
+    PEERS=DIR    checkouts to compare with, in DIR/nanoGPT, DIR/llm.c, DIR/modded-nanogpt; llm.c's
+                 train_gpt2cu too, if it is built there
     TEXT=DIR     text files to train on, if no dataset is prepared below data/
     OUT=DIR      folder of the JSON results; by default OUTPACE_RESULTS, else results/
     MINUTES=8.6  wall time for all stages together

@@ -2,6 +2,7 @@
 turns (`turns.py`). It times short windows; `compare.py` trains to the end.
 """
 
+import sys
 import time
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -118,7 +119,7 @@ def _summary(job: Job, timed: list[Timed], threads: int | None) -> dict[str, Any
         rate = 1e3 * c.tokens_per_step / step_ms["median"]
         rows[c.name] = {
             "setting": c.setting,
-            "command": ["python", *c.command[1:]],
+            "command": ["python" if w == sys.executable else w for w in c.command],
             "tokens_per_step": c.tokens_per_step,
             "step_ms": step_ms,
             "tokens_per_second": rate,

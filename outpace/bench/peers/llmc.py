@@ -23,11 +23,11 @@ STEP = re.compile(
 
 def why_not(job: Job) -> str | None:
     if not _is_published(job.shape):
-        return "train_gpt2.py has only GPT-2's own sizes, d12 to d48 (--model_size 124M)"
+        return "llm.c has only GPT-2's own sizes, d12 to d48 (--model_size 124M)"
     if job.shape.context > 1024:
-        return "train_gpt2.py takes at most 1,024 tokens in a sequence"
+        return "llm.c takes at most 1,024 tokens in a sequence"
     if job.shape.vocab_size != GPT2_VOCAB:
-        return "train_gpt2.py has GPT-2's vocabulary, but the dataset has another"
+        return "llm.c has GPT-2's vocabulary, but the dataset has another"
     return None
 
 

@@ -21,6 +21,7 @@ from outpace.bench.peers import (
     check_checkout,
     huggingface,
     llmc,
+    llmc_cuda,
     modded,
     nanogpt,
     ours,
@@ -124,6 +125,17 @@ def test_llmc_lines():
     assert llmc.step_ms(text) == [31735.16, 1652.34]
 
 
+def test_lines_of_llmcs_cuda_program():
+    text = (
+        "val loss 11.009310\n"
+        "step    1/100000 | loss 11.009735 (+nanz)| norm 15.3371 (+nanz)| lr 3.00e-04 | 1412.25 ms "
+        "| 18.2% bf16 MFU | 371243 tok/s\n"
+        "step    2/100000 | loss -nan (-1.04z)| norm 15.1422 (+0.30z)| lr 3.00e-04 | 1198.53 ms | "
+        "21.5% bf16 MFU | 437442 tok/s\nstep    3/100000 | loss 1"
+    )
+    assert llmc_cuda.step_ms(text) == [1412.25, 1198.53]
+
+
 def test_modded_lines_are_differences_of_training_time_and_validation_is_none():
     text = (
         "logs/6b19a86b.txt\n"
@@ -201,7 +213,29 @@ def test_llmc_gets_a_shard_of_whole_steps_and_gpt2s_vocabulary_without_a_network
     assert done.stdout.strip() == "[31373, 995]", done.stderr
 
 
+def test_llmcs_cuda_program_runs_if_the_user_has_built_it(dataset, tmp_path):
+    checkout, folder = checkout_of("llmc_cuda", tmp_path / "checkout"), tmp_path / "stage"
+    the_job = job(dataset, GPT2Shape(12, 12, 768, 64, 50257), "cuda")
+    with pytest.raises(UsageError, match="no train_gpt2cu; do: make train_gpt2cu USE_CUDNN=1"):
+        llmc_cuda.contestants(checkout, the_job, folder)
+    program = checkout / "train_gpt2cu"
+    program.write_text('#!/bin/sh\necho "$@"\n')
+    program.chmod(0o755)
+    (c,) = llmc_cuda.contestants(checkout, the_job, folder)
+    words = subprocess.run(c.command, cwd=c.cwd, capture_output=True, text=True).stdout.split()
+    flags = dict(zip(words[::2], words[1::2], strict=True))
+    assert flags["-e"] == "d12" and flags["-b"] == "2" and flags["-t"] == "64"
+    assert int(flags["-d"]) == c.tokens_per_step == 2 * 3 * 64
+    assert np.fromfile(folder / flags["-i"], np.int32, 3)[2] >= c.tokens_per_step + 1
+    assert "its own attention" in c.setting
+    program.write_bytes(b"ELF libcudnn.so.9")
+    (c,) = llmc_cuda.contestants(checkout, the_job, tmp_path / "another")
+    assert "cuDNN's attention" in c.setting
+
+
 def test_what_a_peer_cannot_run_is_said(dataset):
+    assert "CUDA" in llmc_cuda.why_not(job(dataset, GPT2_124M))
+    assert llmc_cuda.why_not(job(dataset, GPT2_124M, "cuda")) is None
     assert "d12" in llmc.why_not(job(dataset))
     assert "vocabulary" in llmc.why_not(job(dataset, GPT2Shape(12, 12, 768, 1024, 257)))
     assert "1,024" in llmc.why_not(job(dataset, GPT2Shape(12, 12, 768, 2048, 50257)))
