@@ -109,14 +109,17 @@ class Progress:
         self._within = text + (self._within if number == self._number else 0)
         self._number = number
         self._text += size
-        share = min(1.0, self._within / max(1, self._chunks[number].text_bytes))
+        in_all = self._chunks[number].text_bytes
+        share = min(1.0, self._within / in_all) if in_all else 0.0
         done = self._before[number] + share * (self._before[number + 1] - self._before[number])
         now = time.monotonic()
-        speed = self._text / 1e6 / max(1e-9, now - self._started)
-        numbers = f"{ledger.documents:,} documents, {ledger.tokens:,} tokens, {speed:.1f} MB/s"
+        numbers = f"{ledger.documents:,} documents, {ledger.tokens:,} tokens"
+        if self._text:
+            numbers += f", {self._text / 1e6 / max(1e-9, now - self._started):.1f} MB/s"
         self._bar.update(self._task, completed=done, numbers=numbers)
         if not LIVE and now - self._told > TOLD_EVERY_S:
             self._told = now
-            part = done / self._before[-1]
-            left = (now - self._started) * (1 - part) / max(part, 1e-9)
-            note(f"{part:.1%}: {numbers}, about {duration(left)} left")
+            if part := done / self._before[-1]:
+                left = (now - self._started) * (1 - part) / part
+                numbers = f"{part:.1%}: {numbers}, about {duration(left)} left"
+            note(numbers)

@@ -68,7 +68,7 @@ class Chunk(Protocol):
 
     @property
     def text_bytes(self) -> int:
-        """Approximate size of the text."""
+        """Approximate size of the text; 0 if unknown."""
         ...
 
     @property

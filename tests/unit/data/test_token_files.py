@@ -12,6 +12,7 @@ from outpace.data import forecast, token_files
 from outpace.data.encode import Work, encode_chunk
 from outpace.data.ledger import Ledger, Rules
 from outpace.data.shards import open_dataset, verify_dataset
+from outpace.data.sources import WholeSource
 from outpace.data.sources.pretokenized import PretokenizedSource
 
 END = 50256
@@ -182,3 +183,22 @@ def test_progress_through_a_token_file_is_told_in_shares_of_it(tmp_path, monkeyp
             progress.advance(0, piece, Ledger(Rules()))
     shares = [float(line.partition("%")[0]) for line in said]
     assert shares == sorted(shares) and 40 < shares[len(shares) // 2] < 60 and shares[-1] > 85
+    assert not any("MB/s" in line for line in said)  # there is no text
+
+
+def test_progress_through_a_text_of_unknown_size_is_told_without_a_share(monkeypatch):
+    class Source(WholeSource):
+        name = "two"
+
+        def documents(self):
+            return ["one", "two"]
+
+    said: list[str] = []
+    monkeypatch.setattr(forecast, "note", said.append)
+    monkeypatch.setattr(forecast, "LIVE", False)
+    monkeypatch.setattr(forecast, "TOLD_EVERY_S", -1.0)
+    chunks = Source().chunks()
+    with forecast.Progress(chunks) as progress:
+        for piece in encode_chunk(chunks[0], Work()):
+            progress.advance(0, piece, Ledger(Rules()))
+    assert said and all(line.startswith("0 documents, 0 tokens, ") for line in said)
