@@ -158,6 +158,10 @@ def test_the_part_that_was_converted_is_taken_when_it_is_asked_for(tmp_path, pre
         ("data_files: '**/y.parquet'", ["data/b/y.parquet"]),
         ("data_files: '**.parquet'", ["data/b/y.parquet", "data/x.parquet", "z.parquet"]),
         ("data_files: ./z.parquet", ["z.parquet"]),
+        ("data_dir: data", ["data/b/y.parquet", "data/x.parquet"]),
+        ("data_dir: ./data/b/", ["data/b/y.parquet"]),
+        ("data_dir: .", ["data/b/y.parquet", "data/x.parquet", "z.parquet"]),
+        ("data_dir: data\n  data_files: '*.parquet'", ["data/x.parquet"]),
     ],
 )
 def test_a_cards_patterns_mean_what_they_mean_to_datasets(of_config, found, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ conversion.
 
 import fnmatch
 import json
+import posixpath
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -31,7 +32,8 @@ that is not parquet itself it has only the first 5 GB, in CONFIG/partial-SPLIT."
 CONVERTED_FILE = re.compile(r"([^/]+)/(partial-)?(.+?)(?:-part\d+)?/\d+\.parquet")
 CARD, DEFAULT = "README.md", "default"
 Configs = dict[str, dict[str, list[str]]]
-"""Configuration -> split -> path patterns."""
+"""Configuration -> split -> path patterns. The split is BY_NAME where the files' names tell it."""
+BY_NAME = ""
 OPENWEBTEXT = "Skylion007/openwebtext"
 FINEWEB = {"fineweb": "HuggingFaceFW/fineweb", "fineweb-edu": "HuggingFaceFW/fineweb-edu"}
 SAMPLES = ("10BT", "100BT", "350BT")
@@ -159,7 +161,8 @@ def _of_config(configs: Configs, everything: list[Remote], wanted: Wanted) -> li
     name."""
     if wanted.config in configs or (not wanted.config and configs):
         patterns = configs[_the_config(configs, wanted)]
-        split_patterns = patterns.get(wanted.split)
+        by_name = BY_NAME in patterns
+        split_patterns = patterns.get(BY_NAME if by_name else wanted.split)
         if split_patterns is None:
             raise UsageError(
                 "NO-SPLIT",
@@ -167,7 +170,7 @@ def _of_config(configs: Configs, everything: list[Remote], wanted: Wanted) -> li
                 do=f"choose one of {', '.join(patterns)} with --hub_split",
             )
         found = [r for r in everything if any(_fits(r.path, p) for p in split_patterns)]
-        return data_files(found, split="")
+        return _of_split(found, wanted) if by_name else data_files(found, split="")
     if not wanted.config:
         return _of_split(everything, wanted)
     folder = wanted.config.strip("/")
@@ -221,8 +224,8 @@ def _card(store: HubStore, everything: list[Remote]) -> Configs:
     found: Configs = {}
     try:
         for config in DatasetCard(text).data.to_dict().get("configs") or []:
-            if isinstance(config, dict) and config.get("data_files"):
-                patterns = _patterns(config["data_files"])
+            if isinstance(config, dict) and (config.get("data_files") or config.get("data_dir")):
+                patterns = _patterns(config.get("data_files"), config.get("data_dir"))
                 found[str(config.get("config_name", DEFAULT))] = patterns
                 if config.get("default") is True:
                     found.setdefault(DEFAULT, patterns)
@@ -231,21 +234,25 @@ def _card(store: HubStore, everything: list[Remote]) -> Configs:
     return found
 
 
-def _patterns(data_files: Any) -> dict[str, list[str]]:
-    """A card's data_files (one pattern, several, or some per split) as split -> patterns."""
-    if isinstance(data_files, str):
-        return {"train": [data_files]}
-    if isinstance(data_files, dict):
-        return {str(s): [p] if isinstance(p, str) else list(p) for s, p in data_files.items()}
+def _patterns(data_files: Any, data_dir: str | None) -> dict[str, list[str]]:
+    """A card's data_files (one pattern, several, or some per split), which are below its data_dir,
+    as split -> patterns."""
     found: dict[str, list[str]] = {}
-    for entry in data_files:
-        if isinstance(entry, str):
-            found.setdefault("train", []).append(entry)
-        elif isinstance(entry, dict):
-            paths = entry.get("path") or []
-            split = str(entry.get("split", "train"))
+    if not data_files:
+        found[BY_NAME] = ["**"]
+    elif isinstance(data_files, dict):
+        for split, paths in data_files.items():
+            found[str(split)] = [paths] if isinstance(paths, str) else list(paths)
+    else:
+        for entry in [data_files] if isinstance(data_files, str) else data_files:
+            split, paths = "train", entry
+            if isinstance(entry, dict):
+                split, paths = str(entry.get("split", "train")), entry.get("path") or []
             found.setdefault(split, []).extend([paths] if isinstance(paths, str) else paths)
-    return found
+    return {
+        split: [posixpath.normpath(f"{data_dir or '.'}/{path}") for path in paths]
+        for split, paths in found.items()
+    }
 
 
 def _fits(path: str, pattern: str) -> bool:
@@ -254,6 +261,6 @@ def _fits(path: str, pattern: str) -> bool:
     from fsspec.utils import glob_translate
 
     try:
-        return bool(re.match(glob_translate(pattern.removeprefix("./")), path))
+        return bool(re.match(glob_translate(pattern), path))
     except ValueError:  # `**` next to other characters, as in **.jsonl
         return fnmatch.fnmatchcase(path, pattern)
