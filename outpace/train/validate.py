@@ -31,22 +31,26 @@ class Validation:
 
 
 def validate(score: Score, mixture: Mixture, tokens: int) -> Validation | None:
-    """Score about `tokens` tokens, divided among the datasets by their shares, always the first
-    ones. None if told to stop, or if there are no tokens."""
-    shares, found = [], {}
+    """Score about `tokens` tokens, divided by their shares among the datasets that have a
+    validation split, always the first ones. None if told to stop, or if there are no tokens."""
     names = [dataset.name for dataset in mixture.datasets]
-    for dataset, share in zip(mixture.datasets, mixture.shares, strict=True):
+    scored = [
+        (dataset, share)
+        for dataset, share in zip(mixture.datasets, mixture.shares, strict=True)
+        if dataset.tokens("val") > 1 and tokens > 0
+    ]
+    shares = [float(share) for _, share in scored]
+    whole = sum(share for _, share in scored)
+    found = {}
+    for dataset, share in scored:
         stream = dataset.stream("val")
-        wanted = min(max(1, int(tokens * share)), len(stream) - 1)
-        if wanted < 1 or tokens < 1:
-            continue
-        loss = score(stream, wanted)
+        wanted = max(1, int(tokens * share / whole))
+        loss = score(stream, min(wanted, len(stream) - 1))
         stream.close()
         if loss is None:
             return None
         same = names.count(dataset.name) > 1
         found[str(dataset.folder.resolve()) if same else dataset.name] = loss
-        shares.append(float(share))
     return Validation(mean(list(found.values()), shares), found) if found else None
 
 
