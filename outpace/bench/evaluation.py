@@ -5,18 +5,19 @@ with the same model and questions. Their answers are compared, too.
 import contextlib
 import io
 import json
+import os
 import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
-from outpace.bench.peers import script_of
+from outpace.bench.peers import script_of, tiktoken_cache
 from outpace.bench.result import check_writable, spread, write_result
 from outpace.core.errors import UsageError
 from outpace.core.log import note
@@ -121,10 +122,8 @@ def _contestants(
     theirs = huggingface.transformers_model(dict(model.state_dict()), model.shape)
     racers = {"outpace, completion": Contestant("completion", _ours(fast, "completion"))}
     if build_nanogpt is not None:
-        folder = work / "model"
-        theirs.save_pretrained(folder)
-        score = _build_nanogpt(build_nanogpt, folder)
-        racers["build-nanogpt"] = Contestant("completion", score)
+        theirs.save_pretrained(work / "model")
+        racers["build-nanogpt"] = Contestant("completion", _build_nanogpt(build_nanogpt, work))
     if lm_eval:
         racers["outpace, harness"] = Contestant("harness", _ours(fast, "harness"))
         racers["lm-eval"] = Contestant("harness", _lm_eval(theirs, model.shape.context, work))
@@ -165,10 +164,11 @@ def _ours(model: GPT2, protocol: str) -> Score:
     return score
 
 
-def _build_nanogpt(checkout: Path, folder: Path) -> Score:
-    """The script's `evaluate`, unchanged. Only its questions come from us, so the time between two
-    of them is the time of one question, and loading the model does not count."""
-    script = _load_script(checkout / SCRIPT)
+def _build_nanogpt(checkout: Path, work: Path) -> Score:
+    """The script's `evaluate` of the model in `work`, unchanged. Only its questions come from us,
+    so the time between two of them is the time of one question, and loading does not count."""
+    with patch.dict(os.environ, TIKTOKEN_CACHE_DIR=str(tiktoken_cache(work / "tiktoken"))):
+        script = script_of(checkout / SCRIPT)  # loads the tokenizer
 
     def score(rows: list[Row]) -> Turn:
         took: list[tuple[float, float]] = []
@@ -182,7 +182,7 @@ def _build_nanogpt(checkout: Path, folder: Path) -> Score:
         script.iterate_examples = examples  # type: ignore[attr-defined]
         said = io.StringIO()
         with contextlib.redirect_stdout(said):
-            script.evaluate(str(folder), "cpu")
+            script.evaluate(str(work / "model"), "cpu")
         torch.set_float32_matmul_precision("highest")  # the script lowers it
         counts = [int(n) for n in re.findall(r"^\d+ acc_norm: (\d+)/", said.getvalue(), re.M)]
         right = [now > before for before, now in zip([0, *counts], counts, strict=False)]
@@ -199,17 +199,6 @@ def check_checkout(folder: Path) -> None:
             f"there is no {folder / SCRIPT}",
             do="name a checkout of karpathy/build-nanogpt",
         )
-
-
-def _load_script(path: Path) -> ModuleType:
-    """hellaswag.py as a module. Its `tiktoken.get_encoding("gpt2")` finds the vocabulary that ships
-    with outpace, instead of downloading one."""
-    import tiktoken.registry
-
-    from outpace.tokenizer.gpt2 import _encoding
-
-    tiktoken.registry.ENCODINGS.setdefault("gpt2", _encoding())
-    return script_of(path)
 
 
 def _lm_eval(theirs: Any, context: int, work: Path) -> Score:

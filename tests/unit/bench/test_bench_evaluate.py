@@ -29,7 +29,7 @@ def evaluate(model_type, device):
 
 def test_a_scripts_counts_become_the_questions_it_had_right(tmp_path):
     (tmp_path / evaluation.SCRIPT).write_text(SCRIPT)
-    score = evaluation._build_nanogpt(tmp_path, tmp_path / "model")
+    score = evaluation._build_nanogpt(tmp_path, tmp_path)
     labels = [0, 1, 0, 0, 3]
     turn = score([{"ctx": "A man", "label": label} for label in labels])
     assert turn.right == [label == 0 for label in labels]
