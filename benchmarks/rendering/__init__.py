@@ -32,9 +32,19 @@ def where(result: Result) -> str:
     )
 
 
-def command(result: Result, before: str) -> str:
-    """The command that made a result; `before` if the result is too old to have recorded it."""
-    return f"`{result.get('command', before)}`"
+def origin(result: Result, more: str = "") -> str:
+    """Machine, versions, date and command of a result: the end of its section."""
+    return f"{where(result)}{more}. `{result['command']}`"
+
+
+def section(title: str, *blocks: str) -> str:
+    """A section of the page; empty blocks are left out."""
+    return "\n\n".join([f"## {title}", *filter(None, blocks)]) + "\n"
+
+
+def spread(values: Result, form: str = ",.0f") -> str:
+    """Median with the 20th and 80th percentile."""
+    return f"{values['median']:{form}} ({values['p20']:{form}}, {values['p80']:{form}})"
 
 
 def machine_of(result: Result) -> str:

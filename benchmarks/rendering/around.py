@@ -4,8 +4,9 @@ step, and predictions for GPUs."""
 from statistics import median
 
 from outpace.config.load import load
+from outpace.core.units import gib
 from outpace.train.expect import expect_elsewhere
-from rendering import Result, command, table, where
+from rendering import Result, origin, section, spread, table
 
 
 def prepare(r: Result) -> str:
@@ -14,7 +15,7 @@ def prepare(r: Result) -> str:
     for race in r["races"].values():
         same &= race["export"]["byte_identical_to_nanogpt"]
         for name, runs in race["runs"].items():
-            ours = name != "nanogpt"
+            by_round = ", ".join(f"{times:.1f}" for times in race["times_nanogpt_by_round"][name])
             rows.append(
                 (
                     f"{race['text_bytes'] / 1e6:,.0f} MB",
@@ -24,7 +25,7 @@ def prepare(r: Result) -> str:
                     f"{max(x['peak_bytes'] for x in runs) / 1e6:,.0f} MB",
                     f"{max(x['peak_disk_bytes'] for x in runs) / 1e6:,.0f} MB",
                     f"{race['times_nanogpt'][name]:.1f} times"
-                    + (f" ({_list(race['times_nanogpt_by_round'][name])})" if ours else ""),
+                    + (f" ({by_round})" if name != "nanogpt" else ""),
                     f"{race['times_nanogpt_at_first'][name]:.1f} times",
                 )
             )
@@ -37,26 +38,13 @@ def prepare(r: Result) -> str:
         if same
         else "**The files are NOT byte-identical.**"
     )
-    return "\n".join(
-        [
-            "## Preparing text, against nanoGPT's prepare.py\n",
-            "The same documents, in turns on two cores, from Parquet files to tokens on disk, "
-            f"each twice in a row; the second run counts. {identical}\n",
-            table(head, rows),
-            f"\n{where(r)}. {command(r, _prepare_command(r))}\n",
-        ]
+    return section(
+        "Preparing text, against nanoGPT's prepare.py",
+        "The same documents, in turns on two cores, from Parquet files to tokens on disk, "
+        f"each twice in a row; the second run counts. {identical}",
+        table(head, rows),
+        origin(r),
     )
-
-
-def _prepare_command(r: Result) -> str:
-    races, words = list(r["races"].values()), "outpace bench prepare --nanogpt DIR --input TEXTS"
-    rounds = len(next(iter(races[0]["runs"].values())))
-    repeats, size = races[-1]["repeats"], races[0]["megabytes_before_repeating"]
-    return f"{words} --megabytes {size:g} --repeats {repeats} --rounds {rounds}"
-
-
-def _list(ratios: list[float]) -> str:
-    return ", ".join(f"{ratio:.1f}" for ratio in ratios)
 
 
 def loader(r: Result) -> str:
@@ -65,8 +53,7 @@ def loader(r: Result) -> str:
     rows = [
         (
             name,
-            f"{row['core_ms']['median']:.3f} ({row['core_ms']['p20']:.3f}, "
-            f"{row['core_ms']['p80']:.3f})",
+            spread(row["core_ms"], ".3f"),
             f"{row['million_tokens_per_core_second']:,.0f}",
             f"{row['times_nanogpt']['median']:.1f}" if "times_nanogpt" in row else "",
         )
@@ -78,15 +65,12 @@ def loader(r: Result) -> str:
         "million tokens per core second",
         "times nanoGPT",
     )
-    return "\n".join(
-        [
-            "## Loading batches\n",
-            f"{s['micro_batch_size']} rows of {s['context']:,} tokens from {s['tokens'] / 1e6:,.0f}"
-            "M tokens in the page cache, by CPU time, in turns with nanoGPT's `get_batch`.\n",
-            table(head, rows),
-            f"\n{where(r)}, {r['threads']} thread. "
-            f"{command(r, 'outpace bench loader --nanogpt DIR')}\n",
-        ]
+    return section(
+        "Loading batches",
+        f"{s['micro_batch_size']} rows of {s['context']:,} tokens from {s['tokens'] / 1e6:,.0f}"
+        "M tokens in the page cache, by CPU time, in turns with nanoGPT's `get_batch`.",
+        table(head, rows),
+        origin(r, f", {r['threads']} thread"),
     )
 
 
@@ -107,22 +91,18 @@ def evaluate(r: Result) -> str:
             )
         )
     head = ("", "protocol", "seconds", "CPU seconds", "questions/s", "speed-up", "answers differ")
-    asked = f"outpace bench evaluate --build_nanogpt DIR --questions {r['questions']}"
-    asked += f" --turns {r['turns']} --threads {r['threads']}"
     read = "; ".join(
         f"{protocol} {found['forward_tokens']:,} (four rows per question would be "
         f"{found['forward_tokens_of_four_rows_each']:,})"
         for protocol, found in r["whole_split"].items()
     )
-    return "\n".join(
-        [
-            "## HellaSwag, against build-nanogpt's script and lm-eval\n",
-            f"{r['questions']} questions in {r['turns']} turns, {r['model']}, "
-            f"{r['parameters'] / 1e6:.0f}M parameters, fp32, {r['threads']} threads. "
-            f"Tokens read for the whole split of 10,042: {read}.\n",
-            table(head, rows),
-            f"\n{where(r)}. {command(r, asked)}\n",
-        ]
+    return section(
+        "HellaSwag, against build-nanogpt's script and lm-eval",
+        f"{r['questions']} questions in {r['turns']} turns, {r['model']}, "
+        f"{r['parameters'] / 1e6:.0f}M parameters, fp32, {r['threads']} threads. "
+        f"Tokens read for the whole split of 10,042: {read}.",
+        table(head, rows),
+        origin(r),
     )
 
 
@@ -131,30 +111,27 @@ def generation(r: Result) -> str:
     rows = []
     for batch, found in r["batches"].items():
         for name, ms in found["ms_per_step"].items():
-            equal = found["tokens_equal_transformers"][name]
             rows.append(
                 (
                     batch,
                     name,
-                    f"{ms['median']:,.0f} ({ms['p20']:,.0f}, {ms['p80']:,.0f})",
+                    spread(ms),
                     f"{found['tokens_per_s'][name]:,.1f}",
                     f"{found['times_transformers'][name]:.2f}",
-                    f"{equal:.0%}",
+                    f"{found['tokens_equal_transformers'][name]:.0%}",
                 )
             )
     head = ("batch", "", "ms per step (p20, p80)", "tokens/s", "times transformers", "equal tokens")
-    return "\n".join(
-        [
-            "## Generating text, against transformers' generate\n",
-            f"{r['model']}, prompts of {r['settings']['prompt_tokens']} tokens and "
-            f"{r['settings']['new_tokens']} new ones, greedy, in turns. A step of batch 1 reads "
-            f"{r['weights_read_a_step_bytes'] / 1e6:,.0f} MB of weights, which takes "
-            f"{r['bound_of_fp32_ms']:,.0f} ms here at the speed of a sum over memory. fp32 unless "
-            "stated otherwise; bfloat16 and int8 are opt-in approximations, and the ratios are "
-            "against transformers in fp32.\n",
-            table(head, rows),
-            f"\n{where(r)}, {r['threads']} threads. {command(r, 'outpace bench generate')}\n",
-        ]
+    return section(
+        "Generating text, against transformers' generate",
+        f"{r['model']}, prompts of {r['settings']['prompt_tokens']} tokens and "
+        f"{r['settings']['new_tokens']} new ones, greedy, in turns. A step of batch 1 reads "
+        f"{r['weights_read_a_step_bytes'] / 1e6:,.0f} MB of weights, which takes "
+        f"{r['bound_of_fp32_ms']:,.0f} ms here at the speed of a sum over memory. fp32 unless "
+        "stated otherwise; bfloat16 and int8 are opt-in approximations, and the ratios are "
+        "against transformers in fp32.",
+        table(head, rows),
+        origin(r, f", {r['threads']} threads"),
     )
 
 
@@ -165,25 +142,22 @@ def step_memory(r: Result) -> str:
     head += ["measured"] if measured else []
     rows = []
     for row in r["steps"]:
-        counted = row["counted_bytes"]
+        formula, counted, got = (row[f"{k}_bytes"] for k in ("formula", "counted", "measured"))
         cells = [
             row["name"],
-            f"{row['formula_bytes'] / 2**30:.2f} GiB",
-            f"{counted / 2**30:.2f} GiB" if counted else "",
-            f"{row['formula_bytes'] / counted:.4f}" if counted else "",
+            gib(formula),
+            gib(counted) if counted else "",
+            f"{formula / counted:.4f}" if counted else "",
             row["peak_at"],
         ]
-        got = row["measured_bytes"]
-        rows.append([*cells, f"{got / 2**30:.2f} GiB" if got else ""] if measured else cells)
-    return "\n".join(
-        [
-            f"## Peak memory of a training step{'' if measured else ', without a GPU'}\n",
-            f"GPT-2 124M, micro-batches of {r['micro_batch_size']} x {r['model']['context']:,} "
-            "tokens, as on CUDA: by the planner's formula, and counted by PyTorch's MemTracker "
-            "over the real `train_step` under fake tensors.\n",
-            table(head, rows),
-            f"\n{where(r)}. {command(r, 'outpace bench memory --parts step')}\n",
-        ]
+        rows.append([*cells, gib(got) if got else ""] if measured else cells)
+    return section(
+        f"Peak memory of a training step{'' if measured else ', without a GPU'}",
+        f"GPT-2 124M, micro-batches of {r['micro_batch_size']} x {r['model']['context']:,} "
+        "tokens, as on CUDA: by the planner's formula, and counted by PyTorch's MemTracker "
+        "over the real `train_step` under fake tensors.",
+        table(head, rows),
+        origin(r),
     )
 
 
@@ -209,14 +183,12 @@ def predictions() -> str:
             )
         )
     head = ("machine", "tokens/s", "MFU", "micro-batch x steps", "memory", "hours for 10B tokens")
-    return "\n".join(
-        [
-            "## Predictions for GPUs, not measurements\n",
-            "None of our code has been timed on a GPU yet. These are the predictions of `outpace "
-            "plan --machine` for the main recipe: a serial roofline whose rates are shares of the "
-            "data sheet's, fitted to published PyTorch training speeds of the architecture "
-            "(Hopper, A100, RTX 4090) or, for the L4 and T4, assumed.\n",
-            table(head, rows),
-            "\n`outpace plan --machine h100 --recipe gpt2_124M`; `make gpu-check` measures.\n",
-        ]
+    return section(
+        "Predictions for GPUs, not measurements",
+        "None of our code has been timed on a GPU yet. These are the predictions of `outpace "
+        "plan --machine` for the main recipe: a serial roofline whose rates are shares of the "
+        "data sheet's, fitted to published PyTorch training speeds of the architecture "
+        "(Hopper, A100, RTX 4090) or, for the L4 and T4, assumed.",
+        table(head, rows),
+        "`outpace plan --machine h100 --recipe gpt2_124M`; `make gpu-check` measures.",
     )

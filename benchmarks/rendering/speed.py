@@ -5,7 +5,21 @@ from statistics import median
 
 import matplotlib.pyplot as plt
 
-from rendering import GREY, OURS, THEIRS, Result, command, machine_of, save, table, where
+from outpace.bench.kernels import linear_maps
+from outpace.config.presets import GPT2Shape
+from outpace.core.units import gib
+from rendering import (
+    GREY,
+    OURS,
+    THEIRS,
+    Result,
+    machine_of,
+    origin,
+    save,
+    section,
+    spread,
+    table,
+)
 
 
 def ladder(r: Result) -> str:
@@ -27,12 +41,25 @@ def ladder(r: Result) -> str:
                 f"({n['tokens_per_step'][0]:,} tokens, micro-batches of "
                 f"{n['micro_batch_size'][0]} and {n['micro_batch_size'][1]})"
             )
-    body = [
-        f"## The ladder on {_a_device(r)}\n",
-        f"{'; '.join(numbers) or 'Neither number was measured'}.\n",
+    gone = [row for row in r["rungs"] if "tokens_per_second" not in row]
+    missing = r["skipped"] | {row["name"]: _why(row) for row in gone}
+    left_out = "; ".join(f"`{k}`: {v}" for k, v in missing.items())
+    without = [row for row in r["leave_one_out"] if "tokens_per_second" in row]
+    top = _top(r)
+    worth = [
+        (
+            f"`{row['name'].removeprefix('without ')}`",
+            f"{row['tokens_per_second']:,.0f}",
+            f"{top / row['tokens_per_second']:.2f} times",
+        )
+        for row in without
+    ]
+    return section(
+        f"The ladder on {_a_device(r)}",
+        f"{'; '.join(numbers) or 'Neither number was measured'}.",
         f"{_model(r)}. Each rung adds a few flags to the rungs above it and runs in its own "
         f"process; {_windows(rows)}. Drift is the loss after {r['drift_steps']} steps on the "
-        "same batches, minus that of the first rung.\n",
+        "same batches, minus that of the first rung.",
         table(
             ("rung", "what", "tokens/s", "times", "step, ms (p20, p80)", "memory", "drift"),
             [
@@ -41,41 +68,19 @@ def ladder(r: Result) -> str:
                     row["sentence"],
                     f"{row['tokens_per_second']:,.0f}",
                     f"{row['tokens_per_second'] / first:.2f}" if first else "",
-                    _ms(row["step_ms"]),
-                    f"{row['peak_memory_bytes'] / 2**30:.2f} GiB",
+                    spread(row["step_ms"]),
+                    gib(row["peak_memory_bytes"]),
                     "" if row.get("drift") is None else f"{row['drift']:+.1e}",
                 )
                 for row in rows
             ],
         ),
-        f"\n![the ladder](img/{name})\n" if first else "",
-    ]
-    gone = [row for row in r["rungs"] if "tokens_per_second" not in row]
-    if missing := r["skipped"] | {row["name"]: _why(row) for row in gone}:
-        left_out = "; ".join(f"`{k}`: {v}" for k, v in missing.items())
-        body.append(f"Left out here: {left_out}.\n")
-    without = [row for row in r["leave_one_out"] if "tokens_per_second" in row]
-    if without:
-        top = rows_top(r)
-        body += [
-            "The top of the ladder without one rung:\n",
-            table(
-                ("all but", "tokens/s", "speed-up by that rung"),
-                [
-                    (
-                        f"`{row['name'].removeprefix('without ')}`",
-                        f"{row['tokens_per_second']:,.0f}",
-                        f"{top / row['tokens_per_second']:.2f} times",
-                    )
-                    for row in without
-                ],
-            ),
-            "",
-        ]
-    flags = f"{' --leave_one_out' if without else ''} --minutes {r['minutes']:g}"
-    made = command(r, f"outpace bench ladder{flags}")
-    body.append(f"{where(r)}, {r['threads']} threads. {made}\n")
-    return "\n".join(body)
+        f"![the ladder](img/{name})" if first else "",
+        f"Left out here: {left_out}." if missing else "",
+        "The top of the ladder without one rung:" if worth else "",
+        table(("all but", "tokens/s", "speed-up by that rung"), worth) if worth else "",
+        origin(r, f", {r['threads']} threads"),
+    )
 
 
 def _why(row: Result) -> str:
@@ -94,7 +99,7 @@ def _windows(rows: list[Result]) -> str:
     return f"{many} windows of {min(seconds):.1f} to {max(seconds):.1f} s each"
 
 
-def rows_top(r: Result) -> float:
+def _top(r: Result) -> float:
     """Tokens per second with all carried rungs, which are those left out once each; NaN if that was
     not measured."""
     carried = set().union(*(row["rungs"] for row in r["leave_one_out"]))
@@ -121,51 +126,43 @@ def _waterfall(rows: list[Result], first: float, name: str) -> None:
 
 def race(r: Result) -> str:
     """outpace and its peers in turns."""
-    body = [
-        f"## outpace against its peers, in turns, on {_a_device(r)}\n",
-        f"{_model(r)}, {r['tokens_per_step']:,} tokens per step, the same tokens for all. Each "
-        "trains with its own, unchanged code. They take turns, one at a time; the speed-up is the "
-        "median over rounds of the ratio of neighbouring windows.\n",
-    ]
+    head = ("", "setting", "tokens/s", "step, ms (p20, p80)", "MFU", "memory", "our speed-up")
+    blocks = []
     for run in r["runs"]:
         if run["threads"]:
-            body.append(f"On {run['threads']} thread{'s' if run['threads'] > 1 else ''}:\n")
-        rows = []
-        for name, row in run["rows"].items():
-            ratio = row.get("ours_over_theirs")
-            rows.append(
-                (
-                    name,
-                    row["setting"],
-                    f"{row['tokens_per_second']:,.0f}",
-                    _ms(row["step_ms"]),
-                    f"{row['mfu']:.1%}" if row["mfu"] else "",
-                    f"{row['peak_memory_bytes'] / 2**30:.2f} GiB",
-                    _times(ratio) if ratio else "",
-                )
+            blocks.append(f"On {run['threads']} thread{'s' if run['threads'] > 1 else ''}:")
+        rows = [
+            (
+                name,
+                row["setting"],
+                f"{row['tokens_per_second']:,.0f}",
+                spread(row["step_ms"]),
+                f"{row['mfu']:.1%}" if row["mfu"] else "",
+                gib(row["peak_memory_bytes"]),
+                _times(row["ours_over_theirs"]) if "ours_over_theirs" in row else "",
             )
-        head = ("", "setting", "tokens/s", "step, ms (p20, p80)", "MFU", "memory", "our speed-up")
-        body += [table(head, rows), ""]
-        for name, why in run["failed"].items():
-            body.append(f"{name} failed: {why}\n")
-        for name in run["no_time"]:
-            body.append(f"{name} was left out: no time was left.\n")
+            for name, row in run["rows"].items()
+        ]
+        blocks.append(table(head, rows))
+        blocks += [f"{name} failed: {why}" for name, why in run["failed"].items()]
+        blocks += [f"{name} was left out: no time was left." for name in run["no_time"]]
+    blocks += [f"{name} was left out: {why}." for name, why in r["skipped"].items()]
     known = [f"{n} {c[:10]}" for n, c in r["commits"].items() if c]
-    known += [f"transformers {r['transformers']}"] if r["transformers"] else []
-    commits = ", ".join(known)
-    for name, why in r["skipped"].items():
-        body.append(f"{name} was left out: {why}.\n")
-    p, threads = r["pace"], " ".join(str(run["threads"]) for run in r["runs"] if run["threads"])
-    before = f"outpace bench compare --nanogpt DIR --transformers --window_s {p['window_s']:g}"
-    before += f" --rounds {p['rounds']}{f' --threads {threads}' if threads else ''}"
-    body.append(f"{where(r)}; {commits}. {command(r, before)}\n")
-    return "\n".join(body)
+    if version := r["versions"].get("transformers"):
+        known.append(f"transformers {version}")
+    return section(
+        f"outpace against its peers, in turns, on {_a_device(r)}",
+        f"{_model(r)}, {r['tokens_per_step']:,} tokens per step, the same tokens for all. Each "
+        "trains with its own, unchanged code. They take turns, one at a time; the speed-up is the "
+        "median over rounds of the ratio of neighbouring windows.",
+        *blocks,
+        origin(r, f"; {', '.join(known)}"),
+    )
 
 
 def _times(ratio: Result) -> str:
     """A ratio, with its spread over the rounds if there were several."""
-    spread = f" ({ratio['p20']:.2f}, {ratio['p80']:.2f})" if ratio["n"] > 1 else ""
-    return f"{ratio['median']:.2f}{spread}"
+    return spread(ratio, ".2f") if ratio["n"] > 1 else f"{ratio['median']:.2f}"
 
 
 def kernels(r: Result) -> str:
@@ -183,34 +180,29 @@ def kernels(r: Result) -> str:
                 rate = f"{row['flops_per_s'] / 1e12:,.3g} TFLOP/s"
             elif "bytes_per_s" in row:
                 rate = f"{row['bytes_per_s'] / 1e9:,.3g} GB/s"
-            rows.append((part.replace("_", "-"), row["name"], _ms(row["ms"], ",.2f"), rate))
-    return "\n".join(
-        [
-            f"## Sustained speed of kernels on {_a_device(r)}\n",
-            f"GPT-2's own shapes at {r['tokens']:,} tokens, precision {r['precision']}, each in a "
-            f"loop of {r['seconds']:g} s.\n",
-            f"![roofline](img/{name})\n" if plot else "",
-            table(("", "kernel", "ms (p20, p80)", "rate"), rows),
-            f"\n{where(r)}, {r['threads']} threads. {command(r, 'outpace bench kernels')}\n",
-        ]
+            rows.append((part.replace("_", "-"), row["name"], spread(row["ms"], ",.2f"), rate))
+    return section(
+        f"Sustained speed of kernels on {_a_device(r)}",
+        f"GPT-2's own shapes at {r['tokens']:,} tokens, precision {r['precision']}, each in a "
+        f"loop of {r['seconds']:g} s.",
+        f"![roofline](img/{name})" if plot else "",
+        table(("", "kernel", "ms (p20, p80)", "rate"), rows),
+        origin(r, f", {r['threads']} threads"),
     )
 
 
 def _roofline(r: Result, name: str) -> bool:
     """Plot FLOP/s over FLOPs per byte: the roof from the fastest product and the copy, and the
     products on or below it. False if parts are missing, because the run was cut short."""
-    e = 4 if r["precision"] == "no" else 2
-    C, M = r["shape"]["n_embd"], r["tokens"]
-    V = -(-r["shape"]["vocab_size"] // 128) * 128
-    maps = {"qkv": (C, 3 * C), "proj": (C, C), "fc": (C, 4 * C), "mlp_proj": (4 * C, C)}
-    maps |= {"head": (C, V)}
     products = [row for row in r.get("gemm", ()) if "flops_per_s" in row]
     copies = [row["bytes_per_s"] for row in r.get("copy", ()) if "bytes_per_s" in row]
     if not (products and copies):
         return False
+    M, e = r["tokens"], 4 if r["precision"] == "no" else 2
+    maps = linear_maps(GPT2Shape(**r["shape"]))
     peak, bandwidth = max(row["flops_per_s"] for row in products), copies[0]
     figure, axis = plt.subplots(figsize=(7, 3.8))
-    xs = [2**k / 4 for k in range(0, 16)]
+    xs = [2**k / 4 for k in range(16)]
     roof = [min(peak, x * bandwidth) / 1e12 for x in xs]
     axis.loglog(xs, roof, color=GREY, label="copy and fastest product")
     marks = {"forward": "o", "dgrad": "s", "wgrad": "^"}
@@ -250,31 +242,29 @@ def profile(r: Result) -> str:
     axis.set(xlabel="milliseconds of one step")
     axis.legend(frameon=False)
     save(figure, name)
-    return "\n".join(
-        [
-            f"## Where a step's time goes on {_a_device(r)}\n",
-            f"GPT-2 of {s['n_layer']} layers, {s['n_embd']} channels, context {s['context']}; "
-            f"{s['tokens_per_step']:,} tokens per step, precision {s['mixed_precision']}, "
-            f"{'compiled' if s['compile'] else 'eager'}: {r['tokens_per_second']:,.0f} tokens/s. "
-            f"Floors at {r['roof']['flops_per_s'] / 1e12:,.2f} TFLOP/s and "
-            f"{r['roof']['bytes_per_s'] / 1e9:,.1f} GB/s, measured in the same run.\n",
-            table(
-                ("part", "ms", "share", "floor, ms", "times its floor", "the floor counts"),
-                [
-                    (
-                        p["name"],
-                        f"{p['ms']:,.1f}",
-                        f"{p['share']:.1%}",
-                        f"{p['floor_ms']:,.1f}" if p["floor_ms"] else "",
-                        f"{p['ms'] / p['floor_ms']:.1f}" if p["floor_ms"] else "",
-                        p["bound"],
-                    )
-                    for p in parts
-                ],
-            ),
-            f"\n![profile](img/{name})\n",
-            f"{where(r)}. {command(r, 'outpace bench profile')}\n",
-        ]
+    return section(
+        f"Where a step's time goes on {_a_device(r)}",
+        f"GPT-2 of {s['n_layer']} layers, {s['n_embd']} channels, context {s['context']}; "
+        f"{s['tokens_per_step']:,} tokens per step, precision {s['mixed_precision']}, "
+        f"{'compiled' if s['compile'] else 'eager'}: {r['tokens_per_second']:,.0f} tokens/s. "
+        f"Floors at {r['roof']['flops_per_s'] / 1e12:,.2f} TFLOP/s and "
+        f"{r['roof']['bytes_per_s'] / 1e9:,.1f} GB/s, measured in the same run.",
+        table(
+            ("part", "ms", "share", "floor, ms", "times its floor", "the floor counts"),
+            [
+                (
+                    p["name"],
+                    f"{p['ms']:,.1f}",
+                    f"{p['share']:.1%}",
+                    f"{p['floor_ms']:,.1f}" if p["floor_ms"] else "",
+                    f"{p['ms'] / p['floor_ms']:.1f}" if p["floor_ms"] else "",
+                    p["bound"],
+                )
+                for p in parts
+            ],
+        ),
+        f"![profile](img/{name})",
+        origin(r),
     )
 
 
@@ -290,7 +280,3 @@ def _model(r: Result) -> str:
         f"GPT-2 of {r['parameters'] / 1e6:.1f}M parameters ({s['n_layer']} layers, "
         f"{s['n_embd']} channels, context {s['context']})"
     )
-
-
-def _ms(spread: Result, form: str = ",.0f") -> str:
-    return f"{spread['median']:{form}} ({spread['p20']:{form}}, {spread['p80']:{form}})"

@@ -3,7 +3,18 @@
 import matplotlib.pyplot as plt
 
 from outpace.bench.optimizers import best_of, in_words
-from rendering import GREY, OURS, THEIRS, Result, command, machine_of, save, table, where
+from rendering import (
+    GREY,
+    OURS,
+    THEIRS,
+    Result,
+    machine_of,
+    origin,
+    save,
+    section,
+    spread,
+    table,
+)
 
 
 def compare(r: Result) -> str:
@@ -20,43 +31,39 @@ def compare(r: Result) -> str:
     axis.set(xlabel="minutes of training", ylabel="training loss, nats per token")
     axis.legend(frameon=False)
     save(figure, "compare-nanogpt-cpu.svg")
-    before = "outpace bench compare --nanogpt CHECKOUT --dataset novels --train "
-    before += f"--max_steps {s['max_steps']}"
-    head = ("", "tokens/s", "step, ms (p20, p80)", "minutes for the run", "validation loss")
+    head = ("", "tokens/s", "step, ms (p20, p80)", "minutes for the run", "validation loss",
+            "bits per byte")  # fmt: skip
     cells = []
     for name, label in (("outpace", "outpace"), ("nanogpt", "nanoGPT")):
-        row, ms = rows[name], rows[name]["step_ms"]
+        row = rows[name]
         cells.append(
             (
                 label,
                 f"{row['tokens_per_second']:,.0f}",
-                f"{ms['median']:,.0f} ({ms['p20']:,.0f}, {ms['p80']:,.0f})",
+                spread(row["step_ms"]),
                 f"{row['training_minutes']:.1f}",
                 f"{row['validation']['loss']:.4f}",
                 f"{row['validation']['bits_per_byte']:.4f}",
             )
         )
-    return "\n".join(
-        [
-            "## outpace against nanoGPT's own train.py, on a CPU\n",
-            f"**{r['ratio_tokens_per_second']:.2f} times the tokens per second; validation losses "
-            "differ by "
-            f"{r['validation_loss_difference']:+.4f} nats.**\n",
-            f"The same {r['parameters'] / 1e6:.1f}M-parameter GPT-2 ({s['n_layer']} layers, "
-            f"{s['n_embd']} channels, context {s['context']}), the same {r['tokens'] / 1e6:.2f}M "
-            f"tokens of English novels, {s['max_steps']:,} steps of "
-            f"{s['micro_batch_size'] * s['context']:,} tokens, AdamW {s['lr']:g}, cosine. nanoGPT "
-            f"(commit {(r['nanogpt_commit'] or '')[:10]}) at its best CPU flags: compiled, fp32, "
-            "because its autocast is for GPUs only. outpace: compiled, bf16. Side by side, each on "
-            f"half of the cores, the halves swapped every {s['swap_s']:.0f} s. Both final models "
-            "are scored by outpace's evaluation in fp32 on the same "
-            f"{rows['outpace']['validation']['tokens_scored']:,} validation tokens. The two draw "
-            "their windows in different orders (nanoGPT at random with replacement), so losses "
-            "agree only within the noise of the order.\n",
-            table((*head, "bits per byte"), cells),
-            "\n![training loss over time](img/compare-nanogpt-cpu.svg)\n",
-            f"{where(r)}, {r['threads']} thread(s) each. {command(r, before)}\n",
-        ]
+    return section(
+        "outpace against nanoGPT's own train.py, on a CPU",
+        f"**{r['ratio_tokens_per_second']:.2f} times the tokens per second; validation losses "
+        f"differ by {r['validation_loss_difference']:+.4f} nats.**",
+        f"The same {r['parameters'] / 1e6:.1f}M-parameter GPT-2 ({s['n_layer']} layers, "
+        f"{s['n_embd']} channels, context {s['context']}), the same {r['tokens'] / 1e6:.2f}M "
+        f"tokens of English novels, {s['max_steps']:,} steps of "
+        f"{s['micro_batch_size'] * s['context']:,} tokens, AdamW {s['lr']:g}, cosine. nanoGPT "
+        f"(commit {(r['nanogpt_commit'] or '')[:10]}) at its best CPU flags: compiled, fp32, "
+        "because its autocast is for GPUs only. outpace: compiled, bf16. Side by side, each on "
+        f"half of the cores, the halves swapped every {s['swap_s']:.0f} s. Both final models "
+        "are scored by outpace's evaluation in fp32 on the same "
+        f"{rows['outpace']['validation']['tokens_scored']:,} validation tokens. The two draw "
+        "their windows in different orders (nanoGPT at random with replacement), so losses "
+        "agree only within the noise of the order.",
+        table(head, cells),
+        "![training loss over time](img/compare-nanogpt-cpu.svg)",
+        origin(r, f", {r['threads']} thread(s) each"),
     )
 
 
@@ -87,33 +94,18 @@ def optimizers(r: Result) -> str:
         for row in sorted(r["rows"], key=lambda row: (row["optimizer"] != first, row["lr"]))
     ]
     said = "; ".join(f"{name} {in_words(less, first)}" for name, less in r["sooner"].items())
-    return "\n".join(
-        [
-            "## Optimisers compared, on a CPU\n"
-            if machine_of(r) == "cpu"
-            else "## Optimisers compared\n",
-            f"**{said}.**\n",
-            f"GPT-2 of {plan['parameters'] / 1e6:.1f}M parameters ({plan['n_layer']} layers, "
-            f"{plan['n_embd']} channels, context {plan['context']}), {plan['max_steps']:,} steps "
-            f"of {plan['tokens_per_step']:,} tokens, {plan['schedule']}; each run from the same "
-            "weights over the same batches. Where the losses cross, the learning rate is still "
-            "high: a run scheduled to end there would reach a lower loss.\n",
-            table(("optimiser", "learning rate", "validation loss", "tokens/s", ""), rows),
-            f"\n![validation loss over tokens](img/{plot})\n",
-            f"{where(r)}. {command(r, _optimizers_command(r))}\n",
-        ]
+    return section(
+        f"Optimisers compared{', on a CPU' if machine_of(r) == 'cpu' else ''}",
+        f"**{said}.**",
+        f"GPT-2 of {plan['parameters'] / 1e6:.1f}M parameters ({plan['n_layer']} layers, "
+        f"{plan['n_embd']} channels, context {plan['context']}), {plan['max_steps']:,} steps "
+        f"of {plan['tokens_per_step']:,} tokens, {plan['schedule']}; each run from the same "
+        "weights over the same batches. Where the losses cross, the learning rate is still "
+        "high: a run scheduled to end there would reach a lower loss.",
+        table(("optimiser", "learning rate", "validation loss", "tokens/s", ""), rows),
+        f"![validation loss over tokens](img/{plot})",
+        origin(r),
     )
-
-
-def _optimizers_command(r: Result) -> str:
-    """The command, rebuilt from the settings, of a result too old to have recorded it."""
-    s, words = r["settings"], ["outpace bench optimizers --dataset novels"]
-    words += [] if s["deterministic"] else ["--deterministic off"]
-    for flag in ("n_layer", "n_head", "n_embd", "context", "micro_batch_size",
-                 "gradient_accumulation_steps", "max_steps", "eval_every_steps"):  # fmt: skip
-        words.append(f"--{flag} {s[flag]}")
-    rates = dict.fromkeys(f"{row['lr']:g}" for row in r["rows"])
-    return " ".join([*words, "--learning_rates", *rates])
 
 
 def attention_memory(r: Result) -> str:
@@ -140,16 +132,12 @@ def attention_memory(r: Result) -> str:
         for i, point in enumerate(r["results"][names[0]])
     ]
     kernels = ", ".join(f"{n}: {points[0]['kernel']}" for n, points in r["results"].items())
-    return "\n".join(
-        [
-            "## Memory of attention by sequence length\n",
-            f"Peak memory added by forward and backward, {r['heads']} heads of {r['head_dim']}, "
-            f"batch {r['batch']}, "
-            f"{r['dtype']}, a fresh process per point. Kernels: {kernels}. The exponent is the "
-            "slope of log memory over "
-            "log T: 1 is linear, 2 is quadratic.\n",
-            table(("T", *names), rows),
-            f"\n![memory over length](img/{plot})\n",
-            f"{where(r)}. {command(r, 'outpace bench memory --parts attention')}\n",
-        ]
+    return section(
+        "Memory of attention by sequence length",
+        f"Peak memory added by forward and backward, {r['heads']} heads of {r['head_dim']}, "
+        f"batch {r['batch']}, {r['dtype']}, a fresh process per point. Kernels: {kernels}. The "
+        "exponent is the slope of log memory over log T: 1 is linear, 2 is quadratic.",
+        table(("T", *names), rows),
+        f"![memory over length](img/{plot})",
+        origin(r),
     )

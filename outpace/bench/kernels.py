@@ -105,11 +105,17 @@ def _keep(rates: dict[str, Any]) -> None:
         warn(f"the calibration was not kept: {error}")
 
 
+def linear_maps(shape: GPT2Shape) -> dict[str, tuple[int, int]]:
+    """Channels that go into and come out of each linear map."""
+    C, V = shape.n_embd, shape.padded_vocab_size
+    maps = {"qkv": (C, 3 * C), "proj": (C, C), "fc": (C, 4 * C), "mlp_proj": (4 * C, C)}
+    return maps | {"head": (C, V)}
+
+
 def gemm_rows(k: Kernels) -> Iterator[Row]:
     """For each linear map: its forward product and the products of its two gradients."""
-    C, V, M = k.shape.n_embd, k.shape.padded_vocab_size, k.tokens
-    maps = {"qkv": (C, 3 * C), "proj": (C, C), "fc": (C, 4 * C), "mlp_proj": (4 * C, C)}
-    for name, (inside, outside) in (maps | {"head": (C, V)}).items():
+    M = k.tokens
+    for name, (inside, outside) in linear_maps(k.shape).items():
         x, w = _random(k, M, inside), _random(k, outside, inside)
         y = _random(k, M, outside)
         passes = {

@@ -5,7 +5,6 @@ turns (`turns.py`). It times short windows; `compare.py` trains to the end.
 import sys
 import time
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -59,7 +58,6 @@ def _compare(race: Race, work: Path, output: Path | None) -> Path:
             "commits": {n: commit_of(c) for n, c in race.checkouts.items() if c is not None},
             # A copy without .git has no commit.
             "files_sha256": {n: digests(n, c) for n, c in race.checkouts.items() if c is not None},
-            "transformers": _version("transformers"),
             "skipped": skipped,
             "runs": runs,
         }
@@ -171,10 +169,3 @@ def _tell_row(name: str, row: dict[str, Any]) -> None:
         + (f"  outpace is {ratio['median']:.2f} times as fast" if ratio else "")
         + f"  [{row['setting']}]"
     )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
