@@ -1,5 +1,6 @@
 """Writing GGUF, for llama.cpp and programs built on it: weights, shape and tokenizer in one file,
-through llama.cpp's own `gguf` package. Names and metadata as in its convert_hf_to_gguf.py.
+through llama.cpp's own `gguf` package, which knows its names of GPT-2's tensors. Metadata as in its
+convert_hf_to_gguf.py.
 """
 
 from pathlib import Path
@@ -11,25 +12,7 @@ from outpace.config.presets import GPT2Shape
 from outpace.interop.vocabulary import cropped
 from outpace.tokenizer.gpt2 import END_OF_TEXT, merges, vocabulary
 
-TOP = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm"}
-BLOCK = {
-    "ln_1": "attn_norm",
-    "attn.c_attn": "attn_qkv",
-    "attn.c_proj": "attn_output",
-    "ln_2": "ffn_norm",
-    "mlp.c_fc": "ffn_up",
-    "mlp.c_proj": "ffn_down",
-}
 FILE_TYPES = {torch.float32: "ALL_F32", torch.float16: "MOSTLY_F16"}
-
-
-def their_name(ours: str) -> str:
-    """`h.3.attn.c_attn.bias` -> `blk.3.attn_qkv.bias`."""
-    module, _, kind = ours.rpartition(".")
-    if module in TOP:
-        return f"{TOP[module]}.{kind}"
-    _, layer, part = module.split(".", 2)
-    return f"blk.{layer}.{BLOCK[part]}.{kind}"
 
 
 def is_halved(name: str, tensor: Tensor) -> bool:
@@ -55,10 +38,12 @@ def write_model(
     writer.add_layer_norm_eps(1e-5)
     writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[dtype]])
     _add_tokenizer(writer, gguf.TokenType)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, shape.n_layer)
     for ours, tensor in weights.items():
         tensor = cropped(tensor, shape) if ours == "wte.weight" else tensor
         kind = dtype if is_halved(ours, tensor) else torch.float32
-        writer.add_tensor(their_name(ours), tensor.detach().cpu().to(kind).contiguous().numpy())
+        theirs = names.get_name(ours, try_suffixes=(".weight", ".bias"))
+        writer.add_tensor(theirs, tensor.detach().cpu().to(kind).contiguous().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
