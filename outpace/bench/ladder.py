@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from outpace.bench.one_rung import RungJob
 from outpace.bench.result import RESULTS, check_writable, source_digest, write_result
 from outpace.bench.rungs import (
     BY_DEVICE,
-    EQUAL,
     Flags,
     Ladder,
     Rung,
@@ -91,14 +90,6 @@ class Climb:
         }
 
 
-@dataclass
-class Point:
-    """A setting and its measurement."""
-
-    setting: Setting
-    result: dict[str, Any] = field(default_factory=dict)
-
-
 def why_not(climb: Climb, machine: Machine, can: Capabilities) -> WhyNot:
     """A function (rung, flags) -> the reason why the plan refuses it on this machine or, unless the
     rung was named, why it is not worth measuring here; None if it can be measured."""
@@ -133,22 +124,20 @@ def climb(c: Climb, machine: Machine, can: Capabilities, output: Path | None) ->
     lowest, top = best_micro_batch(carried, ladder) if c.best_micro_batch else ([], [])
     without = leave_one_out(carried, ladder) if c.leave_one_out else []
     equal = equal_tokens(carried, ladder)
-    points = {s.name: Point(s) for s in (*settings, equal, *lowest, *top, *without)}
+    # The two numbers first, then the rungs in their order.
+    points = [settings[0], equal, *lowest, *top, *settings[1:], *without]
     keys = _keys(c, machine, ladder, points)
     if c.resume:
         _take_over(points, keys, output or RESULTS / f"{name}.json")
-    # The two numbers first, then the rungs in their order.
-    order = [settings[0], equal, *lowest, *top, *settings[1:], *without]
     path = None
-    say(f"{len(order)} points of {WINDOWS} windows, at most {c.minutes:g} minutes")
+    say(f"{len(points)} points of {WINDOWS} windows, at most {c.minutes:g} minutes")
     with scratch("outpace-ladder-") as work:
-        for i, setting in enumerate(order):
-            point = points[setting.name]
-            _measure(c, ladder, points, point, work / str(i), deadline, len(order) - i)
-            _tell(c, points, point)
+        for i, point in enumerate(points):
+            _measure(c, ladder, points, point, work / str(i), deadline, len(points) - i)
+            _tell(points[0], point)
             # After each point, so that an interrupted run keeps its results.
-            body = _body(c, points, settings, lowest, top, without, skipped)
-            body["points"] = {keys[n]: p.result for n, p in points.items() if "step_ms" in p.result}
+            body = _body(c, settings, equal, lowest, top, without) | {"skipped": skipped}
+            body["points"] = {keys[p.name]: p.result for p in points if "step_ms" in p.result}
             path = write_result(name, c.device.type, body, output)
         assert path is not None
         _tell_numbers(body["numbers"])
@@ -156,42 +145,42 @@ def climb(c: Climb, machine: Machine, can: Capabilities, output: Path | None) ->
     return path
 
 
-def _keys(c: Climb, machine: Machine, ladder: Ladder, points: dict[str, Point]) -> dict[str, str]:
+def _keys(c: Climb, machine: Machine, ladder: Ladder, points: list[Setting]) -> dict[str, str]:
     """A key that identifies each point's measurement: code, PyTorch, machine, data and flags. The
     data's fingerprint counts, not its path."""
     data, torch_here = c.dataset.fingerprint, torch.__version__
     place = [source_digest(), torch_here, machine.device_name, data, c.drift_steps]
     keys = {}
-    for name, point in points.items():
-        drift = argv(drift_flags(point.setting, ladder)) if point.setting.drift else []
-        flags = c.flags | point.setting.flags | {"dataset": ""}
-        keys[name] = json.dumps([*place, argv(flags), drift])
+    for point in points:
+        drift = argv(drift_flags(point, ladder)) if point.drift else []
+        flags = c.flags | point.flags | {"dataset": ""}
+        keys[point.name] = json.dumps([*place, argv(flags), drift])
     return keys
 
 
-def _take_over(points: dict[str, Point], keys: dict[str, str], path: Path) -> None:
+def _take_over(points: list[Setting], keys: dict[str, str], path: Path) -> None:
     """Take the points of an earlier call from its result file."""
     try:
         earlier = json.loads(path.read_text())["points"]
     except (OSError, ValueError, LookupError, TypeError):
         earlier = {}
-    for name, point in points.items():
-        point.result = dict(earlier.get(keys[name], {}))
-    found = sum(bool(point.result) for point in points.values())
+    for point in points:
+        point.result = dict(earlier.get(keys[point.name], {}))
+    found = sum(bool(point.result) for point in points)
     say(f"{found} points are in {path} already")
 
 
 def _measure(
     c: Climb,
     ladder: Ladder,
-    points: dict[str, Point],
-    point: Point,
+    points: list[Setting],
+    point: Setting,
     folder: Path,
     deadline: float,
     left: int,
 ) -> None:
     """Run a point in its own process, unless the same flags were measured already or time is up."""
-    same = [p for p in points.values() if p.setting.flags == point.setting.flags]
+    same = [p for p in points if p.flags == point.flags]
     if known := next((p.result for p in same if p.result), None):
         point.result = known
         return
@@ -199,12 +188,12 @@ def _measure(
     if seconds < 1:
         point.result = {"no_time": True}
         return
-    compares = c.drift_steps > 0 and any(p.setting.drift for p in same)
+    compares = c.drift_steps > 0 and any(p.drift for p in same)
     # At most half of an equal share of the time is for the windows.
     window_s = min(c.window_s, seconds / left / 2 / WINDOWS)
     job = RungJob(
-        argv=argv(c.flags | point.setting.flags),
-        drift_argv=argv(c.flags | drift_flags(point.setting, ladder)) if compares else None,
+        argv=argv(c.flags | point.flags),
+        drift_argv=argv(c.flags | drift_flags(point, ladder)) if compares else None,
         drift_steps=c.drift_steps,
         warmup_s=min(c.warmup_s, window_s),
         window_s=window_s,
@@ -236,21 +225,18 @@ def _in_a_process(folder: Path, limit_s: float) -> dict[str, Any]:
 
 def _body(
     c: Climb,
-    points: dict[str, Point],
     settings: list[Setting],
+    equal: Setting,
     lowest: list[Setting],
     top: list[Setting],
     without: list[Setting],
-    skipped: dict[str, str],
 ) -> dict[str, Any]:
-    """The result file."""
-    rows = {name: row(c, points, p) for name, p in points.items() if p.result}
+    """The result file, of the points measured so far."""
+    first = settings[0]
 
-    def of(chosen: list[Setting]) -> list[dict[str, Any]]:
-        return [rows[s.name] for s in chosen if s.name in rows]
+    def rows(chosen: list[Setting]) -> list[dict[str, Any]]:
+        return [row(first, point) for point in chosen if point.result]
 
-    equal = rows.get(EQUAL)
-    first = rows.get(settings[0].name)
     return {
         "shape": asdict(c.shape),
         "parameters": parameters(c.shape),
@@ -260,25 +246,25 @@ def _body(
         "minutes": c.minutes,
         "dataset": {"name": c.dataset.name, "fingerprint": c.dataset.fingerprint},
         "numbers": {
-            "equal_tokens": _ratio([equal] if equal else [], [first] if first else []),
-            "best_micro_batch": _ratio(of(top), of(lowest)),
+            "equal_tokens": _ratio(rows([equal]), rows([first])),
+            "best_micro_batch": _ratio(rows(top), rows(lowest)),
         },
-        "rungs": of(settings),
-        "skipped": skipped,
-        "equal_tokens": equal,
-        "best_micro_batch": {"lowest": of(lowest), "top": of(top)},
-        "leave_one_out": of(without),
+        "rungs": rows(settings),
+        "equal_tokens": next(iter(rows([equal])), None),
+        "best_micro_batch": {"lowest": rows(lowest), "top": rows(top)},
+        "leave_one_out": rows(without),
     }
 
 
-def row(c: Climb, points: dict[str, Point], point: Point) -> dict[str, Any]:
-    """A point as a row of the result: its measurement, and the rates that follow from it."""
-    setting, result = point.setting, dict(point.result)
+def row(first: Setting, point: Setting) -> dict[str, Any]:
+    """A point as a row of the result: its measurement, and what follows from it, such as the
+    difference of its loss from that of the lowest rung, `first`."""
+    result = dict(point.result)
     made: dict[str, Any] = {
-        "name": setting.name,
-        "sentence": setting.sentence,
-        "rungs": setting.rungs,
-        "flags": " ".join(argv(setting.flags)),
+        "name": point.name,
+        "sentence": point.sentence,
+        "rungs": point.rungs,
+        "flags": " ".join(argv(point.flags)),
     }
     if "step_ms" not in result:
         return made | result
@@ -295,8 +281,9 @@ def row(c: Climb, points: dict[str, Point], point: Point) -> dict[str, Any]:
     }
     losses = result["losses"]
     if losses:
-        lowest = next(iter(points.values())).result.get("losses") or [None]
-        made["loss"], made["drift"] = losses[-1], _difference(losses[-1], lowest[-1])
+        lowest = (first.result.get("losses") or [None])[-1]
+        finite = losses[-1] is not None and lowest is not None
+        made["loss"], made["drift"] = losses[-1], losses[-1] - lowest if finite else None
         made["drift_limit"] = drift_limit(plan)
     return made
 
@@ -307,10 +294,6 @@ def drift_limit(plan: dict[str, Any]) -> float:
         return DRIFT_LIMIT["fp8"]
     coarse = plan["mixed_precision"] != "no" or plan["tf32"]
     return DRIFT_LIMIT["half" if coarse else "fp32"]
-
-
-def _difference(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a - b
 
 
 def _ratio(top: list[dict[str, Any]], lowest: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -327,13 +310,12 @@ def _ratio(top: list[dict[str, Any]], lowest: list[dict[str, Any]]) -> dict[str,
     }
 
 
-def _tell(c: Climb, points: dict[str, Point], point: Point) -> None:
-    r = row(c, points, point)
+def _tell(lowest: Setting, point: Setting) -> None:
+    first, r = row(lowest, lowest), row(lowest, point)
     if "step_ms" not in r:
         why = r.get("skipped") or r.get("failed") or "no time left (--minutes)"
         warn(f"{r['name']} is left out: {why}")
         return
-    first = row(c, points, next(iter(points.values())))
     times = ""
     if "tokens_per_second" in first:
         times = f"{r['tokens_per_second'] / first['tokens_per_second']:>7.2f}x"
@@ -359,8 +341,8 @@ def _tell_numbers(numbers: dict[str, Any]) -> None:
             )
 
 
-def _raise_faults(points: dict[str, Point], body: dict[str, Any], work: Path, path: Path) -> None:
-    failed = [f"{n}: {p.result['failed']}" for n, p in points.items() if "failed" in p.result]
+def _raise_faults(points: list[Setting], body: dict[str, Any], work: Path, path: Path) -> None:
+    failed = [f"{p.name}: {p.result['failed']}" for p in points if "failed" in p.result]
     if failed:
         raise OutpaceError(
             "RUNG-FAILED", "; ".join(failed), kept=f"the measurements, in {path}",

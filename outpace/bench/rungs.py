@@ -8,6 +8,7 @@ memory, or one that changes the numerics.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from outpace.core.errors import OutOfMemory, UsageError
 from outpace.core.registry import nearest
@@ -220,7 +221,7 @@ BY_DEVICE = {"cuda": GPU, "cpu": CPU}
 
 @dataclass
 class Setting:
-    """One point to measure: a name and its flags."""
+    """One point to measure: a name, its flags and, once it is made, its measurement."""
 
     name: str
     sentence: str
@@ -229,6 +230,7 @@ class Setting:
     """The rungs that it includes."""
     drift: bool = False
     """Whether its losses are compared with the lowest rung's."""
+    result: dict[str, Any] = field(default_factory=dict)
 
 
 def pick(ladder: Ladder, names: Sequence[str], without: Sequence[str] = ()) -> tuple[Rung, ...]:

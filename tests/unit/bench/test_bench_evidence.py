@@ -53,7 +53,7 @@ def test_a_point_of_the_ladder_is_the_same_where_its_data_was_prepared_again(
     def key(folder: Path) -> dict[str, str]:
         shape = GPT2Shape(1, 2, 32, 32, 50257)
         climb = ladder.Climb(shape, open_dataset(folder), torch.device("cpu"))
-        return ladder._keys(climb, machine, rungs.CPU, {"x": ladder.Point(setting)})
+        return ladder._keys(climb, machine, rungs.CPU, [setting])
 
     assert key(tiny_dataset) == key(again)
     before = key(again)

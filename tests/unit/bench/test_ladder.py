@@ -265,9 +265,9 @@ def test_a_loss_that_is_no_number_does_not_pass(tmp_path):
     point = {"name": "x", "drift": None, "drift_limit": 1.0}
     path = tmp_path / "l.json"
     with pytest.raises(NumericsError, match=r"x \(not finite\)"):
-        ladder._raise_faults({}, {"rungs": [lowest, point], "equal_tokens": None}, tmp_path, path)
+        ladder._raise_faults([], {"rungs": [lowest, point], "equal_tokens": None}, tmp_path, path)
     body = {"rungs": [{"name": "low"}, point], "equal_tokens": None}
-    ladder._raise_faults({}, body, tmp_path, path)  # the lowest rung has no loss to compare with
+    ladder._raise_faults([], body, tmp_path, path)  # the lowest rung has no loss to compare with
 
 
 def test_without_time_a_point_is_left_out_and_said_to_be(
