@@ -7,7 +7,6 @@ final models are scored by the same evaluation.
 import json
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ class Settings:
 
 
 def compare_nanogpt(
-    checkout: Path, dataset: Dataset, settings: Settings, work: Path, output: Path | None
+    checkout: Path, dataset: Dataset, s: Settings, work: Path, output: Path | None
 ) -> Path:
     """Train both below `work` (which must be new), score both, and write the result."""
     check_checkout("nanogpt", checkout)
@@ -63,17 +62,57 @@ def compare_nanogpt(
     if work.exists():
         raise UsageError("WORK-USED", f"{work} is already there", do="name a new folder")
     work.mkdir(parents=True)
-    job = _job(settings, dataset)
+    shape = GPT2Shape(s.n_layer, s.n_head, s.n_embd, s.context, dataset.vocab_size)
+    job = Job(shape, dataset, s.micro_batch_size, 1, "cpu")
     nanogpt.stage(checkout, job, work / "nanogpt")
-    with no_survivors() as ending:
-        mine = _Run("outpace", _outpace_command(job, settings, work), work)
-        ending.callback(end, mine.process)
-        theirs = _Run("nanogpt", _nanogpt_command(job, settings), work, cwd=work / "nanogpt")
-        ending.callback(end, theirs.process)
-        _side_by_side((mine, theirs), settings.swap_s)
-    commands = {run.name: run.command_text for run in (mine, theirs)}
-    body = collect(checkout, dataset, settings, work) | {"commands": commands}
+    commands = {
+        "outpace": ours.command(
+            job,
+            work / "run",
+            max_steps=s.max_steps,
+            lr=s.lr,
+            min_lr_ratio=s.min_lr_ratio,
+            warmup_steps=s.warmup_steps,
+            weight_decay=s.weight_decay,
+            seed=s.seed,
+        ),
+        "nanogpt": nanogpt.command(
+            job,
+            s.max_steps,
+            learning_rate=s.lr,
+            min_lr=s.lr * s.min_lr_ratio,
+            warmup_iters=s.warmup_steps,
+            weight_decay=s.weight_decay,
+        ),
+    }
+    _side_by_side(commands, work, s.swap_s)
+    typed = {name: " ".join(["python", *words[1:]]) for name, words in commands.items()}
+    body = collect(checkout, dataset, s, work) | {"commands": typed}
     return write_result("compare-nanogpt-cpu", "cpu", body, output)
+
+
+def _side_by_side(commands: dict[str, list[str]], work: Path, swap_s: float) -> None:
+    """Run both to their end, each on half of the cores. OutpaceError if one fails."""
+    cores = cores_to_run_on()
+    middle = max(1, len(cores) // 2)
+    halves = [set(cores[:middle]), set(cores[middle:]) or set(cores)]
+    env = os.environ | {"OMP_NUM_THREADS": str(middle)}
+    with no_survivors() as ending:
+        processes = {}
+        for name, command in commands.items():
+            cwd = work / "nanogpt" if name == "nanogpt" else None
+            processes[name] = start(command, work / f"{name}.log", cwd=cwd, env=env)
+            ending.callback(end, processes[name])
+        while any(process.poll() is None for process in processes.values()):
+            for process, half in zip(processes.values(), halves, strict=True):
+                hold_on(process.pid, half)
+            time.sleep(swap_s)
+            halves.reverse()
+            for name, process in processes.items():
+                if code := process.poll():
+                    raise OutpaceError(
+                        "PEER-FAILED", f"{name} ended with {code}", do=f"read {work / name}.log"
+                    )
 
 
 def collect(checkout: Path, dataset: Dataset, settings: Settings, work: Path) -> dict[str, Any]:
@@ -130,71 +169,6 @@ def collect(checkout: Path, dataset: Dataset, settings: Settings, work: Path) ->
         "validation_loss_difference": results["outpace"]["validation"]["loss"]
         - results["nanogpt"]["validation"]["loss"],
     }
-
-
-class _Run:
-    """A trainer in its own process group, pinned to some of the cores."""
-
-    def __init__(self, name: str, command: list[str], work: Path, cwd: Path | None = None) -> None:
-        self.name, self.log = name, work / f"{name}.log"
-        self.command_text = " ".join(["python", *command[1:]])
-        env = os.environ | {"OMP_NUM_THREADS": str(len(_halves()[0]))}
-        self.process = start(command, self.log, cwd=cwd, env=env)
-
-    @property
-    def alive(self) -> bool:
-        return self.process.poll() is None
-
-
-def _halves() -> tuple[set[int], set[int]]:
-    cores = cores_to_run_on()
-    middle = max(1, len(cores) // 2)
-    return set(cores[:middle]), set(cores[middle:]) or set(cores)
-
-
-def _side_by_side(runs: Sequence[_Run], swap_s: float) -> None:
-    halves = _halves()
-    while any(r.alive for r in runs):
-        for run, cores in zip(runs, halves, strict=True):
-            hold_on(run.process.pid, cores)
-        time.sleep(swap_s)
-        halves = halves[::-1]
-        for run in runs:
-            if run.process.poll() not in (None, 0):
-                raise OutpaceError(
-                    "PEER-FAILED",
-                    f"{run.name} ended with {run.process.returncode}",
-                    do=f"read {run.log}",
-                )
-
-
-def _outpace_command(job: Job, s: Settings, work: Path) -> list[str]:
-    return ours.command(
-        job,
-        work / "run",
-        max_steps=s.max_steps,
-        lr=s.lr,
-        min_lr_ratio=s.min_lr_ratio,
-        warmup_steps=s.warmup_steps,
-        weight_decay=s.weight_decay,
-        seed=s.seed,
-    )
-
-
-def _nanogpt_command(job: Job, s: Settings) -> list[str]:
-    return nanogpt.command(
-        job,
-        s.max_steps,
-        learning_rate=s.lr,
-        min_lr=s.lr * s.min_lr_ratio,
-        warmup_iters=s.warmup_steps,
-        weight_decay=s.weight_decay,
-    )
-
-
-def _job(s: Settings, dataset: Dataset) -> Job:
-    shape = GPT2Shape(s.n_layer, s.n_head, s.n_embd, s.context, dataset.vocab_size)
-    return Job(shape, dataset, s.micro_batch_size, 1, "cpu")
 
 
 def _nanogpt_model(checkpoint: Path, steps: int) -> GPT2:
