@@ -1,4 +1,4 @@
-"""The peers: how they are known, staged and read, and the turns in which they are timed."""
+"""The peers: how they are known, staged and read, and what follows from their times."""
 
 import hashlib
 import json
@@ -6,14 +6,12 @@ import os
 import pickle
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
-from outpace.bench import peers, throughput, turns
+from outpace.bench import peers, throughput
 from outpace.bench.peers import (
     PEERS,
     Contestant,
@@ -27,6 +25,7 @@ from outpace.bench.peers import (
     ours,
     write_shard,
 )
+from outpace.bench.turns import Timed
 from outpace.config.presets import GPT2Shape
 from outpace.core.errors import UsageError
 from outpace.data.shards import Dataset, open_dataset
@@ -257,98 +256,18 @@ def test_modded_gets_what_torchrun_would_set_and_enough_tokens_to_validate(datas
     assert c.flops_per_token == pytest.approx(798.0e6, rel=1e-3)
 
 
-# Turns, with processes that print nanoGPT's lines.
-
-SCRIPT = """
-import sys, time
-name, step_s, last = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
-begin = time.perf_counter()
-for i in range(last):
-    time.sleep(step_s)
-    end = time.perf_counter()
-    print(f"iter {i}: loss 1.0, time {1e3 * (end - begin):.2f}ms, mfu 0.00%", flush=True)
-    begin = end
-print("it was too much for", name, file=sys.stderr)
-sys.exit(3)
-"""
-PACE = turns.Pace(window_s=0.4, rounds=3, warmup_steps=2, start_s=60.0)
-
-
-def runner(name: str, step_s: float, tmp_path: Path, last: int = 10**6) -> Contestant:
-    return Contestant(
-        name=name,
-        setting="a test",
-        command=[sys.executable, "-u", "-c", SCRIPT, name, str(step_s), str(last)],
-        step_ms=lambda text: [ms for _, _, ms in nanogpt.log_lines(text)],
-        tokens_per_step=100,
-        flops_per_token=1.0,
-        scratch=tmp_path / name,
-    )
-
-
-def children() -> set[int]:
-    return {p.pid for p in psutil.Process().children()}
-
-
-def test_one_runs_at_a_time_and_no_step_holds_the_time_of_a_stop(tmp_path):
-    before = children()
-    pair = [runner("a", 0.02, tmp_path), runner("b", 0.02, tmp_path)]
-    timed = turns.resident(pair, tmp_path, PACE, 1, time.monotonic() + 60)
-    assert children() == before
-    for t in timed:
-        assert t.failure is None and t.peak_bytes > 2**20
-        assert len(t.windows) == 3 and all(len(w) >= turns.LEAST_STEPS for w in t.windows)
-        # While the other ran for a whole window this one stood still, and it knows of it.
-        everything = t.contestant.step_ms(t.log.read_text())
-        assert sum(ms > 390 for ms in everything) >= 2
-        assert all(ms < 390 for w in t.windows for ms in w)
-
-
-def test_one_that_fails_is_told_with_its_last_line_and_the_other_goes_on(tmp_path):
-    pair = [runner("a", 0.01, tmp_path), runner("weak", 0.01, tmp_path, last=1)]
-    good, bad = turns.resident(pair, tmp_path, PACE, 1, time.monotonic() + 60)
-    assert bad.failure == "it ended with 3: it was too much for weak"
-    assert bad.windows == [] and len(good.windows) == 3
-
-
-def test_windows_shrink_to_keep_the_deadline(tmp_path):
-    pace = turns.Pace(window_s=3600.0, rounds=2, warmup_steps=1, start_s=60.0)
-    (t,) = turns.resident([runner("a", 0.01, tmp_path)], tmp_path, pace, 1, time.monotonic())
-    assert len(t.windows) == 2
-
-
-def test_fresh_processes_find_no_scratch_and_none_begins_after_the_deadline(tmp_path):
-    (tmp_path / "a").mkdir()
-    before = children()
-    (t,) = turns.fresh([runner("a", 0.01, tmp_path)], tmp_path, PACE, time.monotonic() + 60, len)
-    assert len(t.windows) == 3 and not (tmp_path / "a").exists()
-    assert children() == before
-    (late,) = turns.fresh([runner("b", 0.01, tmp_path)], tmp_path, PACE, time.monotonic() - 1, len)
-    assert late.windows == [] and late.failure is None
-
-
-def test_one_that_is_not_warm_at_the_deadline_is_left_and_has_not_failed(tmp_path):
-    pace = turns.Pace(window_s=0.1, rounds=1, warmup_steps=2, start_s=60.0)
-    both = [runner("a", 0.01, tmp_path), runner("b", 60.0, tmp_path)]
-    before = children()
-    done, left = turns.fresh(both, tmp_path, pace, time.monotonic() + 3, len)
-    assert len(done.windows) == 1 and done.failure is None
-    assert left.windows == [] and left.failure is None
-    assert children() == before
-
-
-def test_a_contestant_too_slow_to_get_warm_has_failed(tmp_path):
-    pace = turns.Pace(window_s=0.1, rounds=1, warmup_steps=2, start_s=0.5)
-    (t,) = turns.fresh([runner("a", 60.0, tmp_path)], tmp_path, pace, time.monotonic() + 60, len)
-    assert t.failure == "it was too slow: it printed nothing"
+# The result.
 
 
 def test_rates_and_ratios_follow_from_tokens_and_milliseconds(dataset, tmp_path):
-    mine, theirs = runner("outpace", 1, tmp_path), runner("nanogpt", 1, tmp_path)
+    windows = {
+        "outpace": [[100.0] * 3, [200.0] * 3],
+        "nanogpt": [[150.0] * 3, [400.0] * 3],
+        "late": [],
+    }
     timed = [
-        turns.Timed(mine, tmp_path, [[100.0] * 3, [200.0] * 3], 5),
-        turns.Timed(theirs, tmp_path, [[150.0] * 3, [400.0] * 3], 6),
-        turns.Timed(runner("late", 1, tmp_path), tmp_path),
+        Timed(Contestant(name, "", [], lambda _: [], 100, 1.0), tmp_path, found)
+        for name, found in windows.items()
     ]
     summary = throughput._summary(job(dataset), timed, 2)
     rows = summary["rows"]
@@ -387,13 +306,3 @@ def test_outpace_and_transformers_race_and_a_broken_peer_is_told_after_the_resul
     for row in run["rows"].values():
         assert row["tokens_per_second"] > 0 and len(row["windows_ms"]) == 2
     assert run["rows"]["transformers"]["ours_over_theirs"]["n"] == 2
-
-
-def test_the_error_of_a_process_is_told_not_a_library_s_last_words(tmp_path):
-    log = tmp_path / "log"
-    log.write_text(
-        "Traceback\n  File\ntorch.OutOfMemoryError: 2 GiB\n[W ProcessGroup] not destroyed\n"
-    )
-    assert turns.last_line(log) == "torch.OutOfMemoryError: 2 GiB"
-    log.write_text("step 1\nstep 2\n\n")
-    assert turns.last_line(log) == "step 2"

@@ -1,8 +1,10 @@
-"""`outpace bench compare` and `outpace bench kernels`: what they refuse, before any work."""
+"""What `outpace bench` compare, kernels and ladder refuse, before any work."""
 
 import pytest
 
 from .helpers import Run
+
+LADDER = ["bench", "ladder", "--dataset", "tiny", "--device", "cpu"]
 
 
 def test_a_comparison_with_nobody_is_refused(refused: Run):
@@ -64,13 +66,38 @@ def test_kernels_refuses_values_that_cannot_be(refused: Run, flags):
     refused(2, "BAD-VALUE", "bench", "kernels", *flags)
 
 
-@pytest.mark.parametrize("what", ["kernels", "compare"])
-def test_a_folder_that_takes_no_result_is_refused_before_any_work(refused: Run, folder, tiny, what):
+def test_a_mistyped_rung_is_refused_with_the_nearest(refused: Run, tiny):
+    said = refused(2, "UNKNOWN-RUNG", *LADDER, "--rungs", "compille").error
+    assert "did you mean compile?" in said and "fused_attention" in said
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--minutes", "0"], ["--window_s", "0"], ["--drift_steps", "-1"], ["--n_head", "3"]],
+    ids=" ".join,
+)
+def test_ladder_refuses_values_that_cannot_be(refused: Run, tiny, flags):
+    refused(2, "BAD-VALUE", *LADDER, *flags)
+
+
+def test_a_dataset_that_is_not_there_is_refused(refused: Run):
+    refused(3, "NO-DATASET", *LADDER)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["kernels", "--quick"],
+        ["compare", "--transformers", "--dataset", "tiny"],
+        ["ladder", "--dataset", "tiny"],
+    ],
+    ids=lambda argv: argv[0],
+)
+def test_a_folder_that_takes_no_result_is_refused_before_any_work(refused: Run, folder, tiny, argv):
     (folder / "file").write_text("")
-    argv = {"kernels": ["--quick"], "compare": ["--transformers", "--dataset", "tiny"]}[what]
-    argv += ["--device", "cpu", "--output", "file/result.json"]
-    refused(5, "STORAGE", "bench", what, *argv)
+    refused(5, "STORAGE", "bench", *argv, "--device", "cpu", "--output", "file/result.json")
 
 
-def test_kernels_refuses_a_gpu_that_is_not_there(refused: Run):
-    refused(2, "NO-GPU", "bench", "kernels", "--device", "cuda")
+@pytest.mark.parametrize("what", ["kernels", "ladder"])
+def test_a_gpu_that_is_not_there_is_refused(refused: Run, what):
+    refused(2, "NO-GPU", "bench", what, "--device", "cuda")
