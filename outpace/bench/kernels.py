@@ -151,23 +151,21 @@ def attention_rows(k: Kernels) -> Iterator[Row]:
         # As in the model: views of one product (B, T, 3, H, D).
         qkv = _random(k, B, T, 3, H, D).requires_grad_()
         grad = _random(k, B, H, T, D)
-
-        def forward(module: Any = module, qkv: torch.Tensor = qkv) -> torch.Tensor:
-            q, key, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # (B, H, T, D)
-            out: torch.Tensor = module.attend(q, key, v, dropout_p=0.0)
-            return out
-
-        def both(
-            forward: Callable[[], torch.Tensor] = forward,
-            qkv: torch.Tensor = qkv,
-            grad: torch.Tensor = grad,
-        ) -> None:
-            torch.autograd.grad(forward(), qkv, grad)
-
         kernel = module.kernel(k.device, k.dtype, D, 0.0)
-        for which, run, factor in (("forward", forward, 1), ("forward and backward", both, 3)):
+        for which, given, factor in (("forward", None, 1), ("forward and backward", grad, 3)):
             row = {"name": f"{name} {which}", "backend": name, "pass": which, "kernel": kernel}
+            run = partial(_attention, module.attend, qkv, given)
             yield _timed(k, row, run, flops=factor * forward_flops)
+
+
+def _attention(
+    attend: Callable[..., torch.Tensor], qkv: torch.Tensor, grad: torch.Tensor | None
+) -> None:
+    """Attention forward and, with the gradient of its output, backward."""
+    q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # (B, H, T, D)
+    out = attend(q, k, v, dropout_p=0.0)
+    if grad is not None:
+        torch.autograd.grad(out, qkv, grad)
 
 
 def cross_entropy_rows(k: Kernels) -> Iterator[Row]:

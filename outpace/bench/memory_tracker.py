@@ -41,7 +41,7 @@ from outpace.train.step import Trainable, train_step
 def tracked_peak(s: StepSettings, micro_batch_size: int) -> int:
     """Peak bytes of all tensors in the last micro-step and the update of a later step: with moments
     and, if the step accumulates, with the gradients of earlier micro-steps."""
-    with _quietly(), FakeTensorMode(), _as_on_cuda():
+    with warnings.catch_warnings(action="ignore"), FakeTensorMode(), _as_on_cuda():
         trainable, batch = _before_the_step(s, micro_batch_size)
         tracker = MemTracker()
         tracker.track_external(trainable.model, trainable.optimizer)
@@ -144,11 +144,4 @@ def _as_on_cuda() -> Iterator[None]:
         patch.object(F, "layer_norm", _layer_norm_in_float),
         patch.object(torch.Tensor, "softmax", _softmax_in_float),
     ):
-        yield
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
         yield

@@ -27,8 +27,8 @@ class Int8Linear(nn.Module):
         self.activate = activate
         scale = (weight.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny).double()
         rows = torch.zeros(len(weight), dtype=torch.int64)
-        with warnings.catch_warnings():  # PyTorch 2.13: deprecated, no successor yet
-            warnings.simplefilter("ignore", UserWarning)
+        # PyTorch 2.13: deprecated, no successor yet.
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
             q = torch.quantize_per_channel(weight, scale, rows, axis=0, dtype=torch.qint8)
         self.packed: Any = torch.ops.quantized.linear_prepack(q, bias)
 
