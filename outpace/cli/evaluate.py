@@ -10,7 +10,7 @@ from outpace.config.load import parse_flags
 from outpace.config.ranges import Range
 from outpace.config.schema import HELLASWAG_PATH
 from outpace.core import console
-from outpace.core.errors import StorageError, UsageError
+from outpace.core.errors import UsageError
 from outpace.core.files import check_writable, replace_json, replace_json_lines, sha256_json
 from outpace.core.log import note, show, show_json
 from outpace.core.registry import nearest
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from outpace.runtime.distributed import Group
     from outpace.tokenizer import Tokenizer
     from outpace.train.load_model import LoadedModel
+
+    Asked = list[tuple[Task, str, list[Item]]]
 
 LOSS, TEXT = "loss", "text"
 
@@ -82,12 +84,9 @@ def run(argv: list[str]) -> int:
     if options.output and options.output == options.details:
         raise UsageError("BAD-VALUE", "--output and --details are one file", do="name two")
     for path in (options.output, options.details):
-        if path and not path.parent.is_dir():
-            raise StorageError("NO-FOLDER", f"there is no folder {path.parent}", do="make it first")
         if path:
             check_writable(path)
 
-    from outpace.evals import contamination
     from outpace.evals.rolling import read_text
     from outpace.model.matrices import for_inference
     from outpace.runtime.distributed import Group, from_environment
@@ -96,27 +95,9 @@ def run(argv: list[str]) -> int:
     from outpace.train.assemble import choose_device
     from outpace.train.corpus import open_mixture
     from outpace.train.load_model import load_model
-    from outpace.train.questions import check_protocols, questions
 
-    asked = list(
-        questions(
-            [task for task in tasks if task not in (LOSS, TEXT)],
-            check_protocols(options.protocol),
-            hellaswag_path=options.hellaswag_path,
-            task_data=options.task_data,
-            parts=[part.strip() for part in options.subset.split(",") if part.strip()],
-            limit=options.limit,
-        )
-    )  # before anything slow, so that a bad file is refused at once
-    if options.tasks == "auto" and "hellaswag" not in tasks:
-        note(f"no HellaSwag: there is no {options.hellaswag_path} (outpace prepare hellaswag)")
-    dirty = contamination.read(options.contamination) if options.contamination else None
-    if dirty and dirty.task not in tasks:
-        raise UsageError(
-            "CONTAMINATION",
-            f"the record is about {dirty.task}, which is not scored ({', '.join(tasks)} are)",
-            do=f"add {dirty.task} to --tasks, or leave it out",
-        )
+    # Before anything slow, so that a bad file is refused at once.
+    asked, dirty = _questions(options, tasks), _contamination(options, tasks)
     ranks = from_environment()
     device = choose_device(options.device, ranks.local_rank)
     precision = options.mixed_precision
@@ -124,13 +105,7 @@ def run(argv: list[str]) -> int:
         precision = "bf16" if detect(device.type).bf16 else "no"
     loaded = load_model(options.model, device)
     if asked and loaded.tokenizer != "gpt2":
-        if options.tasks != "auto":
-            raise UsageError(
-                "TOKENIZER",
-                f"{asked[0][0].name} needs gpt2, the model reads {loaded.tokenizer}",
-                do="score it with --tasks loss, or --tasks text and --text FILE",
-            )
-        note(f"no HellaSwag: its questions need gpt2, the model reads {loaded.tokenizer}")
+        _tell_of_tokenizer(options, asked[0][0], loaded.tokenizer)
         asked = []
     mixture = open_mixture(_dataset_of(options)) if LOSS in tasks else None
     text = read_text(options.text) if options.text else ""
@@ -207,7 +182,7 @@ class _Results:
 def _score(
     options: Options,
     mixture: "Mixture | None",
-    questions: "list[tuple[Task, str, list[Item]]]",
+    questions: "Asked",
     text: str,
     out: _Results,
     dirty: "Contamination | None",
@@ -277,6 +252,48 @@ def _loss(options: Options, mixture: "Mixture", out: _Results) -> None:
     source = {"dataset": mixture.name, "fingerprint": mixture.fingerprint}
     record = {**found.record(), **source}
     out.add(record, loss_line(record, mixture.name, mixture.unigram_entropy))
+
+
+def _questions(options: Options, tasks: list[str]) -> "Asked":
+    """The questions of the tasks that have some, in each protocol."""
+    from outpace.train.questions import check_protocols, questions
+
+    asked = questions(
+        [task for task in tasks if task not in (LOSS, TEXT)],
+        check_protocols(options.protocol),
+        hellaswag_path=options.hellaswag_path,
+        task_data=options.task_data,
+        parts=[part.strip() for part in options.subset.split(",") if part.strip()],
+        limit=options.limit,
+    )
+    if options.tasks == "auto" and "hellaswag" not in tasks:
+        note(f"no HellaSwag: there is no {options.hellaswag_path} (outpace prepare hellaswag)")
+    return list(asked)
+
+
+def _contamination(options: Options, tasks: list[str]) -> "Contamination | None":
+    """The record of `--contamination`; UsageError if it is about none of the tasks."""
+    from outpace.evals import contamination
+
+    dirty = contamination.read(options.contamination) if options.contamination else None
+    if dirty and dirty.task not in tasks:
+        raise UsageError(
+            "CONTAMINATION",
+            f"the record is about {dirty.task}, which is not scored ({', '.join(tasks)} are)",
+            do=f"add {dirty.task} to --tasks, or leave it out",
+        )
+    return dirty
+
+
+def _tell_of_tokenizer(options: Options, task: "Task", tokenizer: str) -> None:
+    """A model with another tokenizer gets no questions; UsageError if they were asked for."""
+    if options.tasks != "auto":
+        raise UsageError(
+            "TOKENIZER",
+            f"{task.name} needs gpt2, the model reads {tokenizer}",
+            do="score it with --tasks loss, or --tasks text and --text FILE",
+        )
+    note(f"no HellaSwag: its questions need gpt2, the model reads {tokenizer}")
 
 
 def _tasks(options: Options) -> list[str]:

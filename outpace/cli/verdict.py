@@ -9,7 +9,7 @@ import tyro
 from outpace.config.load import parse_flags
 from outpace.config.ranges import Range
 from outpace.config.schema import HELLASWAG_PATH
-from outpace.core.errors import NotMet, StorageError, UsageError
+from outpace.core.errors import NotMet, UsageError
 from outpace.core.files import check_writable, replace_json
 from outpace.core.log import show, show_json
 from outpace.core.runfolder import RunFolder
@@ -59,9 +59,6 @@ class Options:
 
 def run(argv: list[str]) -> int:
     options: Options = parse_flags(Options, argv, prog="outpace verdict")
-    for folder in (options.details, options.output and options.output.parent):
-        if folder and not folder.is_dir():
-            raise StorageError("NO-FOLDER", f"there is no folder {folder}", do="make it first")
     for path in (options.details and options.details / "model.jsonl", options.output):
         if path:
             check_writable(path)

@@ -115,12 +115,16 @@ def parse_object(text: str | bytes) -> JsonObject | None:
 
 
 def check_writable(path: Path) -> None:
-    """StorageError if `path` cannot be written; for a check before long work."""
+    """StorageError if `path` cannot be written, or NO-FOLDER; for a check before long work."""
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         with tempfile.TemporaryFile(dir=path.parent):
             pass
+    except FileNotFoundError as error:
+        raise StorageError(
+            "NO-FOLDER", f"there is no folder {path.parent}", do="make it first"
+        ) from error
     except OSError as error:
         raise storage_error(path, error) from error
 
