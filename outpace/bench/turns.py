@@ -55,69 +55,6 @@ class TooSlow(Failed):
     """A contestant did not finish its steps in time."""
 
 
-class Racer:
-    """A contestant's process, in its own process group."""
-
-    def __init__(self, contestant: Contestant, log: Path, threads: int | None = None) -> None:
-        self.contestant, self.log = contestant, log
-        self.peak_bytes = 0
-        """On a CPU the largest resident size; on a GPU the largest use of the whole GPU, minus its
-        use before the start."""
-        self.gpu: list[State] = []
-        """The GPU's state in the middle of each window."""
-        env = os.environ | contestant.env
-        if threads:
-            env |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        if contestant.scratch:
-            shutil.rmtree(contestant.scratch, ignore_errors=True)
-        self._gpu_before = _gpu_in_use()
-        self.process = start(contestant.command, log, cwd=contestant.cwd, env=env)
-
-    def steps(self) -> list[float]:
-        """Milliseconds of every step so far. Failed if the process has ended."""
-        if (code := self.process.poll()) is not None:
-            raise Failed(f"it ended with {code}: {last_line(self.log)}")
-        source = self.contestant.progress or self.log
-        text = source.read_text(errors="replace") if source.exists() else ""
-        return self.contestant.step_ms(text)
-
-    def wait_for(self, steps: int, until: float) -> None:
-        """Wait until `steps` steps are done; TooSlow if the clock reaches `until` first."""
-        while len(self.steps()) < steps:
-            if time.monotonic() > until:
-                raise TooSlow(f"it was too slow: {last_line(self.log)}")
-            self.look_at_memory()
-            time.sleep(POLL_S)
-
-    def window(self, seconds: float, skip: int, limit_s: float) -> list[float]:
-        """Milliseconds of the steps in the next `seconds`, without the first `skip`, but of at
-        least LEAST_STEPS steps. Failed if the process ends, TooSlow if those steps take `limit_s`
-        longer."""
-        before, begin = len(self.steps()), time.monotonic()
-        with state_amid(_device(), seconds / 2) as found:
-            while time.monotonic() < begin + seconds:
-                self.look_at_memory()
-                time.sleep(POLL_S)
-        self.gpu += found
-        self.wait_for(before + skip + LEAST_STEPS, begin + seconds + limit_s)
-        return self.steps()[before + skip :]
-
-    def look_at_memory(self) -> None:
-        if torch.cuda.is_available():
-            self.peak_bytes = max(self.peak_bytes, _gpu_in_use() - self._gpu_before)
-            return
-        with contextlib.suppress(psutil.Error, OSError):
-            pid = self.process.pid
-            now = high_water_mark(pid) or psutil.Process(pid).memory_info().rss
-            self.peak_bytes = max(self.peak_bytes, now)
-
-    def pause(self) -> None:
-        send(self.process, signal.SIGSTOP)
-
-    def resume(self) -> None:
-        send(self.process, signal.SIGCONT)
-
-
 @dataclass
 class Timed:
     """The measurements of one contestant."""
@@ -127,9 +64,70 @@ class Timed:
     windows: list[list[float]] = field(default_factory=list)
     """Milliseconds of each step, window by window."""
     peak_bytes: int = 0
+    """On a CPU the largest resident size; on a GPU the largest use of the whole GPU, minus its use
+    before the start."""
     gpu: list[State] = field(default_factory=list)
     """The GPU's state in the middle of each window."""
     failure: str | None = None
+
+
+class Racer:
+    """A contestant's process, in its own process group; what it does is noted in `timed`."""
+
+    def __init__(self, timed: Timed, threads: int | None = None) -> None:
+        self.timed = timed
+        contestant = timed.contestant
+        env = os.environ | contestant.env
+        if threads:
+            env |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        if contestant.scratch:
+            shutil.rmtree(contestant.scratch, ignore_errors=True)
+        self._gpu_before = _gpu_in_use()
+        self.process = start(contestant.command, timed.log, cwd=contestant.cwd, env=env)
+
+    def steps(self) -> list[float]:
+        """Milliseconds of every step so far. Failed if the process has ended."""
+        contestant, log = self.timed.contestant, self.timed.log
+        if (code := self.process.poll()) is not None:
+            raise Failed(f"it ended with {code}: {last_line(log)}")
+        source = contestant.progress or log
+        return contestant.step_ms(source.read_text(errors="replace") if source.exists() else "")
+
+    def wait_for(self, steps: int, until: float) -> None:
+        """Wait until `steps` steps are done; TooSlow if the clock reaches `until` first."""
+        while len(self.steps()) < steps:
+            if time.monotonic() > until:
+                raise TooSlow(f"it was too slow: {last_line(self.timed.log)}")
+            self.look_at_memory()
+            time.sleep(POLL_S)
+
+    def window(self, seconds: float, skip: int, limit_s: float) -> None:
+        """Time the steps in the next `seconds`, without the first `skip`, but at least LEAST_STEPS
+        steps. Failed if the process ends, TooSlow if those steps take `limit_s` longer."""
+        before, begin = len(self.steps()), time.monotonic()
+        with state_amid(_device(), seconds / 2) as found:
+            while time.monotonic() < begin + seconds:
+                self.look_at_memory()
+                time.sleep(POLL_S)
+        self.timed.gpu += found
+        self.wait_for(before + skip + LEAST_STEPS, begin + seconds + limit_s)
+        self.timed.windows.append(self.steps()[before + skip :])
+
+    def look_at_memory(self) -> None:
+        now = 0
+        if torch.cuda.is_available():
+            now = _gpu_in_use() - self._gpu_before
+        else:
+            with contextlib.suppress(psutil.Error, OSError):
+                pid = self.process.pid
+                now = high_water_mark(pid) or psutil.Process(pid).memory_info().rss
+        self.timed.peak_bytes = max(self.timed.peak_bytes, now)
+
+    def pause(self) -> None:
+        send(self.process, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        send(self.process, signal.SIGCONT)
 
 
 def resident(
@@ -139,24 +137,21 @@ def resident(
     Windows shrink to meet `deadline` (of time.monotonic)."""
     timed = [Timed(c, logs / f"{c.name}.log") for c in contestants]
     with no_survivors() as ending:
-        pairs = []
+        racers = []
         for t in timed:
-            racer = Racer(t.contestant, t.log, threads)
-            ending.callback(end, racer.process)
-            pairs.append((t, racer))
-        _warm_up(pairs, pace)
+            racers.append(Racer(t, threads))
+            ending.callback(end, racers[-1].process)
+        _warm_up(racers, pace)
         for r in range(pace.rounds):
-            running = [pair for pair in pairs if pair[0].failure is None]
-            for i, (t, racer) in enumerate(running):
+            running = [racer for racer in racers if racer.timed.failure is None]
+            for i, racer in enumerate(running):
                 windows = len(running) * (pace.rounds - r) - i
                 seconds = min(pace.window_s, (deadline - time.monotonic()) / windows)
-                with _failure_of(t, racer):
+                with _failure_of(racer.timed):
                     hold_on(racer.process.pid, _cores(r, threads))
                     racer.resume()
-                    t.windows.append(racer.window(seconds, STRADDLING, pace.start_s))
-                    racer.pause()
-        for t, racer in pairs:
-            t.peak_bytes = racer.peak_bytes
+                    racer.window(seconds, STRADDLING, pace.start_s)
+                racer.pause()
     return timed
 
 
@@ -178,7 +173,7 @@ def fresh(
         if t.failure is not None or now > deadline:
             continue
         with _failure_of(t), no_survivors() as ending:
-            racer = Racer(t.contestant, t.log)
+            racer = Racer(t)
             ending.callback(end, racer.process)
             share = 2 * (deadline - now) / (len(turns) + 1)
             until = now + min(pace.start_s, share, deadline - now)
@@ -189,9 +184,7 @@ def fresh(
                     turns.append(t)
                     continue
                 raise
-            t.windows.append(racer.window(pace.window_s, 0, pace.start_s))
-            t.peak_bytes = max(t.peak_bytes, racer.peak_bytes)
-            t.gpu += racer.gpu
+            racer.window(pace.window_s, 0, pace.start_s)
         after(timed)
     return timed
 
@@ -213,31 +206,29 @@ def last_line(log: Path) -> str:
     return last_error(log.read_text(errors="replace"))[:200] or "it printed nothing"
 
 
-def _warm_up(pairs: list[tuple[Timed, Racer]], pace: Pace) -> None:
+def _warm_up(racers: list[Racer], pace: Pace) -> None:
     """Let all start together, and stop each as soon as it is warm."""
     until = time.monotonic() + pace.start_s
-    cold = list(pairs)
+    cold = list(racers)
     while cold:
-        for t, racer in tuple(cold):
-            with _failure_of(t, racer):
+        for racer in tuple(cold):
+            with _failure_of(racer.timed):
                 racer.look_at_memory()
                 if len(racer.steps()) < pace.warmup_steps and time.monotonic() < until:
                     continue
                 racer.wait_for(pace.warmup_steps, until)
-                racer.pause()
-            cold.remove((t, racer))
+            racer.pause()
+            cold.remove(racer)
         time.sleep(POLL_S)
 
 
 @contextlib.contextmanager
-def _failure_of(t: Timed, racer: Racer | None = None) -> Iterator[None]:
-    """Record a failure and pause its process, so that the others can continue."""
+def _failure_of(t: Timed) -> Iterator[None]:
+    """Record a failure, so that the others can continue."""
     try:
         yield
     except Failed as failed:
         t.failure = str(failed)
-        if racer is not None:
-            racer.pause()
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from outpace.model.cost import flops_per_token
 
 LABEL = "modded-nanogpt"
 FILES = ("records/track_3_optimization/train_gpt_simple.py", "train_gpt.py")
-STEP = re.compile(r"^step:(\d+)/\d+ train_time:([\d.]+)s step_avg:", re.MULTILINE)
+STEP = re.compile(r"^step:\d+/\d+ train_time:([\d.]+)s step_avg:", re.MULTILINE)
 TOKENS_PER_STEP = 8 * 64 * 1024
 VAL_TOKENS = 20 * 524_288
 """Tokens of its validation before the first step; no step's time includes it."""
@@ -68,5 +68,5 @@ def step_ms(text: str) -> list[float]:
     """Milliseconds of each step, from the cumulative training time on its lines. The script does
     not wait for the GPU, so single steps jitter; the queue is short compared with a step, so the
     median is right."""
-    seconds = [float(s) for _, s in STEP.findall(text)]
+    seconds = [float(s) for s in STEP.findall(text)]
     return [1e3 * s for s in seconds[:1]] + [1e3 * (b - a) for a, b in pairwise(seconds)]
