@@ -294,14 +294,10 @@ def _reference(
     figure: go.Figure, y: float, label: str, *, left: bool = False, below: bool = False
 ) -> None:
     """Draw a dashed line across the chart, with its label on it instead of in a legend."""
-    figure.add_shape(
-        type="line", xref="paper", x0=0, x1=1, y0=y, y1=y, layer="below",
-        line={"color": FAINT, "width": 1.3, "dash": "dash"},
-    )  # fmt: skip
-    figure.add_annotation(
-        xref="paper", x=0.01 if left else 1, xanchor="left" if left else "right",
-        y=y, yanchor="top" if below else "bottom", text=label, showarrow=False,
-        font={"size": 11.5, "color": MUTED}, bgcolor=SURFACE, borderpad=1,
+    figure.add_hline(
+        y, layer="below", line={"color": FAINT, "width": 1.3, "dash": "dash"},
+        annotation={"text": label, "font": {"size": 11.5, "color": MUTED}, "bgcolor": SURFACE},
+        annotation_position=f"{'bottom' if below else 'top'} {'left' if left else 'right'}",
     )  # fmt: skip
 
 
