@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,11 +43,11 @@ class Axis:
 def charts(runs: Sequence[Run]) -> list[Chart]:
     """All charts for which the records have data."""
     tokens, time = tokens_axis(runs), time_axis(runs)
-    small: tuple[tuple[str, str, str, str, Callable[[go.Figure], None]], ...] = (
-        ("tokens_per_second", "Throughput", "tokens per second", ".3s", _from_zero),
-        ("grad_norm", "Gradient norm", "before clipping", ".3g", _log_if_spiky),
-        ("lr", "Learning rate", "", ".3g", _from_zero),
-        ("mfu", "Model FLOP/s utilisation", "of the device's peak", ".1%", _from_zero),
+    small: tuple[tuple[str, str, str, str, dict[str, str]], ...] = (
+        ("tokens_per_second", "Throughput", "tokens per second", ".3s", {}),
+        ("grad_norm", "Gradient norm", "before clipping", ".3g", {}),
+        ("lr", "Learning rate", "", ".3g", {"exponentformat": "e"}),
+        ("mfu", "Model FLOP/s utilisation", "of the device's peak", ".1%", {"tickformat": ".0%"}),
     )
     made = [
         loss_chart(runs, tokens, "loss-tokens", wide=True),
@@ -181,9 +181,10 @@ def curve_chart(
     title: str,
     note: str,
     number_format: str,
-    shape: Callable[[go.Figure], None],
+    y_axis: dict[str, str],
 ) -> Chart | None:
-    """One metric of every run against `axis`."""
+    """One metric of every run against `axis`; the y axis begins at 0, or is logarithmic for a
+    gradient norm with spikes."""
     figure, solo = blank(230), len(runs) == 1
     for i, run in enumerate(runs):
         x, y = _points(run.metrics, axis, key)
@@ -196,11 +197,10 @@ def curve_chart(
         return None
     figure.update_layout(showlegend=False)
     figure.update_xaxes(title_text=axis.title, rangemode="tozero")
-    if key == "lr":
-        figure.update_yaxes(exponentformat="e")
-    if key == "mfu":
-        figure.update_yaxes(tickformat=".0%")
-    shape(figure)
+    figure.update_yaxes(rangemode="tozero", **y_axis)
+    values = [v for trace in figure.data for v in trace.y]
+    if key == "grad_norm" and min(values) > 0 and max(values) > 8 * statistics.median(values):
+        figure.update_yaxes(type="log", dtick=1)
     return Chart(key.replace("_", "-"), title, note, figure)
 
 
@@ -337,18 +337,6 @@ def _spread(figure: go.Figure) -> float:
     """The ratio of the largest to the smallest positive x."""
     xs = [x for trace in figure.data for x in trace.x if x > 0]
     return max(xs) / min(xs) if xs else 1.0
-
-
-def _from_zero(figure: go.Figure) -> None:
-    figure.update_yaxes(rangemode="tozero")
-
-
-def _log_if_spiky(figure: go.Figure) -> None:
-    values = [v for trace in figure.data for v in trace.y]
-    if min(values) > 0 and max(values) > 8 * statistics.median(values):
-        figure.update_yaxes(type="log", dtick=1)
-    else:
-        _from_zero(figure)
 
 
 def _points(records: Sequence[Any], axis: Axis, y: str) -> tuple[list[float], list[float]]:

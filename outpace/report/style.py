@@ -130,7 +130,6 @@ th, td {
 }
 thead th { color: var(--muted); font-size: 13px; border-bottom-color: var(--faint); }
 tbody th { font-weight: 500; white-space: nowrap; }
-td.dim, .dim { color: var(--muted); }
 .plan tbody th { font: 13.5px/1.6 var(--mono); width: 1%; }
 .plan td:nth-child(2) { font-weight: 600; width: 22%; }
 .plan td:nth-child(3) { color: var(--muted); }
