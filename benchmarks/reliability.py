@@ -9,6 +9,7 @@ Each part writes benchmarks/results/reliability-PART.json; benchmarks/render.py 
 """
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -137,7 +138,7 @@ def bad_input(folder: Path) -> dict[str, Any]:
     for kind, cases in kinds.items():
         codes = Counter[str]()
         for number, (name, make) in enumerate(cases):
-            place = folder / kind.replace(" ", "-") / str(number)
+            place = folder / kind / str(number)
             place.mkdir(parents=True)
             with contextlib.chdir(place):
                 code, text = _call(make(place))
@@ -173,46 +174,42 @@ def stall(folder: Path) -> dict[str, Any]:
         store.MODEL: dict(model.named_parameters()),
         store.OPTIMIZER: optimizer_tensors(model, optimizer),
     }
-    result: dict[str, Any] = {"bytes": store.size_of(files)}
     savers = {"in front": Saver(background=False), "behind": Saver(background=True)}
-    stalls: dict[str, list[float]] = {name: [] for name in savers}
-    writes: dict[str, list[float]] = {name: [] for name in savers}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in savers}
     for turn in range(SAVES + 1):
         for name, saver in savers.items():
-            place = folder / f"{name}-{turn}"
-            place.mkdir()
-            written = threading.Event()
-
-            def write(copied: Any, place: Path = place, turn: int = turn) -> Path:
-                state = {"weights_sha256": store.weights_sha256(copied[store.MODEL])}
-                return store.save(place, turn, copied, state)
-
-            def done(
-                path: Path,
-                stall_s: float,
-                write_s: float,
-                name: str = name,
-                written: threading.Event = written,
-            ) -> None:
-                stalls[name].append(stall_s)
-                writes[name].append(write_s)
-                store.discard(path)
-                written.set()
-
-            saver.save(files, write, done)
-            # Meanwhile training would continue; a wait inside the next save would count as stall.
-            written.wait(600)
-            saver.wait()
-    for name in savers:  # the first save allocates the buffers
+            found[name].append(_save(saver, files, folder / f"{name}-{turn}"))
+    result: dict[str, Any] = {"bytes": store.size_of(files)}
+    for name, times in found.items():
+        stalls, writes = zip(*times, strict=True)
         result[name] = {
-            "first_stall_s": stalls[name][0],
-            "stall_s": spread(stalls[name][1:]),
-            "write_s": spread(writes[name][1:]),
+            "first_stall_s": stalls[0],  # it allocates the buffers
+            "stall_s": spread(stalls[1:]),
+            "write_s": spread(writes[1:]),
         }
-    result["ratio"] = (
-        result["in front"]["stall_s"]["median"] / result["behind"]["stall_s"]["median"]
-    )
-    return result
+    front, behind = (result[name]["stall_s"]["median"] for name in savers)
+    return result | {"ratio": front / behind}
+
+
+def _save(saver: Saver, files: dict[str, Any], place: Path) -> tuple[float, float]:
+    """Seconds that training waits for a save, and that writing it takes."""
+    place.mkdir()
+    written, seconds = threading.Event(), []
+
+    def write(copied: Any) -> Path:
+        state = {"weights_sha256": store.weights_sha256(copied[store.MODEL])}
+        return store.save(place, 1, copied, state)
+
+    def done(path: Path, stall_s: float, write_s: float) -> None:
+        seconds.append((stall_s, write_s))
+        store.discard(path)
+        written.set()
+
+    saver.save(files, write, done)
+    # Meanwhile training would continue; a wait inside the next save would count as stall.
+    written.wait(600)
+    saver.wait()
+    return seconds[0]
 
 
 def cost(folder: Path) -> dict[str, Any]:
@@ -228,21 +225,16 @@ def cost(folder: Path) -> dict[str, Any]:
         for number, batches in enumerate(steps):
             guarded = number % 2 == (number // 2) % 2  # each goes first in every other pair
             s.trainable.guard = guarded
-            started = time.perf_counter()
+            started, guards = time.perf_counter(), {}
             if guarded:
-                loss_limit, norm_limit = s.guard.limits()
-                result = train_step(
-                    s.trainable, batches, step=progress.step, lr=1e-4,
-                    agree=lambda code: loop.agree(s, code), loss_limit=loss_limit,
-                    norm_limit=norm_limit,
-                )  # fmt: skip
-                assert result is not None
-                progress.step += 1
+                guards = dict(zip(("loss_limit", "norm_limit"), s.guard.limits(), strict=True))
+                guards["agree"] = functools.partial(loop.agree, s)
+            result = train_step(s.trainable, batches, step=progress.step, lr=1e-4, **guards)
+            assert result is not None
+            progress.step += 1
+            if guarded:
                 guard.enter(result)
             else:
-                result = train_step(s.trainable, batches, step=progress.step, lr=1e-4)
-                assert result is not None
-                progress.step += 1
                 float(result.loss)
             times[guarded].append(time.perf_counter() - started)
         s.watchdog.stop()
@@ -270,8 +262,8 @@ def session(folder: Path, flags: list[str]) -> Iterator[Session]:
     run.create()
     yield assemble(
         config, plan, folder=run, group=distributed.Group(ranks, device), mixture=mixture,
-        device=device, stop=StopRequest(), identity={},
-        watchdog=Watchdog(1800.0, run.root, 0, lambda error: None),
+        stop=StopRequest(), identity={}, watchdog=Watchdog(1800.0, run.root, 0, lambda error: None),
+        fresh=True,
     )  # fmt: skip
 
 

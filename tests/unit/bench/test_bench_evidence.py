@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,24 @@ def test_memory_is_written_as_it_comes(tmp_path, monkeypatch):
         bench_memory.run(["--parts", "step", "--output", str(path)])
     found = json.loads(path.read_text())
     assert [row["name"] for row in found["steps"]] == ["one"] and found["micro_batch_size"] == 8
+
+
+def test_the_stall_of_a_save_and_the_cost_of_the_guards_can_be_measured(monkeypatch, tmp_path):
+    """In small: `make reliability` takes half an hour, so nobody sees at once that it broke."""
+    for folder in ("benchmarks", "tests/faults"):
+        monkeypatch.syspath_prepend(str(ROOT / folder))
+    import reliability
+
+    small = {"SAVES": 1, "PAIRS": 2, "WARM_UP": 1}
+    for name, value in small.items():
+        monkeypatch.setattr(reliability, name, value)
+    monkeypatch.setattr(reliability.torch, "set_num_threads", lambda n: None)
+    shape = GPT2Shape(1, 2, 32, 32, 257)
+    monkeypatch.setattr(reliability, "size", lambda _: types.SimpleNamespace(shape=lambda: shape))
+    stall = reliability.stall(tmp_path)
+    assert stall["in front"]["stall_s"]["n"] == 1 and stall["ratio"] > 0
+    cost = reliability.cost(tmp_path)
+    assert cost["pairs"] == 2 and cost["step_ms_with"]["median"] > 0
 
 
 @pytest.fixture
