@@ -13,11 +13,10 @@ from outpace.bench.generation import random_model
 from outpace.cli.main import main
 from outpace.config.presets import GPT2Shape
 from outpace.generate.engine import complete, generate
-from outpace.generate.int8 import int8
 from outpace.generate.samples import Sample, sample
 from outpace.generate.sampling import Sampling, draw, probabilities
 from outpace.generate.text import TextStream
-from outpace.generate.weights import with_weights
+from outpace.generate.weights import int8, with_weights
 from outpace.interop.huggingface import transformers_model
 from outpace.model import matrices
 from outpace.model.cache import KVCache
