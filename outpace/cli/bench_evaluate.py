@@ -49,14 +49,12 @@ def run(argv: list[str]) -> int:
     from outpace.core.errors import UsageError
     from outpace.train.load_model import load_model
 
-    for package in ("transformers", "lm_eval") if options.lm_eval else ("transformers",):
-        if importlib.util.find_spec(package) is None:
-            raise UsageError(
-                "NO-PEER",
-                f"{package} is not installed",
-                do="pip install 'outpace[dev]'"
-                + (", or leave it out with --no_lm_eval" if package == "lm_eval" else ""),
-            )
+    if options.lm_eval and importlib.util.find_spec("lm_eval") is None:
+        raise UsageError(
+            "NO-PEER",
+            "lm_eval is not installed",
+            do="pip install 'outpace[dev]', or leave it out with --no_lm_eval",
+        )
     if options.build_nanogpt is not None:
         check_checkout(options.build_nanogpt)
     torch.set_num_threads(options.threads)
