@@ -253,9 +253,8 @@ def _against(racers: dict[str, Contestant]) -> dict[str, Any]:
 
 
 def _whole_split(questions: Sequence[hellaswag.Question]) -> dict[str, Any]:
-    """Tokens in the forward passes for all questions, padding included, and the shapes of the
-    batches; beside the tokens of four whole right-padded rows per question, as build-nanogpt
-    reads them."""
+    """Tokens in the forward passes for all questions, padding included; beside the tokens of four
+    whole right-padded rows per question, as build-nanogpt reads them."""
     tokenizer = get_tokenizer("gpt2")
     out: dict[str, Any] = {}
     for protocol in hellaswag.PROTOCOLS:
@@ -266,6 +265,5 @@ def _whole_split(questions: Sequence[hellaswag.Question]) -> dict[str, Any]:
             "questions": len(questions),
             "forward_tokens": sum(b.tokens for b in batches),
             "forward_tokens_of_four_rows_each": 4 * sum(rows),
-            "shapes": sorted({(len(b.rows), b.width) for b in batches}),
         }
     return out

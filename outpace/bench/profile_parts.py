@@ -27,16 +27,24 @@ OUTSIDE = {"cuda": "idle", "cpu": "Python and dispatch"}
 
 # Pattern in an operator's or kernel's name -> its part; the first match decides. The compiler names
 # a kernel after the operators fused in it; it counts for the first of them in this table.
-_ATTENTION = r"scaled_dot_product|flash|cudnn_attention|efficient_attention|flex_attention|fmha"
 _BY_NAME: tuple[tuple[str, str], ...] = (
-    (r"adam|_foreach_|lerp|addcdiv|addcmul|linalg_vector_norm|get_total_norm", OTHERS[5]),
-    (_ATTENTION, OTHERS[0]),
-    (r"log_softmax|nll_loss|cross_entropy|logsumexp|_softmax_kernel|linear_cross", OTHERS[1]),
-    (r"layer_norm|gelu|native_dropout", OTHERS[2]),
-    (r"embedding|index_put", OTHERS[3]),
-    (r"softmax|masked_fill|tril|where", OTHERS[0]),
-    (r"copy_|_to_copy|memcpy|memset|fill_|zero_|contiguous|clone", OTHERS[4]),
-    (r"^aten::(add|mul|sum)|fused_add|cpp_fused|triton_", OTHERS[2]),
+    (
+        r"adam|_foreach_|lerp|addcdiv|addcmul|linalg_vector_norm|get_total_norm",
+        "optimiser and clipping",
+    ),
+    (
+        r"scaled_dot_product|flash|cudnn_attention|efficient_attention|flex_attention|fmha",
+        "attention",
+    ),
+    (
+        r"log_softmax|nll_loss|cross_entropy|logsumexp|_softmax_kernel|linear_cross",
+        "cross-entropy",
+    ),
+    (r"layer_norm|gelu|native_dropout", "LayerNorm, GELU, residual"),
+    (r"embedding|index_put", "embeddings"),
+    (r"softmax|masked_fill|tril|where", "attention"),
+    (r"copy_|_to_copy|memcpy|memset|fill_|zero_|contiguous|clone", "copies and casts"),
+    (r"^aten::(add|mul|sum)|fused_add|cpp_fused|triton_", "LayerNorm, GELU, residual"),
 )
 _PRODUCT = re.compile(r"::(mm|addmm|bmm|baddbmm|matmul|linear|_scaled_mm|mkldnn.*linear.*)$")
 
@@ -87,7 +95,7 @@ def part_of(name: str, shapes: Shapes, plan: Plan) -> str:
     if product := _PRODUCT.search(name):
         return _product_part(product[1], shapes, plan)
     lower = name.lower()
-    part = next((part for words, part in _BY_NAME if re.search(words, lower)), OTHERS[-1])
+    part = next((part for words, part in _BY_NAME if re.search(words, lower)), "other operators")
     if part == "optimiser and clipping" or not any(shapes):
         return part
     if any(s and s[-1] in _vocabulary(plan) for s in shapes):  # such as copies of logits
@@ -106,18 +114,22 @@ def _product_part(kind: str, shapes: Shapes, plan: Plan) -> str:
         return "attention"  # scores and their products with the values, materialised
     a, b = shapes[1:3] if "addmm" in kind else shapes[:2]
     if len(a) < 1 or len(b) < 2:
-        return OTHERS[-1]
+        return "other operators"
     m, k, n = math.prod(a[:-1]), a[-1], b[0] if "linear" in kind else b[-1]
     C = plan.n_embd
-    maps = {frozenset({C, 3 * C}): 0, frozenset({C}): 1, frozenset({C, 4 * C}): 2}
-    maps |= {frozenset({C, V}): 3 for V in _vocabulary(plan)}
+    maps = {
+        frozenset({C, 3 * C}): "qkv products",
+        frozenset({C}): "attention projection",
+        frozenset({C, 4 * C}): "MLP products",
+    }
+    maps |= {frozenset({C, V}): "head products" for V in _vocabulary(plan)}
     tokens = plan.micro_batch_size * plan.context
     ways = [(n, {m, k}), (k, {m, n}), (m, {k, n})]  # the last is the forward's
     ways.sort(key=lambda way: way[0] == tokens)
     for _, weight in reversed(ways):
         if frozenset(weight) in maps:
-            return PRODUCTS[maps[frozenset(weight)]]
-    return OTHERS[-1]
+            return maps[frozenset(weight)]
+    return "other operators"
 
 
 def _vocabulary(plan: Plan) -> set[int]:

@@ -65,13 +65,14 @@ def sample(
             beyond_context=beyond_context,
         )
     ):
-        scored = _score(logits, tokens, alternatives) if alternatives else None
+        tokenizer = samples[0].stream.tokenizer
+        scored = _scored(logits, tokens, alternatives, tokenizer) if alternatives else None
         for i, (one, token) in enumerate(zip(samples, tokens.tolist(), strict=True)):
             if one.ended_by:
                 continue
             stream = one.stream
             if scored:
-                one.tokens.append(_named(token, scored[i], stream.tokenizer))
+                one.tokens.append(scored[i])
             one.pieces.append(stream.feed(token))
             if stream.stopped:
                 is_end = token == stream.tokenizer.end_of_text
@@ -87,21 +88,22 @@ def sample(
     yield step + 1
 
 
-Scores = tuple[float, int, list[int], list[float]]
-"""Probability and rank of the token, ids and probabilities of the most likely."""
-
-
-def _score(logits: torch.Tensor, tokens: torch.Tensor, count: int) -> list[Scores]:
-    """logits (B, V), tokens (B,) -> the scores of each sample's token."""
+def _scored(
+    logits: torch.Tensor, tokens: torch.Tensor, count: int, tokenizer: Tokenizer
+) -> list[Scored]:
+    """logits (B, V), tokens (B,) -> each sample's token with its scores."""
     p = logits.float().softmax(-1)  # (B, V)
     own = p.gather(-1, tokens.to(p.device).unsqueeze(-1))  # (B, 1)
     rank = (p > own).sum(-1) + 1
     top = p.topk(min(count, p.size(-1)))
-    columns = (own.squeeze(-1), rank, top.indices, top.values)
-    return list(zip(*(c.tolist() for c in columns), strict=True))
-
-
-def _named(token: int, scores: Scores, tokenizer: Tokenizer) -> Scored:
-    probability, rank, ids, ps = scores
-    top = [(tokenizer.decode([i]), p) for i, p in zip(ids, ps, strict=True)]
-    return Scored(token, tokenizer.decode([token]), probability, rank, top)
+    columns = (tokens, own.squeeze(-1), rank, top.indices, top.values)
+    return [
+        Scored(
+            token,
+            tokenizer.decode([token]),
+            probability,
+            rank,
+            [(tokenizer.decode([i]), p) for i, p in zip(ids, ps, strict=True)],
+        )
+        for token, probability, rank, ids, ps in zip(*(c.tolist() for c in columns), strict=True)
+    ]

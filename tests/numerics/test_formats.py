@@ -431,7 +431,7 @@ def test_a_weight_that_half_precision_cannot_hold_is_refused(model, tmp_path):
 # What convert refuses, and how large folders are read.
 
 
-@pytest.mark.parametrize("to", ["gguf", "llmc"])
+@pytest.mark.parametrize("to", ["gguf", "huggingface", "llmc"])
 def test_a_bug_in_a_format_is_caught_by_the_check(to, folder, tmp_path, monkeypatch, capsys):
     """Two matrices of the same size change places, as a wrong table would have it."""
 
@@ -444,6 +444,13 @@ def test_a_bug_in_a_format_is_caught_by_the_check(to, folder, tmp_path, monkeypa
         add = gguf.GGUFWriter.add_tensor
         monkeypatch.setattr(
             gguf.GGUFWriter, "add_tensor", lambda self, name, data: add(self, swapped(name), data)
+        )
+    elif to == "huggingface":
+        rename = huggingface.to_huggingface
+        monkeypatch.setattr(
+            huggingface,
+            "to_huggingface",
+            lambda *of: {swapped(name): tensor for name, tensor in rename(*of).items()},
         )
     else:
         sizes, read = llmc._sizes, llmc.read_model

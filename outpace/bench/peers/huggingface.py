@@ -12,6 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import numpy as np
 import torch
 
 from outpace.bench.peers import Contestant, Job, write_raw
+from outpace.config.presets import GPT2Shape
+from outpace.interop.huggingface import transformers_config
 from outpace.model.cost import flops_per_token
 from outpace.runtime.hardware import detect
 
@@ -38,11 +41,7 @@ def contestants(checkout: Path, job: Job, folder: Path) -> list[Contestant]:
     write_raw(job.dataset.stream("train"), folder / "train.bin")
     precision = "bf16" if detect(job.device).bf16 else "no"
     settings = {
-        "n_layer": job.shape.n_layer,
-        "n_head": job.shape.n_head,
-        "n_embd": job.shape.n_embd,
-        "context": job.shape.context,
-        "vocab_size": job.shape.padded_vocab_size,
+        "shape": asdict(replace(job.shape, vocab_size=job.shape.padded_vocab_size)),
         "micro_batch_size": job.micro_batch_size,
         "gradient_accumulation_steps": job.gradient_accumulation_steps,
         "device": job.device,
@@ -78,26 +77,14 @@ def step_ms(text: str) -> list[float]:
 
 def train(s: dict[str, Any]) -> None:
     """Train until killed. Prints a line per step; reads the loss in each step, as nanoGPT does."""
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import GPT2LMHeadModel
 
     torch.manual_seed(1337)
     device = torch.device(s["device"])
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-    config = GPT2Config(
-        vocab_size=s["vocab_size"],
-        n_positions=s["context"],
-        n_embd=s["n_embd"],
-        n_layer=s["n_layer"],
-        n_head=s["n_head"],
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        use_cache=False,
-        attn_implementation="sdpa",
-        bos_token_id=0,
-        eos_token_id=0,
-    )
+    shape = GPT2Shape(**s["shape"])
+    config = transformers_config(shape, use_cache=False, attn_implementation="sdpa")
     model = GPT2LMHeadModel(config).to(device).train()
     forward: Any = model
     if s["compile"] == "model":
@@ -134,7 +121,7 @@ def train(s: dict[str, Any]) -> None:
 
 def _batches(tokens: np.ndarray, s: dict[str, Any], device: torch.device) -> Iterator[torch.Tensor]:
     """Random windows, (B, T) int64; copied to a GPU through pinned memory."""
-    B, T = s["micro_batch_size"], s["context"]
+    B, T = s["micro_batch_size"], s["shape"]["context"]
     random = np.random.default_rng(1337)
     while True:
         starts = random.integers(0, len(tokens) - T, B)
