@@ -42,6 +42,29 @@ def test_backend_equals_the_reference(name, dtype, device, T, S):
         assert error < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", BACKENDS.names())
+def test_dropout_leaves_weights_out_and_scales_up_the_rest(name, device):
+    """The first query sees one key: its result is that value divided by 1 - p, or nothing. Where
+    all scores are equal, the mean over many queries is what it is without dropout."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    backend, p = BACKENDS.load(name), 0.25
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    if why := backend.why_not(torch.device(device), dtype, 32):
+        pytest.skip(why)
+    torch.manual_seed(0)
+    q = torch.zeros(256, 8, 8, 32, device=device, dtype=dtype)
+    v = torch.ones_like(q)
+    out = backend.attend(q, q, v, dropout_p=p).float()
+    first = out[:, :, 0, 0]
+    dropped = first == 0
+    assert dropped.float().mean().item() == pytest.approx(p, abs=0.04)
+    assert torch.allclose(first[~dropped], torch.tensor(1 / (1 - p), device=device), rtol=1e-2)
+    assert out.mean().item() == pytest.approx(1.0, abs=0.02)
+    assert torch.allclose(backend.attend(q, q, v, dropout_p=0.0), v)
+
+
 def test_the_flags_know_which_rows_store_the_matrix():
     assert check.MATERIALISING == attention.MATERIALISING
 

@@ -96,16 +96,27 @@ def test_flops_equal_a_count_of_every_matrix_product():
 
 
 def test_initialisation_is_gpt2s():
+    """Every parameter: openai/gpt-2's src/model.py, with the paper's residual projections."""
     shape = GPT2Shape(8, 4, 128, 64, 1000)
     model = GPT2(shape)
     model.init_weights(torch.Generator().manual_seed(0))
-    std = {n: p.std().item() for n, p in model.named_parameters()}
-    assert std["h.3.mlp.c_fc.weight"] == pytest.approx(0.02, rel=0.05)
-    assert std["h.3.mlp.c_proj.weight"] == pytest.approx(0.02 / 4, rel=0.05)  # sqrt(2 * 8)
-    assert std["h.3.attn.c_proj.weight"] == pytest.approx(0.02 / 4, rel=0.05)
-    assert std["wpe.weight"] == pytest.approx(0.01, rel=0.05)
+    std = {
+        "wte": 0.02,
+        "wpe": 0.01,
+        "c_attn": 0.02,
+        "c_fc": 0.02,
+        "c_proj": 0.02 / 4,
+    }  # sqrt(2 * 8)
+    for name, p in model.named_parameters():
+        layer, kind = name.split(".")[-2:]
+        if kind == "bias":
+            assert (p == 0).all(), name
+        elif layer.startswith("ln_"):
+            assert (p == 1).all(), name
+        else:
+            assert p[:1000].std().item() == pytest.approx(std[layer], rel=0.05), name
+            assert abs(p[:1000].mean().item()) < 0.05 * std[layer], name
     assert (model.wte.weight[1000:] == 0).all()
-    assert (model.h[0].ln_1.weight == 1).all() and (model.h[0].attn.c_attn.bias == 0).all()
 
 
 def test_padding_takes_no_part_in_the_loss_and_gets_no_gradient():
@@ -137,6 +148,38 @@ def test_dropout_follows_the_mode_and_the_seed():
     assert not torch.equal(loss(), model(idx, idx))
     model.eval()
     assert torch.equal(model(idx, idx), model(idx, idx))
+
+
+def test_dropout_is_in_the_four_places_of_gpt2():
+    """Behind the embeddings, on the attention's weights, and behind both parts of a block."""
+    asked = []
+
+    def attend(q, k, v, *, dropout_p):
+        asked.append(dropout_p)
+        return sdpa.attend(q, k, v, dropout_p=dropout_p)
+
+    model = GPT2(GPT2Shape(2, 2, 32, 64, 100, dropout=0.25), Compute(attend))
+    dropped = {}
+
+    def keep(name):
+        def hook(_module, given, out):
+            dropped[name] = (out == 0).float().mean().item()
+            if name == "h.0":
+                dropped["embeddings"] = (given[0] == 0).float().mean().item()
+
+        return hook
+
+    for name, module in model.named_modules():
+        if name == "h.0" or name.endswith((".attn", ".mlp")):
+            module.register_forward_hook(keep(name))
+    for training, p in ((True, 0.25), (False, 0.0)):
+        model.train(training)
+        torch.manual_seed(0)
+        model(torch.randint(0, 100, (8, 64)))
+        assert asked == [p, p]
+        for place in ("embeddings", "h.0.attn", "h.0.mlp", "h.1.attn", "h.1.mlp"):
+            assert dropped[place] == pytest.approx(p, abs=0.02), place
+        asked.clear()
 
 
 @pytest.mark.parametrize("mode", ["gelu", "block"])
