@@ -86,6 +86,38 @@ def test_a_tie_within_sources_is_no_evidence():
     assert c.paired.bootstrap_high - c.paired.bootstrap_low > 2 * (c.high - c.low)
 
 
+def pair(a: int, b: int, both: int, sources: int) -> tuple[answers.Answers, answers.Answers]:
+    """Answers of two models: `a` questions that only the first had right, `b` only the second, and
+    `both`; those of the first two kinds come from `sources` sources, each other from its own."""
+    right = [(True, False)] * a + [(False, True)] * b + [(True, True)] * both
+    rows: list[list[dict[str, Any]]] = [[], []]
+    for i, pattern in enumerate(right):
+        source = f"wikihow~{i % sources if i < a + b else i}"
+        for side, is_right in zip(rows, pattern, strict=True):
+            side.append(example(i, is_right, ind=i, source_id=source))
+    (first,), (second,) = answers.collect(rows[0]), answers.collect(rows[1])
+    return first, second
+
+
+@pytest.mark.parametrize(
+    ("only_a", "only_b", "sources", "agrees"),
+    [
+        pytest.param(40, 0, 40, True, id="all three agree"),
+        pytest.param(40, 0, 1, False, id="the bootstrap does not: it is all one video"),
+        pytest.param(14, 5, 19, False, id="McNemar does not: p is 0.064"),
+        pytest.param(5, 0, 5, False, id="the closed form does not, nor does McNemar"),
+    ],
+)
+def test_an_answer_needs_the_interval_the_bootstrap_and_mcnemar(only_a, only_b, sources, agrees):
+    c = compare(*pair(only_a, only_b, 400, sources), "acc_norm")
+    assert c.paired is not None
+    found = c.low > 0, c.paired.bootstrap_low > 0, c.paired.mcnemar_p < 0.05
+    assert all(found) is agrees and any(found), "the premise of this test"
+    assert c.answer == (BEATS if agrees else CANNOT_TELL)
+    back = compare(*reversed(pair(only_a, only_b, 400, sources)), "acc_norm")
+    assert back.answer == (DOES_NOT if agrees else CANNOT_TELL)
+
+
 def test_only_common_questions_are_compared_in_any_order():
     a, b = made("1100" * 30), made("1010" * 30)
     order = list(range(119, 19, -1))
