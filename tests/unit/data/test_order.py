@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from outpace.config.datasets import parse_datasets
 from outpace.core.errors import UsageError
-from outpace.data.mixing import MOST_SLOTS, Shares, sequence
+from outpace.data.mixing import MOST_SLOTS, Shares, sequence, slots
 from outpace.data.order import Order, OrderSpec, Source, permute, sides
 
 SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 63, 64, 65, 255, 256, 257, 1023, 1024, 1025, 4096]
@@ -78,25 +78,54 @@ def test_a_slice_is_the_slice_of_a_longer_call(blocks, first, skip, count, chunk
         assert np.array_equal(getattr(slice_, name), getattr(longer, name)[skip:])
 
 
-def test_the_order_is_written_down_for_ever():
+@pytest.mark.parametrize("chunk", [1, 6])
+def test_the_order_is_written_down_for_ever(chunk):
     """Runs that were interrupted go on from these numbers. They were worked out with the scalar
     network below, on Python's own integers."""
-    order = order_of(1000, 77, context=4, seed=1234, weights=[Fraction(3), Fraction(1)])
-    samples = order.samples(0, 400)
-    assert samples.source.tolist() == [0, 0, 0, 1] * 100
+    order = order_of(
+        1000, 77, context=4, seed=1234, chunk=chunk, weights=[Fraction(3), Fraction(1)]
+    )
+    samples = order.samples(0, 6000)
+    assert samples.source.tolist() == [0, 0, 0, 1] * 1500
     turns = [0, 0]
     for source, start in zip(samples.source.tolist(), samples.start.tolist(), strict=True):
         size = (1000, 77)[source]
         epoch, place = divmod(turns[source], size)
-        block = scalar_permute(place, size, 1234, source, epoch)
-        assert start == 4 * block + order.phase(source, epoch)
+        block = scalar_block(place, size, chunk, keys_of(1234, source, epoch))
+        assert start == 4 * block + (keys_of(1234, source, epoch)[6] % 4 if epoch else 0)
         turns[source] += 1
-    assert turns == [300, 100]
+    assert turns == [4500, 1500]
 
 
-def scalar_permute(index: int, size: int, seed: int, source: int, epoch: int) -> int:
+def test_whose_turn_it_is_is_written_down_for_ever():
+    """Worked out by hand: the earliest deadline first, the first dataset where two are equal; and
+    the slot that rounding down leaves over goes to the largest remainder, 882.95."""
+    weights = Fraction("0.5"), Fraction("0.3"), Fraction("0.2")
+    source, turn = Shares(weights).turns(np.arange(20))
+    assert source.tolist() == [0, 1, 0, 2, 0, 1, 0, 1, 0, 2] * 2
+    assert turn[:10].tolist() == [0, 0, 1, 0, 2, 1, 3, 2, 4, 1]
+    assert (turn[10:] - turn[:10]).tolist() == [(5, 3, 2)[s] for s in source[:10]]
+    rounded = slots([Fraction(n) for n in (9_035_582_198, 4_434_897, 123_456_789, 1)])
+    assert rounded == [64621, 31, 883, 1]
+
+
+def keys_of(seed: int, source: int, epoch: int) -> tuple[int, ...]:
     digest = hashlib.blake2b(f"outpace-order-2:{seed}:{source}:{epoch}".encode()).digest()
-    keys = struct.unpack("<8Q", digest)
+    return struct.unpack("<8Q", digest)
+
+
+def scalar_block(place: int, size: int, chunk: int, keys: tuple[int, ...]) -> int:
+    """Chunks are permuted, what is left over comes last, and all of it is turned."""
+    if chunk == 1:
+        return scalar_permute(place, size, keys)
+    whole = size // chunk
+    number, inside = divmod(place, chunk)
+    if number < whole:
+        place = scalar_permute(number, whole, keys) * chunk + inside
+    return (place + keys[7] % size) % size
+
+
+def scalar_permute(index: int, size: int, keys: tuple[int, ...]) -> int:
     a = math.isqrt(size - 1) + 1
     b = -(-size // a)
     while True:
