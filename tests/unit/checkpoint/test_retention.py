@@ -143,11 +143,15 @@ def test_the_step_of_a_name():
     ]
 
 
-def test_what_a_rollback_goes_by_is_there_whatever_the_losses(tmp_path):
+@pytest.mark.parametrize(
+    ("last", "steps", "first"),
+    [(2, [20, 40, 50], 40), (0, [20, 40, 50], 40), (4, [20, 30, 40, 50], 20)],
+)
+def test_what_a_rollback_goes_by_is_there_whatever_the_losses(tmp_path, last, steps, first):
     save(tmp_path, 10, 20, 30, 40, 50)
-    keep = Retention(last=2, milestone_every_steps=20, best=True)
+    keep = Retention(last=last, milestone_every_steps=20, best=True)
     lasting, oldest = keep.lasting(store.paths(tmp_path))
-    assert [store.step_of(p) for p in lasting] == [20, 40, 50] and oldest == 40
+    assert [store.step_of(p) for p in lasting] == steps and oldest == first
 
 
 def test_what_did_not_count_at_one_rollback_does_not_at_the_next(tmp_path):

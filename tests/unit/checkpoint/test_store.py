@@ -38,6 +38,8 @@ def test_what_is_saved_is_what_safetensors_reads(tmp_path):
     for file, expected in tensors(7).items():
         read = load_file(path / file)
         assert read.keys() == expected.keys()
+        header = int.from_bytes((path / file).read_bytes()[:8], "little")
+        assert header % 8 == 0, "the tensors are not aligned"
         for name, tensor in expected.items():
             assert read[name].dtype == tensor.dtype and torch.equal(read[name], tensor)
     loaded = store.load(path)
