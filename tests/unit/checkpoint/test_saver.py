@@ -8,7 +8,7 @@ import torch
 
 from outpace.checkpoint import saver as module
 from outpace.checkpoint.saver import Files, Saver, check_finite
-from outpace.core.errors import NumericsError, StorageError
+from outpace.core.errors import CheckpointError, NumericsError, StorageError
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +70,35 @@ def test_training_goes_on_while_it_is_written_and_the_next_save_waits():
 
 
 @pytest.mark.parametrize("background", [True, False])
+def test_how_long_training_waited_and_how_long_it_took_are_told(background, monkeypatch):
+    """Each write takes five seconds. In the background training waits for it only when it saves
+    again, and that counts as part of the next save's stall."""
+    now, waited_for, told = 100.0, threading.Event(), []
+    main = threading.current_thread()
+
+    def clock() -> float:
+        read = now
+        if saver._thread is not None and threading.current_thread() is main:
+            waited_for.set()
+        return read
+
+    def write(given: Files) -> Path:
+        nonlocal now
+        if threading.current_thread() is not main:
+            assert waited_for.wait(30)
+            waited_for.clear()
+        now += 5.0
+        return Path("x")
+
+    saver = Saver(background=background)
+    monkeypatch.setattr(module.time, "perf_counter", clock)
+    for _ in range(3):
+        saver.save(files(), write, lambda path, stall_s, write_s: told.append((stall_s, write_s)))
+    saver.wait()
+    assert told == ([(0.0, 5.0), (5.0, 10.0), (5.0, 10.0)] if background else [(5.0, 5.0)] * 3)
+
+
+@pytest.mark.parametrize("background", [True, False])
 def test_a_write_is_tried_twice_and_no_more(background, capsys):
     saver, write, told = Saver(background=background), Writer(failure()), []
     saver.save(files(), write, lambda *_: told.append(1))
@@ -81,6 +110,13 @@ def test_a_write_is_tried_twice_and_no_more(background, capsys):
         saver.save(files(), write, lambda *_: told.append(1))
         saver.wait()
     assert write.tries == 2 and told == [1]
+
+
+def test_what_the_first_try_failed_with_is_told_where_it_took_the_name():
+    saver, taken = Saver(background=False), CheckpointError("CKPT-EXISTS", "there", do="wait")
+    saver.save(files(), Writer(failure(), taken), lambda *_: None)
+    with pytest.raises(StorageError, match="cannot write"):
+        saver.wait()
 
 
 def test_a_lack_of_space_is_not_tried_again():
@@ -107,9 +143,10 @@ def test_what_failed_is_raised_once_and_by_the_next_save_at_the_latest():
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("background", [True, False])
 def test_what_is_not_finite_is_never_written(background, value):
-    saver, write = Saver(background=background), Writer()
+    saver, write, one = Saver(background=background), Writer(), files()
+    one["model"]["w"][1, 1] = value
     with pytest.raises(NumericsError, match=r"w \(model\) is not finite"):
-        saver.save(files(value), write, lambda *_: None)
+        saver.save(one, write, lambda *_: None)
         saver.wait()
     assert write.tries == 0
     check_finite({"model": {"n": torch.tensor([2**62]), "b": torch.tensor([True])}})
