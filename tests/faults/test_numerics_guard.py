@@ -113,18 +113,20 @@ def test_n2_a_loss_that_is_not_finite_changes_nothing(tiny_dataset, tmp_path, fa
     assert losses.index(None) == 6, "JSON has no such number"
 
 
-def test_n2_the_first_step_too(tiny_dataset, tmp_path):
-    """Before there are any moments: weights as the seed made them, and training goes on."""
+def test_n2_the_first_step_too_and_the_last(tiny_dataset, tmp_path):
+    """Before there are any moments: weights as the seed made them, and training goes on. And where
+    no step comes behind it."""
     run = tmp_path / "run"
-    child = call(*command(tiny_dataset, run), cwd=tmp_path, setup=poison.loss, args=((1,),))
-    assert child.code == 0 and skipped(run) == [1]
+    child = call(*command(tiny_dataset, run), cwd=tmp_path, setup=poison.loss, args=((1, 12),))
+    assert child.code == 0 and skipped(run) == [1, 12]
+    assert kinds(run) == [(1, "not finite"), (12, "not finite")]
     first, second = (
         load_file(run / "checkpoints" / store.name_of(step, 0) / store.MODEL) for step in (1, 2)
     )
     assert all(torch.isfinite(t).all() for t in first.values())
     assert any(not torch.equal(first[name], second[name]) for name in first)
     losses = [r["loss"] for r in read_json_lines(run / "metrics.jsonl")]
-    assert losses[-1] < losses[1]
+    assert losses[-2] < losses[1]
 
 
 @pytest.mark.parametrize("what", [poison.gradient, poison.loss], ids=["gradient", "loss"])

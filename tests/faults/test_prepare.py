@@ -8,6 +8,7 @@ import os
 import random
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from conftest import ROOT, write_corpus
 from trials import mount, mounted
 
 from outpace.core.errors import DataError, StorageError
-from outpace.data.journal import Journal
+from outpace.data.journal import GROWING, Journal
 from outpace.data.prepare import PrepareOptions, prepare
 from outpace.data.shard_file import SPLITS, read_header
 from outpace.data.shards import open_dataset, verify_dataset
@@ -365,6 +366,48 @@ def test_p8_an_error_of_the_disk_while_writing_leaves_nothing_half_named(
     assert_resumable(folder)
     prepare(FilesSource([str(corpus)]), folder, OPTIONS)
     assert content(folder) == uninterrupted
+
+
+def test_p8_what_gets_its_name_is_on_the_disk_by_then(corpus, tmp_path, monkeypatch):
+    """Power may go at any moment: each file is synced whole before it is renamed, the names of the
+    shards before the manifest speaks of them, and what the journal counts before the journal."""
+    folder, on_disk, names_on_disk = tmp_path / "made", {}, set()
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            names_on_disk.update(p.name for p in folder.iterdir())
+        else:
+            for path in folder.iterdir():
+                if path.stat().st_ino == status.st_ino:
+                    on_disk[status.st_ino] = path.read_bytes()
+        fsync(descriptor)
+
+    def renamed(source: Path, target: Path) -> None:
+        data = Path(source).read_bytes()
+        assert on_disk.get(Path(source).stat().st_ino) == data, f"{target} may be empty"
+        record = json.loads(data) if target.suffix == ".json" else {}
+        shards = [shard["file"] for shard in record.get("shards", [])]
+        assert names_on_disk >= {*shards, *(Path(name).stem + ".len" for name in shards)}
+        counted = {GROWING[name]: size for name, size in record.get("sizes", {}).items()}
+        for path in folder.glob("*.bin.tmp"):
+            part = record.get("parts", {}).get(path.name.split("_")[0], {"documents": 0})
+            if part["documents"]:
+                counted[path.name] = 1024 + 2 * part["tokens"]
+                counted[path.name.replace(".bin", ".len")] = 4 * part["documents"]
+        for name, size in counted.items():
+            if size:
+                assert len(on_disk[(folder / name).stat().st_ino]) >= size, f"{name} may be short"
+        replace(source, target)
+        renames.append(target.name)
+
+    renames: list[str] = []
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    prepare(FilesSource([str(corpus)]), folder, OPTIONS)
+    assert renames[-1] == "manifest.json" and renames.count(".prepare.json") > 3
+    assert len([name for name in renames if name.endswith(".bin")]) > 3
 
 
 def prepare_flags(corpus: Path, folder: Path | str) -> list[str]:
