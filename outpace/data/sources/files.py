@@ -110,14 +110,16 @@ def file_chunks(paths: Sequence[Path], how: Reading) -> list[Chunk]:
     """Local files as chunks, in the order given."""
     chunks: list[Chunk] = []
     texts: list[Path] = []
+    size = 0
     for path in paths:
         if kind(path) not in (*JSONL, *PARQUET):
             texts.append(path)
-            if sum(_size(p) for p in texts) < TEXTS_BYTES:
+            size += _size(path)
+            if size < TEXTS_BYTES:
                 continue
         if texts:
             chunks.append(_texts_chunk(texts, how))
-            texts = []
+            texts, size = [], 0
         if kind(path) in PARQUET:
             chunks += _parquet_chunks(path, how)
         elif kind(path) in JSONL:

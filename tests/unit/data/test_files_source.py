@@ -13,6 +13,7 @@ import pytest
 
 from outpace.cli.main import main
 from outpace.core.errors import DataError, UsageError
+from outpace.data.sources import files
 from outpace.data.sources.files import FilesSource, find_files
 from outpace.data.sources.readers import Reading, read_parquet, read_texts
 
@@ -137,6 +138,17 @@ def test_marks_and_line_ends_are_counted_and_lone_carriage_returns_stay(tmp_path
     assert texts_in(source) == ["a\nb\rc", "plain \ufeff inside\n", "x\r\ny"]
     expected = {"byte_order_marks_removed": 2, "files_with_crlf_turned_to_lf": 1}
     assert notes_on(source) == expected
+
+
+def test_the_cost_of_small_files_grows_linearly_with_their_number(tmp_path, monkeypatch):
+    for n in range(300):
+        (tmp_path / f"{n:03d}.txt").write_text(f"text {n:03d}")
+    asked = []
+    size = files._size
+    monkeypatch.setattr(files, "_size", lambda path: asked.append(path) or size(path))
+    monkeypatch.setattr(files, "TEXTS_BYTES", 100 * 8)
+    assert len(FilesSource([str(tmp_path)]).chunks()) == 3
+    assert len(asked) == 2 * 300
 
 
 @pytest.mark.parametrize(
