@@ -199,13 +199,19 @@ The logits of this folder, as transformers reads it, were compared with the sour
 
 def write_tokenizer(folder: Path, context: int) -> None:
     """Write GPT-2's tokenizer files, so that AutoTokenizer loads the folder with nothing else."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import GPT2TokenizerFast
 
     from outpace.tokenizer.gpt2 import END_OF_TEXT, merges, vocabulary
 
+    pairs = [(a, b) for a, _, b in (pair.partition(" ") for pair in merges())]
+    parts = Tokenizer(  # transformers 4 takes no `vocab` and `merges`
+        models.BPE(vocabulary(), pairs, continuing_subword_prefix="", end_of_word_suffix="")
+    )
+    parts.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    parts.decoder = decoders.ByteLevel()
     tokenizer = GPT2TokenizerFast(
-        vocab=vocabulary(),
-        merges=[tuple(pair.split(" ")) for pair in merges()],
+        tokenizer_object=parts,
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
         unk_token=END_OF_TEXT,
