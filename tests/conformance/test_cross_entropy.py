@@ -129,6 +129,8 @@ def test_a_row_takes_the_fp8_head(name):
     exact = closed_form(hidden, weight, targets, 100)
     assert_close((loss, hidden.grad, weight.grad), exact, 6e-2)
     assert (hidden.grad.double() - exact[1]).norm() > 1e-2 * exact[1].norm(), "fp8 was not used"
+    with_bf16 = loss_sum(hidden, weight, targets, 100)
+    assert abs(loss - with_bf16) > 1e-4 * with_bf16, "fp8 was not used in the forward"
 
 
 class LiveBytes(TorchDispatchMode):
