@@ -3,6 +3,7 @@
 import os
 import shutil
 import threading
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from outpace.core.errors import DataError
+from outpace.data import loader as loader_module
 from outpace.data.loader import AHEAD, BatchShape, Loader
 from outpace.data.mixture import Mixture
 from outpace.data.order import Order, OrderSpec, Source
@@ -94,6 +96,17 @@ def test_reading_ahead_yields_what_direct_reading_does(dataset):
         assert torch.equal(torch.cat([b.tokens for b in batches]), rows(direct, step))
 
 
+@pytest.mark.parametrize("at_once", [1, 4, 9, 12])
+def test_places_that_are_computed_together_are_those_of_each_step(dataset, monkeypatch, at_once):
+    """Forwards over every border between them, and back, as a rollback goes."""
+    monkeypatch.setattr(loader_module, "AT_ONCE", at_once)
+    loader, direct = loader_of(dataset), loader_of(dataset)
+    for step in (*range(8), 3, 0, 9):
+        out = np.full((4, CONTEXT + 1), 65_535, np.uint16)
+        loader.read_step(step, out)
+        assert torch.equal(torch.from_numpy(out.astype(np.int64)), rows(direct, step)), step
+
+
 @pytest.mark.parametrize("first", [0, 1, 7, 100])
 def test_starting_at_a_step_equals_skipping_to_it(dataset, first):
     skipped = islice(loader_of(dataset).steps(0, first + 4), first, None)
@@ -157,6 +170,20 @@ def test_too_little_data_is_refused_with_the_numbers(folder, tokens, blocks):
         loader_of(open_dataset(folder), micro_batch_size=2, accumulation=2)
     assert "needs 4 sequences of 16 tokens" in caught.value.what
     assert f"has {blocks} ({tokens:,} tokens)" in caught.value.what
+    way_out = f"--tokens_per_step {16 * blocks} or less" if blocks else "a smaller --context"
+    assert way_out in caught.value.do
+
+
+def test_too_little_of_one_of_several_datasets_is_refused_by_its_share(tmp_path):
+    """A third of 4 sequences may be 2, and it has one, a third of 3."""
+    names, weights = ("small", "large"), [Fraction(1), Fraction(2)]
+    sizes = zip(names, (2 * CONTEXT, 20 * CONTEXT), strict=True)
+    made = [open_dataset(write_dataset(tmp_path / name, [[256] * n])) for name, n in sizes]
+    mixture = Mixture.of(made, weights)
+    with pytest.raises(DataError, match=r"needs 2 sequences.*small has 1 \(32 tokens") as caught:
+        loader_of(mixture, micro_batch_size=2, accumulation=2)
+    assert "--tokens_per_step 48 or less" in caught.value.do
+    loader_of(mixture, micro_batch_size=1, accumulation=3)
 
 
 def test_just_enough_data_is_enough(folder):
