@@ -91,7 +91,7 @@ class RemoteChunk:
     def read(self, columns: Sequence[str] = ()) -> Iterator[Batch]:
         with fetched(self.remote, self.store, self.folder, self.then) as found:
             path = found.absolute()  # as in labels
-            for chunk in local_chunks([path], self.how):
+            for chunk in tar_chunks([path]) if is_tar(path) else file_chunks([path], self.how):
                 for batch in chunk.read(columns):
                     yield _relabelled(batch, str(path), self.remote.path)
         if self.past is not None:
@@ -103,13 +103,6 @@ def _relabelled(batch: Batch, here: str, there: str) -> Batch:
     if batch.labels is None:
         return batch
     return replace(batch, labels=[label.replace(here, there, 1) for label in batch.labels])
-
-
-def local_chunks(paths: Sequence[Path], how: Reading) -> list[Chunk]:
-    """Chunks of local files: text, JSON lines, parquet, and tars of compressed tars."""
-    if any(map(is_tar, paths)):
-        return tar_chunks(paths)
-    return file_chunks(paths, how)
 
 
 def remote_chunks(
@@ -181,11 +174,10 @@ def _growth(remote: Remote, store: Store, folder: Path, field: str) -> float | N
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    start = max(0, remote.size - FOOTER_BYTES)
     tail = io.BytesIO()
     try:
-        within(FOOTER_S, store.read, remote, tail, start)
-        metadata = pq.read_metadata(_Tail(tail.getvalue(), start))
+        within(FOOTER_S, store.read, remote, tail, max(0, remote.size - FOOTER_BYTES))
+        metadata = pq.read_metadata(tail)  # all of it is at the file's end
     except (pa.ArrowException, *store.faults()):
         return None
     names = metadata.schema.to_arrow_schema().names
@@ -193,36 +185,6 @@ def _growth(remote: Remote, store: Store, folder: Path, field: str) -> float | N
         raise no_column(remote.path, field, names, "--text_field")
     groups = range(metadata.num_row_groups)
     return sum(declared_bytes(metadata, field, n)[1] for n in groups) / remote.size
-
-
-class _Tail(io.RawIOBase):
-    """A file-like object that has only the end of a file."""
-
-    def __init__(self, tail: bytes, start: int) -> None:
-        self._tail, self._start, self._at = tail, start, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        size = self._start + len(self._tail)
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: size}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, out: Any) -> int:
-        if self._at < self._start:
-            raise OSError("this part of the file was not downloaded")
-        first = self._at - self._start
-        data = self._tail[first : first + len(out)]
-        out[: len(data)] = data
-        self._at += len(data)
-        return len(data)
 
 
 class AddressedSource:
@@ -246,7 +208,7 @@ class AddressedSource:
         chunks: list[Chunk] = []
         for found in self._found:
             if isinstance(found, list):
-                chunks += local_chunks(found, self.how)
+                chunks += file_chunks(found, self.how)
             else:
                 store, remotes = found
                 chunks += remote_chunks(remotes, store, self.downloading, self.how)
