@@ -13,23 +13,20 @@ from outpace.data.exports import raw
 from outpace.data.exports.stream import new_file, splits
 from outpace.data.shards import Dataset
 
-LINES = 100_000
-
 
 def export(dataset: Dataset, output: Path) -> list[Path]:
     """Write `train.npy` and `val.npy`, each with its `.csv.gz`."""
     paths = []
     for split in splits(dataset):
         tokens = output / f"{split}.npy"
-        ends = np.cumsum(raw.write(dataset, split, tokens))
+        lengths = raw.write(dataset, split, tokens)
+        ends = np.cumsum(lengths)
         documents = output / f"{split}.csv.gz"
-        with new_file(documents) as out, gzip.GzipFile(fileobj=out, mode="wb", mtime=0) as packed:
-            start = 0
-            for at in range(0, len(ends), LINES):
-                text = io.StringIO()
-                for end in ends[at : at + LINES].tolist():
-                    text.write(f"{start},{end}\n")
-                    start = end
-                packed.write(text.getvalue().encode())
+        with (
+            new_file(documents) as out,
+            gzip.GzipFile(fileobj=out, mode="wb", mtime=0) as packed,
+            io.TextIOWrapper(packed, newline="\n") as text,
+        ):
+            text.writelines(f"{a},{b}\n" for a, b in zip(ends - lengths, ends, strict=True))
         paths += [tokens, documents]
     return paths
