@@ -256,7 +256,7 @@ def _cross_check(chunk: Chunk, piece: Piece, texts: list[str], tokenizer: Tokeni
     for n in chosen.tolist():
         checker = reference(tokenizer.name)
         found = piece.ids[ends[n] - piece.lengths[n] : ends[n]]
-        if not np.array_equal(found, checker.encode_array(texts[n])):
+        if not np.array_equal(found, checker.encode_batch([texts[n]])[0]):
             raise DataError(
                 "TOKENIZER",
                 f"{tokenizer.version} and {checker.version} give different ids for document "

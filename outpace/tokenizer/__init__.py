@@ -27,12 +27,9 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
 
-    def encode_array(self, text: str) -> "Ids":
-        """The same ids as `encode`, in a compact array; used for whole corpora."""
-        ...
-
     def encode_batch(self, texts: list[str]) -> "tuple[Ids, Lengths]":
-        """Ids of all texts, concatenated, and how many each has."""
+        """The same ids as `encode`, of all texts, concatenated, and how many each has; used for
+        whole corpora."""
         ...
 
     def decode(self, ids: list[int]) -> str: ...

@@ -23,9 +23,6 @@ class BytesTokenizer:
         """UTF-8 bytes; a lone surrogate becomes `?`."""
         return list(text.encode("utf-8", "replace"))
 
-    def encode_array(self, text: str) -> Ids:
-        return np.frombuffer(text.encode("utf-8", "replace"), np.uint8).astype(np.uint16)
-
     def encode_batch(self, texts: list[str]) -> tuple[Ids, Lengths]:
         parts = [text.encode("utf-8", "replace") for text in texts]
         ids = np.frombuffer(b"".join(parts), np.uint8).astype(np.uint16)

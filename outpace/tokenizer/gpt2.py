@@ -60,12 +60,8 @@ class Gpt2Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`; lone surrogates become U+FFFD."""
-        ids: list[int] = self.encode_array(text).tolist()
+        ids: list[int] = self.encode_batch([text])[0].tolist()
         return ids
-
-    def encode_array(self, text: str) -> "Ids":
-        """Like `encode`, in 2 bytes per id."""
-        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> "tuple[Ids, Lengths]":
         """Ids of all texts, concatenated, and how many each has. Releases the GIL."""

@@ -125,9 +125,10 @@ def test_a_novel_has_the_ids_of_the_definition(tokenizer, reference, shared):
     data = (shared / "novels" / "Barclay_Postern_1911.txt").read_bytes()
     text = data.decode("utf-8-sig")
     assert "\r\n" in text
-    ids = tokenizer.encode_array(text)
+    ids, lengths = tokenizer.encode_batch([text])
     assert ids.dtype == np.uint16
     assert ids.tolist() == reference.encode(text)
+    assert lengths.tolist() == [len(ids)]
     assert tokenizer.decode(ids.tolist()) == text
 
 
@@ -158,8 +159,7 @@ def test_a_cut_between_parts_never_changes_the_ids(text):
 def test_a_million_of_one_character_are_encoded_whole(tokenizer, byte):
     """A single pass of tiktoken panics at some 500,000 spaces."""
     text = (byte * (1_000_000 // len(byte))).decode() + "x"
-    ids = tokenizer.encode_array(text)
-    assert tokenizer.decode(ids.tolist()) == text
+    assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_every_byte_has_a_token_and_every_id_but_the_last_stands_for_bytes(tokenizer):
@@ -241,7 +241,7 @@ def test_bytes_are_utf_8():
     tokenizer = get_tokenizer("bytes")
     for text in TRICKY:
         assert tokenizer.encode(text) == list(text.encode())
-        assert tokenizer.encode_array(text).tolist() == list(text.encode())
+        assert tokenizer.encode_batch([text])[0].tolist() == list(text.encode())
         assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.vocab_size == len(tokenizer.token_bytes()) == 257
     assert max(tokenizer.encode("".join(TRICKY))) < tokenizer.end_of_text == 256
