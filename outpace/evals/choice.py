@@ -23,16 +23,24 @@ def utf8_bytes(item: Item, requests: Sequence[Request]) -> list[int]:
     return [len(text.encode("utf-8", "surrogatepass")) for text in item.choices]
 
 
-COMPLETION: dict[str, Lengths] = {"norm": tokens}
-HARNESS: dict[str, Lengths] = {"norm": characters, "bytes": utf8_bytes}
+NORMALISERS: dict[str, dict[str, Lengths]] = {
+    "completion": {"norm": tokens},
+    "harness": {"norm": characters, "bytes": utf8_bytes},
+}
 """What each protocol's `acc_norm` (and `acc_bytes`) divides by."""
 METRICS = {
-    "completion": ("acc", *(f"acc_{name}" for name in COMPLETION)),
-    "harness": ("acc", *(f"acc_{name}" for name in HARNESS)),
+    protocol: ("acc", *(f"acc_{name}" for name in by)) for protocol, by in NORMALISERS.items()
 }
 
 
 def tally(
+    items: Sequence[Item], requests: Sequence[Request], scores: Scores, protocol: str
+) -> tuple[Record, list[Record]]:
+    """`accuracies` with the protocol's normalisers."""
+    return accuracies(items, requests, scores, NORMALISERS[protocol])
+
+
+def accuracies(
     items: Sequence[Item], requests: Sequence[Request], scores: Scores, by: dict[str, Lengths]
 ) -> tuple[Record, list[Record]]:
     """Accuracies over all items and over each of their groups; and a record of each item: its keys,
@@ -50,7 +58,7 @@ def tally(
         answer = {"label": item.label, "pred": _argmax(sums), **preds, "log_likelihoods": sums}
         examples.append({**item.keys, **answer})
     metrics = {"acc": "pred", **{f"acc_{name}": f"pred_{name}" for name in by}}
-    record = {"questions": len(items), **_accuracies(examples, metrics)}
+    record = {"questions": len(items), **_shares(examples, metrics)}
     parts: dict[str, dict[str, list[Record]]] = {}
     for item, example in zip(items, examples, strict=True):
         for kind, name in item.groups.items():
@@ -58,7 +66,7 @@ def tally(
     if parts:
         record["by"] = {
             kind: {
-                name: {"questions": len(some), **_accuracies(some, metrics)}
+                name: {"questions": len(some), **_shares(some, metrics)}
                 for name, some in sorted(named.items())
             }
             for kind, named in parts.items()
@@ -66,14 +74,7 @@ def tally(
     return record, examples
 
 
-def harness(
-    items: Sequence[Item], requests: Sequence[Request], scores: Scores, protocol: str
-) -> tuple[Record, list[Record]]:
-    """`tally` with lm-eval's normalisation."""
-    return tally(items, requests, scores, HARNESS)
-
-
-def _accuracies(examples: Sequence[Record], metrics: dict[str, str]) -> Record:
+def _shares(examples: Sequence[Record], metrics: dict[str, str]) -> Record:
     out: Record = {}
     for metric, prediction in metrics.items():
         out |= share([e[prediction] == e["label"] for e in examples], metric)

