@@ -37,10 +37,8 @@ class Rules:
     val_fraction: float = 0.01
     limit_tokens: int | None = None
     limit_documents: int | None = None
-    copies: bool = True
-    """Whether exact copies are left out."""
     held_out: Int64 | None = None
-    """Sorted numbers of the validation documents, where these are fixed."""
+    """Sorted numbers of the validation documents, where these are fixed; copies are then kept."""
     decision: dict[str, Any] | None = None
 
 
@@ -111,7 +109,7 @@ class Ledger:
         side of the split all of them are."""
         why = piece.removed.copy()
         fresh = why[start:] == KEPT
-        if self.rules.copies:
+        if self.rules.held_out is None:
             candidates = np.flatnonzero(fresh) + start
             first = self.seen.first_of_each(piece.digests[candidates])
             why[candidates[~first]] = COPY

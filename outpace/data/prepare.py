@@ -224,7 +224,6 @@ class _Run:
             self.options.val_fraction if self.held_out is None else 0.0,
             self.options.limit_tokens,
             self.options.limit_documents,
-            copies=self.held_out is None,
             held_out=self.held_out,
             decision=self.journal.decision,
         )

@@ -96,31 +96,26 @@ class ShardWriter:
                 chosen, sizes = ids[np.repeat(mine, lengths)], lengths[mine]
             else:
                 continue
-            self._append(split, self._marked(chosen, sizes), sizes + 1)
+            self._append(split, chosen, sizes)
 
     def _write_cut(self, ids: UInt16, cut: int) -> None:
         """Of a single document: its first part goes to training, its last to validation."""
         for split, part in (("train", ids[:cut]), ("val", ids[cut:])):
             if len(part):
-                size = np.array([len(part)], np.int64)
-                self._append(split, self._marked(part, size), size + 1)
+                self._append(split, part, np.array([len(part)], np.int64))
 
-    def _marked(self, ids: UInt16, lengths: Int64) -> UInt16:
-        """Documents' tokens with an end-of-text before each."""
+    def _append(self, split: str, ids: UInt16, lengths: Int64) -> None:
+        """Add documents to a shard, with an end-of-text before each."""
         data = ids.astype("<u2", copy=False).view(np.uint8).data
         ends = (2 * np.cumsum(lengths)).tolist()
         documents = (data[a:b] for a, b in itertools.pairwise([0, *ends]))
-        return np.frombuffer(self._end_of_text.join([b"", *documents]), "<u2")
-
-    def _append(self, split: str, tokens: UInt16, sizes: Int64) -> None:
-        self._parts[split].append(tokens, sizes.astype(np.uint32))
+        tokens = np.frombuffer(self._end_of_text.join([b"", *documents]), "<u2")
+        self._parts[split].append(tokens, (lengths + 1).astype(np.uint32))
 
     def _finish(self, split: str, chunk: int, document: int) -> None:
         """Give the shard its name and write the journal: a restart continues at this document."""
-        part = self._parts[split]
-        shard = part.finish(self.ledger.documents)
-        self._parts[split] = ShardPart(self.folder, split, int(shard.file[-10:-4]) + 1)
-        self.journal.shards.append(shard)
+        self.journal.shards.append(self._parts[split].finish(self.ledger.documents))
+        self._parts[split] = ShardPart(self.folder, split, self.journal.numbers()[split])
         self.save(chunk, document)
 
     def save(self, chunk: int, document: int) -> None:

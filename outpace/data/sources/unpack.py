@@ -3,6 +3,7 @@ kilobytes that unpack to gigabytes) nor a header that asks for gigabytes can exh
 """
 
 import bz2
+import functools
 import gzip
 import io
 import lzma
@@ -73,13 +74,9 @@ def _xz_decompressor() -> lzma.LZMADecompressor:
 
 def unpack_xz(data: bytes, path: Path) -> bytes:
     """Unpack .xz data in memory; `path` names it in errors, which are those of `open_input`."""
-    limit, parts, size = SizeLimit(path, len(data)), [], 0
-    with _Streams(io.BytesIO(data), _xz_decompressor) as stream:
-        while part := stream.read(PIECE):
-            size += len(part)
-            limit.check(size)
-            parts.append(part)
-    return b"".join(parts)
+    stream = cast(BinaryIO, _Streams(io.BytesIO(data), _xz_decompressor))
+    with _Bounded(stream, SizeLimit(path, len(data))) as bounded:
+        return b"".join(iter(functools.partial(bounded.read, PIECE), b""))
 
 
 class _Streams(io.RawIOBase):
