@@ -18,7 +18,6 @@ import numpy.typing as npt
 LEVEL = 0.95
 Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 RESAMPLES = 100_000
-Numbers = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -5,19 +5,8 @@ GOLDEN_SHA256 = "1b240ed6e3a18587059aa72b7f0fe02cf12ffa5d9ec856fb460a54275fe6b15
 byte-pair encoder written from openai/gpt-2's encoder.py."""
 
 SPACES = (
-    " ",
-    "  ",
-    "\t",
-    "\n",
-    "\r\n",
-    "\n\n",
-    " \n",
-    "\u00a0",
-    "\u2009",
-    "\u3000",
-    "\u180e",
-    "\x1c",
-)
+    " ", "  ", "\t", "\n", "\r\n", "\n\n", " \n", "\u00a0", "\u2009", "\u3000", "\u180e", "\x1c",
+)  # fmt: skip
 WORDS = (
     "the", "The", "don't", "I'LL", "we've", "naïve", "Straße", "漢字", "한국어", "Привет", "שלום",
     "مرحبا", "नमस्ते", "ไทย", "Ωμέγα", "e\u0301", "😀", "👩\u200d👩\u200d👧", "🏳\ufe0f\u200d🌈",
