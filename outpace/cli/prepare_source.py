@@ -103,7 +103,7 @@ def make_source(
         case "files" if any(map(is_url, options.input)):
             source = AddressedSource(options.input, how, downloading)
         case "files":
-            source = make(list(options.input), options.text_field, options.errors, separator)
+            source = make(options.input, how)
         case "pretokenized":
             paths = _token_files(options, output, limit_tokens)
             source = make(paths, downloading=downloading if options.name else None)

@@ -27,6 +27,7 @@ from outpace.data.prepare import PrepareOptions, prepare
 from outpace.data.shard_file import SPLITS, read_header
 from outpace.data.shards import open_dataset, verify_dataset
 from outpace.data.sources.files import FilesSource
+from outpace.data.sources.readers import Reading
 
 KILL_SEED = int(os.environ.get("KILL_SEED", "20260102"))
 DOCUMENTS = 70
@@ -235,7 +236,7 @@ def test_p8_a_kill_at_every_rename_leaves_nothing_out_twice(tmp_path, monkeypatc
     rng.shuffle(texts)
     lines = "".join(json.dumps({"text": t}) + "\n" for t in texts)
     (tmp_path / "x.jsonl").write_text(lines + "\n" + json.dumps({"text": "\ud800"}))
-    source = FilesSource([str(tmp_path / "x.jsonl")], errors="replace")
+    source = FilesSource([str(tmp_path / "x.jsonl")], Reading(errors="replace"))
     options = PrepareOptions("bytes", 0.3, shard_tokens=900, near_duplicates=True)
     expected = killed_at_every_rename(tmp_path, monkeypatch, source, options, after)
     counted = json.loads(expected["manifest.json"])

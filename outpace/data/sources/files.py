@@ -6,7 +6,7 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -46,24 +46,15 @@ SHRINKS = 3.0
 class FilesSource:
     """Every document in the files named by `patterns` (paths, globs or folders), sorted by path.
 
-    Text files lose a byte-order mark, and CRLF becomes LF; the manifest counts both. `errors`
-    decides about a document that is not UTF-8, a line that is not JSON, or a value that is not
-    text: `strict` refuses it, `skip` leaves it out, and `replace` puts U+FFFD in place of bad bytes
-    and lone surrogates, and refuses the rest. `separator` cuts text files into documents.
+    Text files lose a byte-order mark, and CRLF becomes LF; the manifest counts both.
     """
 
     name = "files"
 
-    def __init__(
-        self,
-        patterns: list[str],
-        text_field: str = "text",
-        errors: str = "strict",
-        separator: str = "",
-    ) -> None:
+    def __init__(self, patterns: Sequence[str], how: Reading | None = None) -> None:
         self.paths = find_files(patterns)
         root = os.path.commonpath([p.absolute().parent for p in self.paths])
-        self.how = Reading(text_field, errors, separator, Path(root).as_posix())
+        self.how = replace(how or Reading(), root=Path(root).as_posix())
 
     def chunks(self) -> list[Chunk]:
         return file_chunks(self.paths, self.how)
@@ -174,7 +165,7 @@ def _parquet_chunks(path: Path, how: Reading) -> Iterator[Chunk]:
             first, packed, text, rows = group + 1, 0, 0, 0
 
 
-def find_files(patterns: list[str]) -> list[Path]:
+def find_files(patterns: Sequence[str]) -> list[Path]:
     """The files named by paths, globs and folders, sorted, without repeats."""
     if not patterns:
         raise UsageError("NO-INPUT", "no --input was given", do="add --input 'PATHS_OR_GLOBS'")

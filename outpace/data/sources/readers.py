@@ -31,6 +31,8 @@ UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error)
 ROWS = 16, 64
 """Minimum and maximum number of rows read from a parquet file at once: few, because each may be the
 same long text, stored once; more if all texts of a row group together are short."""
+TOKEN_ROWS = 256
+"""The same for a column of tokens."""
 ROWS_BYTES = 2**28
 """Memory limit for the rows read at once."""
 MEND = "fix or leave out the file"
@@ -48,11 +50,15 @@ BOMS, CRLFS, UNCUT, REPLACED, SKIPPED = NOTES = (
 
 @dataclass(frozen=True)
 class Reading:
-    """How to read documents from files; see FilesSource."""
+    """How to read documents from files."""
 
     text_field: str = "text"
     errors: str = "strict"
+    """What becomes of a document that is not UTF-8, a line that is not JSON, or a value that is not
+    text: `strict` refuses it, `skip` leaves it out, and `replace` puts U+FFFD in place of bad bytes
+    and lone surrogates, and refuses the rest."""
     separator: str = ""
+    """Cuts text files into documents."""
     root: str = ""
     """The folder that labels (used to count text by file) are relative to."""
 
@@ -63,12 +69,9 @@ class Reading:
 
     def record(self) -> dict[str, str]:
         """For a dataset's description: the text field, and any option that is not the default."""
-        usual = {"separator": "", "errors": "strict"}
-        asked = {name: getattr(self, name) for name in usual}
-        return {
-            "text_field": self.text_field,
-            **{name: value for name, value in asked.items() if value != usual[name]},
-        }
+        asked = {"separator": self.separator, "errors": self.errors}
+        changed = {name: value for name, value in asked.items() if value != getattr(Reading, name)}
+        return {"text_field": self.text_field, **changed}
 
 
 class BadDocument(DataError):
@@ -336,7 +339,8 @@ def read_parquet(
         # there is one per core.
         with pq.ParquetFile(path, metadata=metadata, pre_buffer=False) as file:
             if holds_tokens(metadata, how.text_field):
-                yield from read_tokens(file, path, how.text_field, groups, columns)
+                batches = file.iter_batches(TOKEN_ROWS, groups, wanted)
+                yield from read_tokens(batches, path, how.text_field, row, columns)
                 return
             at_once = _rows(metadata, how.text_field, groups)
             for rows in file.iter_batches(at_once, groups, wanted, use_threads=False):

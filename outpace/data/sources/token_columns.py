@@ -2,7 +2,7 @@
 end-of-text anywhere in a row separates documents, and is left out.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from outpace.data.sources import Batch
 
 END_OF_TEXT = 50256
 """GPT-2's id; such columns are read only for its vocabulary."""
-ROWS = 256
 LARGEST = np.iinfo(np.uint16).max
 
 
@@ -27,13 +26,11 @@ def holds_tokens(metadata: Any, field: str) -> bool:
 
 
 def read_tokens(
-    file: Any, path: Path, field: str, groups: Sequence[int], columns: Sequence[str]
+    batches: Iterable[Any], path: Path, field: str, row: int, columns: Sequence[str]
 ) -> Iterator[Batch]:
-    """Rows of an open parquet file as documents of tokens. DataError for an id outside uint16; the
-    vocabulary is checked later."""
-    row = sum(file.metadata.row_group(n).num_rows for n in range(groups[0])) if groups else 0
-    wanted = list(dict.fromkeys([field, *columns]))
-    for rows in file.iter_batches(ROWS, row_groups=groups, columns=wanted):
+    """Rows of a parquet file, from number `row` on, as documents of tokens. DataError for an id
+    outside uint16; the vocabulary is checked later."""
+    for rows in batches:
         lists = rows.column(field).fill_null([])
         flat = lists.flatten()
         lengths = lists.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)

@@ -42,7 +42,7 @@ def jsonl(texts: list[str]) -> bytes:
 
 def source_of(path: Path, data: bytes, text_field: str = "text") -> FilesSource:
     path.write_bytes(data)
-    return FilesSource([str(path)], text_field)
+    return FilesSource([str(path)], Reading(text_field))
 
 
 def documents_of(path: Path, data: bytes) -> list[str]:

@@ -20,6 +20,7 @@ from outpace.data import entropy
 from outpace.data.prepare import PrepareOptions, prepare
 from outpace.data.shards import open_dataset
 from outpace.data.sources.files import FilesSource
+from outpace.data.sources.readers import Reading
 from outpace.tokenizer import get_tokenizer
 
 from .helpers import Texts, prepared, read_documents, read_shard, read_texts
@@ -449,7 +450,9 @@ def test_what_bad_documents_became_is_part_of_what_a_dataset_is(
         (source / f"{i:02}.txt").write_bytes(b"document %d" % i + b" \xff" * (i == 3))
 
     def go(errors: str, folder: Path) -> dict[str, int]:
-        made = prepare(FilesSource([str(source)], errors=errors), folder, options, workers=1)
+        made = prepare(
+            FilesSource([str(source)], Reading(errors=errors)), folder, options, workers=1
+        )
         return made.manifest["documents"]
 
     def begin(errors: str, folder: Path) -> None:

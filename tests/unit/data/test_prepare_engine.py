@@ -33,6 +33,7 @@ from outpace.data.shards import open_dataset, verify_dataset
 from outpace.data.sketch import NearDuplicates, sketch
 from outpace.data.sources import Batch
 from outpace.data.sources.files import FilesSource
+from outpace.data.sources.readers import Reading
 from outpace.data.threads import AHEAD, INTERRUPTS, ThreadEngine
 
 from .helpers import Texts, prepared, read_documents, read_texts, texts_in
@@ -386,7 +387,7 @@ def test_row_groups_are_chunks_and_know_their_documents(tmp_path, monkeypatch):
 def test_a_separator_cuts_a_text_file(tmp_path, monkeypatch):
     monkeypatch.setattr("outpace.data.sources.readers.PIECE", 7)
     (tmp_path / "x.txt").write_text("one\n<|endoftext|>\ntwo<|endoftext|>three")
-    source = FilesSource([str(tmp_path / "x.txt")], separator="<|endoftext|>")
+    source = FilesSource([str(tmp_path / "x.txt")], Reading(separator="<|endoftext|>"))
     assert texts_in(source) == ["one\n", "\ntwo", "three"]
 
 
@@ -394,7 +395,7 @@ def test_a_separator_cuts_a_text_file(tmp_path, monkeypatch):
 def test_a_line_end_in_a_separator_is_one_of_the_text_as_it_will_be(tmp_path, monkeypatch, piece):
     monkeypatch.setattr("outpace.data.sources.readers.PIECE", piece)
     (tmp_path / "x.txt").write_bytes(b"a\r\nb\r\n\r\nc\n\nd\r\n\ne.\r.\n")
-    source = FilesSource([str(tmp_path / "x.txt")], separator="\n\n")
+    source = FilesSource([str(tmp_path / "x.txt")], Reading(separator="\n\n"))
     assert texts_in(source) == ["a\nb", "c", "d", "e.\r.\n"]
 
 
@@ -402,7 +403,7 @@ def test_files_that_the_separator_does_not_cut_are_counted(tmp_path):
     for name, text in {"a.txt": "one--two", "b.txt": "one", "c.txt": "three"}.items():
         (tmp_path / name).write_text(text)
     dataset = prepare(
-        FilesSource([str(tmp_path)], separator="--"),
+        FilesSource([str(tmp_path)], Reading(separator="--")),
         tmp_path / "made",
         PrepareOptions(tokenizer="bytes"),
     )
@@ -573,7 +574,7 @@ def test_nanogpts_split_of_token_columns_is_of_the_documents_that_are_read(tmp_p
     pq.write_table(pa.table({"ids": rows + [[50256]] * empty}), tmp_path / "x.parquet")
     options = PrepareOptions(split="nanogpt")
     manifest = prepare(
-        FilesSource([str(tmp_path / "x.parquet")], "ids"), tmp_path / "d", options
+        FilesSource([str(tmp_path / "x.parquet")], Reading("ids")), tmp_path / "d", options
     ).manifest
     documents = manifest["documents"]
     assert documents["source"] == documents["train"] + documents["val"] == 2001
