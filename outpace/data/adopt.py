@@ -25,7 +25,12 @@ from outpace.data.folder import other_dataset
 from outpace.data.manifest import documents_by_split, of_shards
 from outpace.data.shard_file import SHARD_NAME, SPLITS, ShardFile
 from outpace.data.shards import MANIFEST, Dataset, open_dataset
-from outpace.data.token_files import MOST_DOCUMENT_TOKENS, TokenFile, token_file_fault
+from outpace.data.token_files import (
+    MOST_DOCUMENT_TOKENS,
+    TokenFile,
+    no_end_of_text,
+    token_file_fault,
+)
 from outpace.tokenizer import Tokenizer, get_tokenizer
 
 VALIDATION = ("val", "valid", "validation", "test")
@@ -106,13 +111,8 @@ def _examine(file: TokenFile, tokenizer: Tokenizer) -> tuple[ShardFile, Int64]:
         at += len(piece)
     borders = np.unique(np.concatenate([[0], *starts, [file.tokens]]))
     lengths = np.diff(borders)
-    if len(lengths) and int(lengths.max()) > MOST_DOCUMENT_TOKENS:
-        raise DataError(
-            "DOCUMENT-SIZE",
-            f"{file.path}: {int(lengths.max()):,} tokens without an end-of-text ({end}): the file "
-            "was made with another tokenizer",
-            do="prepare its text instead, or leave the file out",
-        )
+    if (longest := int(lengths.max(initial=0))) > MOST_DOCUMENT_TOKENS:
+        raise no_end_of_text(file.path, longest, end)
     shard = ShardFile.parse(
         {
             "file": file.path.name,

@@ -5,17 +5,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.progress import (
-    BarColumn,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import (
-    Progress as Bar,
-)
-from rich.text import Text
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
 from outpace.core.console import LIVE, err
 from outpace.core.errors import StorageError
@@ -61,11 +52,6 @@ def announce(
         )
 
 
-class _Numbers(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(str(task.fields.get("numbers", "")))
-
-
 class Progress:
     """Documents, tokens, MB of text per second and time left: a bar on a terminal, else one line
     per minute."""
@@ -79,13 +65,13 @@ class Progress:
         self._number = -1
         self._text = 0
         self._bar = Bar(
-            TextColumn("{task.description}"), BarColumn(), _Numbers(), TimeRemainingColumn(),
-            console=err, transient=True, disable=not LIVE,
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(), console=err, transient=True, disable=not LIVE,
         )  # fmt: skip
 
     def __enter__(self) -> "Progress":
         self._bar.start()
-        self._task = self._bar.add_task("preparing", total=self._before[-1])
+        self._task = self._bar.add_task("preparing", total=self._before[-1], numbers="")
         self._started = self._told = time.monotonic()
         return self
 

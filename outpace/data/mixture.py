@@ -66,7 +66,7 @@ class Mixture:
         if not self.weighted:
             return ",".join(str(dataset.folder) for dataset in self.datasets)
         named = zip(self.datasets, self.weights, strict=True)
-        return ",".join(f"{dataset.folder}:{_decimal(weight)}" for dataset, weight in named)
+        return ",".join(f"{dataset.folder}:{float(weight):.12g}" for dataset, weight in named)
 
     @property
     def fingerprint(self) -> str:
@@ -125,8 +125,3 @@ class Mixture:
             for first, below, count in lengths.bins if lengths else ():
                 documents[first, below] += count
         return [(*between, count) for between, count in sorted(documents.items())]
-
-
-def _decimal(weight: Fraction) -> str:
-    """A weight as the user wrote it, in decimals."""
-    return f"{float(weight):.12g}"

@@ -139,12 +139,7 @@ def documents(file: TokenFile, end_of_text: int, vocab_size: int) -> Iterator[tu
         if not len(ends):
             rest.append(piece)
             if sum(map(len, rest)) > MOST_DOCUMENT_TOKENS:
-                raise DataError(
-                    "DOCUMENT-SIZE",
-                    f"{file.path}: {MOST_DOCUMENT_TOKENS:,} tokens without an end-of-text "
-                    f"({end_of_text}): the file was made with another tokenizer",
-                    do="prepare its text instead, or leave the file out",
-                )
+                raise no_end_of_text(file.path, MOST_DOCUMENT_TOKENS, end_of_text)
             continue
         last = int(ends[-1]) + 1
         yield _cut(np.concatenate([*rest, piece[:last]]), end_of_text)
@@ -158,6 +153,15 @@ def _cut(tokens: UInt16, end_of_text: int) -> tuple[UInt16, Int64]:
     borders = np.concatenate([[-1], np.flatnonzero(is_end), [len(tokens)]])
     lengths = np.diff(borders) - 1
     return tokens[~is_end], lengths[lengths > 0]
+
+
+def no_end_of_text(path: Path, tokens: int, end_of_text: int) -> DataError:
+    return DataError(
+        "DOCUMENT-SIZE",
+        f"{path}: {tokens:,} tokens without an end-of-text ({end_of_text}): the file was made with "
+        "another tokenizer",
+        do="prepare its text instead, or leave the file out",
+    )
 
 
 def token_file_fault(path: Path, what: str) -> DataError:

@@ -20,7 +20,7 @@ from outpace.data.shards import Dataset
 def write(dataset: Dataset, split: str, path: Path) -> Int64:
     """Write a split's documents, and return the length of each in the order of the file: the
     shards' order, or nanoGPT's if the dataset has nanoGPT's split."""
-    if _has_nanogpts_split(dataset):
+    if dataset.manifest.get("options", {}).get("split") == "nanogpt":
         lengths = dataset.document_lengths(split)
         order = _nanogpt_order(dataset, split, len(lengths))
         with new_file(path) as out:
@@ -44,10 +44,6 @@ def write(dataset: Dataset, split: str, path: Path) -> Int64:
                 found.append(lengths)
         out.write(end.tobytes())
     return np.concatenate(found)
-
-
-def _has_nanogpts_split(dataset: Dataset) -> bool:
-    return bool(dataset.manifest.get("options", {}).get("split") == "nanogpt")
 
 
 def _nanogpt_order(dataset: Dataset, split: str, documents: int) -> Int64:

@@ -50,21 +50,17 @@ def prepare(output: Path, source: Path | None = None) -> Path:
             return target
         except DataError as error:
             warn(f"{error.what}; fetching it again")
-    data = _fetch() if source is None else _given(source)
+    if source is None:
+        data = _fetch()
+    else:
+        load(source)
+        data = source.read_bytes()
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise storage_error(output, error) from error
     replace_file(target, data)
     return target
-
-
-def _given(source: Path) -> bytes:
-    load(source)
-    data = source.read_bytes()
-    if not _is_right(data):
-        raise DataError("HELLASWAG", f"{source} changed while it was read", do="run again")
-    return data
 
 
 def _fetch() -> bytes:
