@@ -151,31 +151,6 @@ def test_the_cost_of_small_files_grows_linearly_with_their_number(tmp_path, monk
     assert len(asked) == 2 * 300
 
 
-@pytest.mark.parametrize(
-    ("data", "at"),
-    [
-        (b"abc\xff", 3),
-        (b"\xff\xfea\0b\0", 0),
-        (b"ok \xc3\xa9 then \xe9!", 11),
-        (b"cut \xe6\xbc", 4),
-    ],
-)
-def test_text_that_is_not_utf_8_is_named_with_the_byte(tmp_path, data, at):
-    assert f"byte {at} is not UTF-8" in fault_of(tmp_path / "x.txt", data).what
-
-
-@pytest.mark.parametrize(
-    "line",
-    [b"{", b'{"text": "cut', b"not json", b"[" * 100_000, b'{"text" "x"}', b"1" * 5000],
-)
-def test_a_damaged_json_line_is_named_with_its_number(tmp_path, line):
-    data = b'{"text": "a"}\n\n' + line + b'\n{"text": "b"}\n'
-    what = fault_of(tmp_path / "x.jsonl", data).what
-    assert "line 3 is not JSON (byte " in what
-    byte = int(what.split("(byte ")[1].split(":")[0])
-    assert 15 <= byte <= 15 + len(line) + 1
-
-
 def test_a_damaged_json_line_is_named_with_its_byte(tmp_path):
     data = '{"text": "é漢"}\n{"text": "é漢" x}\n'.encode()
     where = f"line 2 is not JSON (byte {data.index(b'x}')}: "
@@ -235,29 +210,12 @@ def test_bytes_that_are_not_utf_8_in_a_text_column_are_what_errors_says(tmp_path
     assert [t for b in batches for t in b.texts] == [texts[n - 1] for n in kept]
 
 
-@pytest.mark.parametrize("keep", [0, 3, 50, -9, -1])
-def test_a_truncated_parquet_file_is_a_fault(tmp_path, keep):
-    path = tmp_path / "x.parquet"
-    pq.write_table(pa.table({"text": [f"text {n}" * 9 for n in range(500)]}), path)
-    fault_of(path, path.read_bytes()[:keep])
-
-
 def test_a_parquet_file_with_bytes_zeroed_is_a_fault(tmp_path):
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"text": [f"text {n}" * 9 for n in range(500)]}), path)
     data = bytearray(path.read_bytes())
     data[len(data) // 3 : len(data) // 3 + 64] = bytes(64)
     fault_of(path, bytes(data))
-
-
-@pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("kind", [".txt", ".jsonl"])
-@pytest.mark.parametrize("part", [0, 0.001, 0.5, 0.99])
-def test_a_truncated_compressed_file_is_a_fault_and_not_a_short_document(
-    tmp_path, kind, suffix, part
-):
-    data = compressed(suffix, jsonl([f"{n * 7919} text" for n in range(5000)]))
-    fault_of(tmp_path / f"x{kind}{suffix}", data[: int(part * len(data))])
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -279,10 +237,6 @@ def test_a_compressed_json_file_holds_lines(suffix, tmp_path):
     )
     (tmp_path / "package.json").write_text("{}")
     assert texts_in(FilesSource([str(tmp_path)])) == TEXTS
-
-
-def test_garbage_behind_a_gz_file_is_a_fault(tmp_path):
-    fault_of(tmp_path / "x.txt.gz", gzip.compress(b"text") + b"garbage")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

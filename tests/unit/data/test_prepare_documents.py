@@ -15,10 +15,9 @@ from conftest import files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from outpace.core.errors import DataError, RunInUse, StorageError, UsageError
+from outpace.core.errors import DataError, StorageError, UsageError
 from outpace.data import entropy
 from outpace.data.prepare import PrepareOptions, prepare
-from outpace.data.shards import open_dataset
 from outpace.data.sources.files import FilesSource
 from outpace.data.sources.readers import Reading
 from outpace.tokenizer import get_tokenizer
@@ -160,13 +159,6 @@ def test_the_split_holds_each_text_once_and_leaves_no_side_empty(documents, val_
     assert manifest["text_bytes"] == sum(len(t.encode()) for t in kept)
 
 
-@pytest.mark.parametrize("documents", [[], [""], ["", " \n", "\t"]])
-def test_nothing_but_empty_documents_is_refused(folder, documents):
-    with pytest.raises(DataError, match=f"{len(documents)} documents, and none with text"):
-        prepared(folder, documents)
-    assert files(folder) == {}
-
-
 def test_the_unigram_entropy_is_that_of_the_training_tokens(folder, texts):
     dataset = prepared(folder, texts, val_fraction=0.1, shard_tokens=4000)
     counts = Counter(t for path in folder.glob("train_*.bin") for t in read_shard(path))
@@ -188,22 +180,9 @@ def test_the_unigram_entropy_of_much_text_is_that_of_stretches_from_all_of_it(
     assert dataset.unigram_entropy == pytest.approx(nats(counts), rel=1e-12)
 
 
-def test_the_unigram_entropy_of_even_tokens_is_the_logarithm_of_their_number(folder):
-    """Of `ab` and `ba`: a, b and the end of text are a third each."""
-    dataset = prepared(folder, ["ab", "ba"], val_fraction=0)
-    assert dataset.unigram_entropy == pytest.approx(math.log(3), rel=1e-12)
-
-
 def nats(counts):
     n = counts.total()
     return -sum(c / n * math.log(c / n) for c in counts.values())
-
-
-def test_a_literal_end_of_text_does_not_end_a_document(folder):
-    text = "one <|endoftext|> two<|endoftext|>"
-    prepared(folder, [text, "other"], tokenizer="gpt2", val_fraction=0)
-    documents = read_documents(folder, "train", 50256)  # which looks for 50256 inside, too
-    assert [get_tokenizer("gpt2").decode(d) for d in documents] == [text, "other"]
 
 
 def test_lone_surrogates_and_controls_do_not_stop_the_rest(folder):
@@ -370,21 +349,6 @@ def test_text_that_changes_before_a_restart_is_noticed_and_shards_are_kept(
         }
     prepare(Texts(texts[:50]), folder, options, workers=1)
     assert sorted(read_texts(folder, "train") + read_texts(folder, "val")) == sorted(texts[:50])
-
-
-def test_a_folder_that_another_process_prepares_is_refused(folder, texts):
-    class Nosy(Texts):
-        readings = 0
-
-        def documents(self):
-            self.readings += 1
-            if self.readings == 1:
-                with pytest.raises(RunInUse, match="another process"):
-                    prepared(folder, texts)
-            yield from self.texts
-
-    prepare(Nosy(texts[:3]), folder, PrepareOptions(tokenizer="bytes"), workers=1)
-    assert open_dataset(folder).manifest["documents"]["source"] == 3
 
 
 def test_an_output_that_is_a_file_is_a_storage_error(tmp_path, texts):
