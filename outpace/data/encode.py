@@ -79,17 +79,19 @@ class Piece:
 
 def encode_chunk(chunk: Chunk, work: Work, skip: int = 0) -> Iterator[Piece]:
     """Yield the pieces of a chunk, except those wholly within its first `skip` documents."""
-    for first, batch in batches(chunk, work):
-        if first + batch_len(batch) > skip or (batch.notes and not skip):
-            yield encode(chunk, first, batch, work)
+    for first, batch in batches(chunk, work, skip):
+        yield encode(chunk, first, batch, work)
 
 
-def batches(chunk: Chunk, work: Work) -> Iterator[tuple[int, Batch]]:
-    """(number of the first document, batch) of a chunk: the part of the work that is in order."""
+def batches(chunk: Chunk, work: Work, skip: int = 0) -> Iterator[tuple[int, Batch]]:
+    """(number of the first document, batch) of a chunk, except those wholly within its first `skip`
+    documents: the part of the work that is in order."""
     first = 0
     for batch in chunk.read(columns_of(work.filters)):
-        yield first, batch
-        first += batch_len(batch)
+        following = first + batch_len(batch)
+        if following > skip or not skip:
+            yield first, batch
+        first = following
 
 
 def batch_len(batch: Batch) -> int:

@@ -16,7 +16,6 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, lru_cache
-from typing import Literal
 
 import numpy as np
 
@@ -33,7 +32,6 @@ _WORD_BASE = 0xD1342543DE82EF95
 """Odd numbers with well-spread bits (the golden ratio's; Steele and Vigna 2021, table 5)."""
 _MIX = np.uint64(0xFF51AFD7ED558CCD)
 """MurmurHash3's finaliser (aappleby/smhasher, fmix64)."""
-SIDES: tuple[Literal["left"], Literal["right"]] = ("left", "right")
 _SEPARATOR = 0
 _BORDER = bytes([_SEPARATOR])
 _FOLD = bytes(
@@ -113,8 +111,8 @@ class NgramIndex:
     def pairs(self, ngrams: Int64) -> tuple[Int64, Int64]:
         """(positions in `ngrams`, numbers of names): one entry for each name that has the
         n-gram."""
-        first, last = (np.searchsorted(self._holders[0], ngrams, side) for side in SIDES)
-        count = last - first
+        first = np.searchsorted(self._holders[0], ngrams, "left")
+        count = np.searchsorted(self._holders[0], ngrams, "right") - first
         place = np.repeat(np.arange(len(ngrams)), count)
         within = np.arange(len(place)) - np.repeat(np.cumsum(count) - count, count)
         return place, self._holders[1, np.repeat(first, count) + within]

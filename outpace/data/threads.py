@@ -13,7 +13,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from outpace.data.encode import Piece, Work, batch_len, batches, encode
+from outpace.data.encode import Piece, Work, batches, encode
 from outpace.data.folder import Signalled
 from outpace.data.sources import Batch, Chunk
 
@@ -36,7 +36,6 @@ class _Open:
 
     number: int
     chunk: Chunk
-    skip: int
     batches: Iterator[tuple[int, Batch]]
     reading: bool = False
     read_to_end: bool = False
@@ -181,7 +180,7 @@ class _Run:
             self._change.notify_all()
             return None
         number, chunk, skip = task
-        self._open.append(_Open(number, chunk, skip, batches(chunk, self._work)))
+        self._open.append(_Open(number, chunk, batches(chunk, self._work, skip)))
         return self._open[-1]
 
     def _read(self, chunk: _Open) -> tuple[int, tuple[int, Batch] | None]:
@@ -190,11 +189,7 @@ class _Run:
         batch: tuple[int, Batch] | None = None
         fault: BaseException | None = None
         try:
-            for batch in chunk.batches:
-                if batch[0] + batch_len(batch[1]) > chunk.skip or not chunk.skip:
-                    break
-            else:
-                batch = None
+            batch = next(chunk.batches, None)
         except INTERRUPTS:
             raise
         except BaseException as error:
@@ -202,11 +197,9 @@ class _Run:
         with self._change:
             chunk.reading = False
             place = chunk.taken
+            chunk.read_to_end = batch is None
             if fault is not None:
                 chunk.ready[place] = fault
-                batch = None
-            if batch is None:
-                chunk.read_to_end = True
             if batch is not None or fault is not None:
                 chunk.taken += 1
             else:

@@ -18,7 +18,7 @@ from outpace.data.sources.readers import file_stamp
 from outpace.data.sources.remote import AHEAD, DOWNLOADS, Downloading
 from outpace.data.stores import HubStore
 from outpace.data.token_files import MEGATRON_MAGIC, SUFFIXES, TokenFile, documents, recognise
-from outpace.tokenizer import get_tokenizer
+from outpace.tokenizer.gpt2 import Gpt2Tokenizer
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,6 @@ class TokenChunk:
     """One file of tokens."""
 
     file: TokenFile
-    tokenizer: str
     stamp: str
     documents: int | None = None
 
@@ -45,8 +44,8 @@ class TokenChunk:
     def read(self, columns: Sequence[str] = ()) -> Iterator[Batch]:
         if columns:
             raise no_column(self.name, columns[0], [])
-        tokenizer = get_tokenizer(self.tokenizer)
-        for ids, lengths in documents(self.file, tokenizer.end_of_text, tokenizer.vocab_size):
+        gpt2 = Gpt2Tokenizer
+        for ids, lengths in documents(self.file, gpt2.end_of_text, gpt2.vocab_size):
             if len(lengths):
                 yield Batch(ids=ids, lengths=lengths)
 
@@ -57,14 +56,9 @@ class PretokenizedSource:
 
     name = "pretokenized"
 
-    def __init__(
-        self,
-        patterns: Sequence[str],
-        tokenizer: str = "gpt2",
-        downloading: Downloading | None = None,
-    ) -> None:
+    def __init__(self, patterns: Sequence[str], downloading: Downloading | None = None) -> None:
         self.files = [recognise(path) for path in find_token_files(patterns)]
-        self.tokenizer, self.downloading = tokenizer, downloading
+        self.downloading = downloading
 
     def by_split(self) -> dict[str, "PretokenizedSource"]:
         """One source per split, by the files' names."""
@@ -75,7 +69,7 @@ class PretokenizedSource:
         return sides
 
     def chunks(self) -> Sequence[Chunk]:
-        return [TokenChunk(f, self.tokenizer, file_stamp(f.path)) for f in self.files]
+        return [TokenChunk(f, file_stamp(f.path)) for f in self.files]
 
     def describe(self) -> dict[str, Any]:
         root = Path(os.path.commonpath([f.path.absolute().parent for f in self.files]))

@@ -194,7 +194,7 @@ class AddressedSource:
     name = "files"
 
     def __init__(self, patterns: Sequence[str], how: Reading, downloading: Downloading) -> None:
-        self.patterns, self.how, self.downloading = patterns, how, downloading
+        self.how, self.downloading = how, downloading
         self._found: list[tuple[Store, list[Remote]] | list[Path]] = []
         for pattern in patterns:
             if is_url(pattern):
