@@ -136,14 +136,11 @@ def subset(items: Sequence[Any], limit: int | None) -> list[Any]:
 
 
 def share(right: Sequence[bool], metric: str) -> Record:
-    """A share with its standard error, under the names that lm-eval uses."""
-    p = sum(right) / max(1, len(right))
-    return {metric: p, f"{metric}_stderr": standard_error(p, len(right))}
-
-
-def standard_error(p: float, n: int) -> float:
-    """Standard error of a share p of n, with the sample's n - 1, as lm-eval reports it."""
-    return math.sqrt(p * (1 - p) / max(1, n - 1))
+    """A share with its standard error (with the sample's n - 1), as lm-eval names and reports
+    them."""
+    n = len(right)
+    p = sum(right) / max(1, n)
+    return {metric: p, f"{metric}_stderr": math.sqrt(p * (1 - p) / max(1, n - 1))}
 
 
 def _request(context: str, continuations: Sequence[str], tokenizer: Tokenizer) -> Request:

@@ -96,7 +96,6 @@ def test_one_long_chunk_is_encoded_by_several_threads(monkeypatch):
 
 
 def test_few_pieces_wait_for_a_slow_consumer_and_closing_stops_the_threads():
-    chunks = [Slow(str(n), 50) for n in range(4)]
     read = 0
 
     class Counting(Slow):
