@@ -33,6 +33,8 @@ COMMANDS = Registry(
     },
 )
 COMPUTING = ("train", "evaluate", "verdict", "sample", "prove-resume", "replay")
+TOGETHER = ("train", "evaluate", "verdict", "prove-resume")
+"""What several processes do as one group."""
 SPIN_COUNT = "2000"
 """How often a thread of libgomp spins at the end of a parallel region before it sleeps. By default
 it spins for milliseconds, which takes cores from other programs and leaves the thread no time slice
@@ -69,6 +71,8 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         # An interrupt inside a C extension's import may come out as an ImportError.
         code = INTERRUPTED if interrupted.is_set() else _fail(error)
+    if code not in (DONE, INTERRUPTED) and argv[:1] and argv[0] in TOGETHER:
+        _tell_others(code)
     return _flush(code)
 
 
@@ -136,6 +140,16 @@ def _fail(error: Exception) -> int:
         traceback.print_exception(error)
     fail(str(known))
     return known.exit_code
+
+
+def _tell_others(code: int) -> None:
+    """Tell the other processes of the group, which may wait for this one, that it has failed."""
+    if os.environ.get("RANK") and os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        _flush(code)
+        with contextlib.suppress(KeyboardInterrupt, ImportError):
+            from outpace.runtime.rollcall import will_not_join
+
+            will_not_join(code)
 
 
 def _flush(code: int) -> int:

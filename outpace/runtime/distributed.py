@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from outpace.core.errors import BUG, OutpaceError, PeerLost, UsageError
+from outpace.runtime.rollcall import join, peer_failed, within
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ LOST = (
 """How gloo and nccl report, in a RuntimeError, that another process died or stopped answering."""
 
 
-LAST_WORD, WORD_TIMEOUT = "ended-with", timedelta(seconds=5)
+LAST_WORD, WORD_S = "ended-with", 5.0
 ANYONE, LOOK_EVERY_S = "anyone", 1.0
 
 
@@ -90,17 +91,6 @@ def lost_peer(error: Exception, ranks: Ranks) -> PeerLost | None:
     )
 
 
-def peer_failed(exit_code: int) -> OutpaceError:
-    """The error of the other processes when one has failed and said so."""
-    error = OutpaceError(
-        "PEER-FAILED",
-        "another process failed; its own line says why",
-        kept="all that was saved",
-    )
-    error.exit_code = exit_code
-    return error
-
-
 class Group:
     """The few collective operations that training needs; one process gets back its input."""
 
@@ -109,31 +99,27 @@ class Group:
         self.ranks, self.device = ranks, device
         self._control: dist.ProcessGroup | None = None
         self._store: Any = None
-        self._look_at = 0.0
+        self._look_at, self._timeout_s = 0.0, timeout_s
         if ranks.world_size > 1:
             try:
-                self._meet(timedelta(seconds=timeout_s))
+                self._meet(timeout_s)
             except Exception as error:
                 if (lost := lost_peer(error, ranks)) is not None:
                     raise lost from error
                 raise
 
-    def _meet(self, timeout: timedelta) -> None:
+    def _meet(self, timeout_s: float) -> None:
         if not os.environ.get("MASTER_ADDR"):
             raise _no_ranks("MASTER_ADDR")
         if not os.environ.get("MASTER_PORT", "").isdecimal():
             raise _no_ranks("MASTER_PORT")
-        # torchrun restarts a group on the same store, which still has the old addresses.
-        store, rank, world_size = next(
-            dist.rendezvous("env://", timeout=timeout)  # type: ignore[attr-defined]
-        )
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self._store = dist.PrefixStore(f"attempt-{attempt}", store)  # type: ignore[attr-defined]
+        ranks, timeout = self.ranks, timedelta(seconds=timeout_s)
+        self._store = join(ranks.rank, ranks.world_size, timeout_s)
         dist.init_process_group(
             "nccl" if self.device.type == "cuda" else "gloo",
             store=self._store,
-            rank=rank,
-            world_size=world_size,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
             timeout=timeout,
         )
         # Stop flags go over gloo, so that checking them each step never waits for the GPU.
@@ -165,27 +151,28 @@ class Group:
     def word_on(self, error: Exception) -> OutpaceError | None:
         """If `error` means a lost process: PEER-FAILED if that process has reported its failure,
         else PeerLost. Any other error is our own: report it to the others, and return None."""
-        lost = error if isinstance(error, PeerLost) else lost_peer(error, self.ranks)
+        lost, store = lost_peer(error, self.ranks), self._store
+        if isinstance(error, PeerLost):
+            lost = error
         with contextlib.suppress(Exception):  # the store's host may be gone
-            if self._store is not None:
-                self._store.set_timeout(WORD_TIMEOUT)
-                if lost is None:
-                    self._store.set(LAST_WORD, str(getattr(error, "exit_code", BUG)))
-                elif self._store.check([LAST_WORD]):
-                    return peer_failed(int(self._store.get(LAST_WORD)))
+            if store is not None and lost is None:
+                code = str(getattr(error, "exit_code", BUG))
+                within(WORD_S, lambda: store.set(LAST_WORD, code))
+            elif store is not None and within(WORD_S, lambda: store.check([LAST_WORD])):
+                return peer_failed(int(within(WORD_S, lambda: store.get(LAST_WORD))))
         return lost
 
     def anyone(self, here: bool) -> bool:
         """Whether any process has ever passed True, without waiting for the others; asks the store
         at most once per `LOOK_EVERY_S`. For work that is divided into unequal numbers of pieces."""
-        if self._store is None:
+        store, now = self._store, time.monotonic()
+        if store is None:
             return here
-        now = time.monotonic()
         if here:
-            self._store.set(ANYONE, "yes")
+            within(self._timeout_s, lambda: store.set(ANYONE, "yes"))
         elif now >= self._look_at:
             self._look_at = now + LOOK_EVERY_S
-            here = self._store.check([ANYONE])
+            here = within(self._timeout_s, lambda: store.check([ANYONE]))
         return here
 
     def agrees(self, value: int) -> bool:

@@ -15,8 +15,8 @@ from outpace.core.errors import OutOfMemory, OutpaceError
 from outpace.core.log import warn
 from outpace.data.loader import MicroBatch
 from outpace.optim.schedules import multiplier as lr_multiplier
-from outpace.runtime.distributed import peer_failed
 from outpace.runtime.hardware import Machine, memory_in_use
+from outpace.runtime.rollcall import peer_failed
 from outpace.train import incident
 from outpace.train.assemble import Session
 from outpace.train.display import Display

@@ -2,7 +2,7 @@
 a second and each can be sent its own fault."""
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,22 @@ from harness import Child, Fault, start
 def start_ranks(
     number: int,
     *arguments: str | Path,
-    cwd: Path,
+    cwd: Path | Sequence[Path],
     setup: Callable[..., None] | None = None,
     args: tuple[Any, ...] = (),
     faults: Sequence[Fault] = (),
+    env: Sequence[Mapping[str, str]] = (),
 ) -> list[Child]:
-    """Start `outpace ARGUMENTS` as `number` processes that make up one run over gloo."""
+    """Start `outpace ARGUMENTS` as `number` processes that make up one run over gloo. Several
+    folders in `cwd`, one a process, are hosts without a shared disk; `env` adds to the environment
+    of each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     return [
         start(
             *arguments,
-            cwd=cwd,
+            cwd=cwd if isinstance(cwd, Path) else cwd[rank],
             setup=setup,
             args=args,
             faults=faults,
@@ -35,6 +38,7 @@ def start_ranks(
                 "LOCAL_WORLD_SIZE": str(number),
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
+                **(env[rank] if env else {}),
             },
         )
         for rank in range(number)

@@ -1,0 +1,119 @@
+"""Runs over several hosts. Processes in folders of their own stand for hosts without a shared disk;
+how hosts reach each other, or do not, is the same code on one machine."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import poison
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import TINY
+from harness import Child, events
+from peers import call_ranks, start_ranks
+
+from outpace.core.errors import PeerLost
+from outpace.runtime.distributed import Group, Ranks
+
+RUN = Path("run")
+
+
+@pytest.fixture
+def hosts(tmp_path: Path, tiny_dataset: Path) -> list[Path]:
+    """Two folders, each with the dataset."""
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        shutil.copytree(tiny_dataset, folder / "data" / "tiny")
+    return folders
+
+
+def train(steps: int, *extra: str) -> list[str]:
+    return [
+        "train", *TINY, "--gradient_accumulation_steps", "1", "--tokens_per_step", "128",
+        "--schedule", "constant", "--dataset", "tiny", "--run_dir", str(RUN),
+        "--max_steps", str(steps), "--save_every_steps", "5", "--eval_every_steps", "5", *extra,
+    ]  # fmt: skip
+
+
+def codes(children: list[Child]) -> list[int | None]:
+    return [child.code for child in children]
+
+
+@pytest.mark.parametrize("without", [0, 1])
+def test_a_host_without_the_data_does_not_keep_the_others_waiting(hosts, without):
+    shutil.rmtree(hosts[without] / "data")
+    began = time.monotonic()
+    ranks = call_ranks(2, *train(5), cwd=hosts)
+    assert codes(ranks) == [3, 3]
+    assert "error[NO-DATASET]" in ranks[without].err
+    assert "error[PEER-FAILED]" in ranks[1 - without].err
+    assert time.monotonic() - began < 60, "the default patience is 10 minutes"
+
+
+def test_flags_that_one_host_refuses_do_not_keep_the_others_waiting(hosts):
+    """As where another release of outpace is installed."""
+    ranks = call_ranks(
+        2, *train(5), cwd=hosts, setup=poison.flags_of, args=(1, ["--max_stepz", "9"])
+    )
+    assert codes(ranks) == [2, 2]
+    assert "--max_stepz" in ranks[1].err
+    assert "error[PEER-FAILED]" in ranks[0].err
+
+
+@pytest.fixture
+def agent() -> Iterator[Any]:
+    """The store that torchrun keeps over its restarts."""
+    yield dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+def test_a_group_starts_again_although_its_hosts_count_restarts_differently(hosts, agent):
+    """torchrun counts a failure only on the host where it happened; the store is the same, with the
+    addresses of the processes that are gone."""
+    ours = {"MASTER_PORT": str(agent.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+
+    def counted(*restarts: int) -> list[dict[str, str]]:
+        return [ours | {"TORCHELASTIC_RESTART_COUNT": str(n)} for n in restarts]
+
+    first = start_ranks(2, *train(100_000), cwd=hosts, env=counted(0, 0))
+    first[0].until_step(hosts[0] / RUN, 1)
+    first[0].until(lambda: any((hosts[0] / RUN / "checkpoints").glob("step-*")))
+    first[1].kill()
+    assert first[0].wait(60) == 9
+    again = start_ranks(2, *train(100_000), cwd=hosts, env=counted(0, 1))
+    again[0].until(lambda: bool(events(hosts[0] / RUN, "resumed")), 60)
+    assert codes(again) == [None, None], again[0].err
+    again[1].send(signal.SIGTERM)
+    assert [child.wait(60) for child in again] == [75, 75]
+
+
+def keep_store(send: Any) -> None:
+    kept = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    send.send(kept.port)
+    time.sleep(600)
+
+
+def test_a_store_that_no_longer_answers_does_not_hold_up_the_end():
+    """As when the network to the first host is gone: nothing comes back, no error either."""
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe()
+    host = context.Process(target=keep_store, args=(send,), daemon=True)
+    host.start()
+    try:
+        group = Group(Ranks(), torch.device("cpu"), timeout_s=1.0)
+        group.ranks = Ranks(1, 2)
+        group._store = dist.TCPStore("127.0.0.1", receive.recv(), wait_for_workers=False)
+        os.kill(host.pid or 0, signal.SIGSTOP)
+        began = time.monotonic()
+        lost = PeerLost("PEER-LOST", "gone")
+        assert group.word_on(lost) is lost
+        with pytest.raises(RuntimeError, match="timed out"):
+            group.anyone(False)
+        assert time.monotonic() - began < 30
+    finally:
+        host.kill()
