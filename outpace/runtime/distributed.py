@@ -3,6 +3,7 @@
 import contextlib
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Self
@@ -146,6 +147,31 @@ class Group:
             return [value]
         found: list[Any] = [None] * self.ranks.world_size
         dist.all_gather_object(found, value, group=self._control)
+        return found
+
+    def from_first(self, value: Any) -> Any:
+        """The value of process 0; those of the others do not matter."""
+        if self._control is None:
+            return value
+        box = [value if self.ranks.is_main else None]
+        dist.broadcast_object_list(box, src=0, group=self._control)
+        return box[0]
+
+    def tensors_from_first(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The named tensors, on the CPU, of process 0; the others may pass none."""
+        if self._control is None:
+            return dict(tensors)
+        found = {}
+        for name, shape, dtype in self.from_first(
+            [(name, t.shape, t.dtype) for name, t in tensors.items()]
+        ):
+            box = (
+                tensors[name].contiguous()
+                if self.ranks.is_main
+                else torch.empty(shape, dtype=dtype)
+            )
+            dist.broadcast(box, src=0, group=self._control)
+            found[name] = box
         return found
 
     def word_on(self, error: Exception) -> OutpaceError | None:

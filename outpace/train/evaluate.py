@@ -115,7 +115,8 @@ class Evaluation:
         return {task for task, n in every.items() if n and step % n == 0}
 
     def _recorded(self) -> set[str]:
-        """Tasks recorded in the run folder for the present step."""
+        """Tasks recorded for the present step in the run folder, which only the first process may
+        have."""
         folder, step = self.s.folder, self.progress.step
         found = {
             (str(r.get("task")), str(r.get("protocol")))
@@ -127,7 +128,7 @@ class Evaluation:
             done.discard("hellaswag")
         if any(r.get("step") == step for r in read_json_lines(folder.samples)):
             done.add("sample")
-        return done
+        return set(self.s.group.from_first(done))
 
     def _validate(self) -> Iterator[str]:
         s = self.s

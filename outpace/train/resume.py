@@ -5,6 +5,7 @@ another run's settings.
 import contextlib
 import json
 import math
+import socket
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from outpace.data.mixture import Mixture
 from outpace.data.shards import JOURNAL, MANIFEST
 from outpace.evals.probe import changed_since
 from outpace.interop.declared import check_shape
+from outpace.runtime.distributed import Group
 from outpace.train.assemble import Session
 from outpace.train.audit import acknowledged
 from outpace.train.plan import LEGACY_DEFAULTS, Plan
@@ -123,6 +125,26 @@ def check_startable(
     )
 
 
+def check_elsewhere(group: Group, config: RunConfig, folder: RunFolder) -> None:
+    """CheckpointError, in all processes, if a host has newer checkpoints of the run than the first
+    process's, which alone reads and writes them."""
+    newest = next(reversed(store.paths(folder.checkpoints)), None)
+    told = (None, None) if newest is None else (store.run_of(newest), store.place(newest))
+    (here, run, place, path), *others = group.gather((socket.gethostname(), *told, newest))
+    for host, its_run, its_place, its_path in others:
+        if config.run.resume == "never" or its_place is None:
+            continue
+        if path is None or (its_run == run and place is not None and its_place > place):
+            raise CheckpointError(
+                "CKPT-ELSEWHERE",
+                f"{host} has {its_path}, and {here}, where process 0 is, has "
+                f"{path or 'no checkpoint of the run'}",
+                kept="all checkpoints",
+                do=f"start process 0 on {host}, copy the run folder to {here}, or use one "
+                "--run_dir that all hosts share; for a new run, another --run_dir",
+            )
+
+
 def goes_on(config: RunConfig, folder: RunFolder) -> bool:
     """Whether the run continues from a checkpoint, which `resume` then loads or refuses."""
     return config.run.resume not in NO_PATH or bool(store.paths(folder.checkpoints))
@@ -147,10 +169,14 @@ def begun_shape(config: RunConfig, argv: list[str]) -> GPT2Shape | None:
 
 
 def resume(s: Session, environment: dict[str, Any]) -> Progress:
-    """Load the newest good checkpoint into the session; every process reads the same files. A new
-    run with --init_from first saves those weights, because the source may change or go away."""
-    main = s.group.ranks.is_main
-    checkpoint = _to_resume(s.config.run.resume, s.folder, set_aside=main)
+    """Load the newest good checkpoint into the session. Only the first process reads the run
+    folder, and tells the others: their hosts may not have it. A new run with --init_from first
+    saves those weights, because the source may change or go away."""
+    main, is_own = s.group.ranks.is_main, True
+    checkpoint = _to_resume(s.config.run.resume, s.folder, set_aside=True) if main else None
+    if checkpoint is not None:
+        is_own = _is_of(checkpoint.path, s.folder)
+    checkpoint, is_own = s.group.from_first((checkpoint, is_own))
     if checkpoint is None:
         if main:
             s.folder.forget_after(0)  # of a run that died before its first checkpoint
@@ -186,7 +212,7 @@ def resume(s: Session, environment: dict[str, Any]) -> Progress:
                 "schedule with it"
             )
         s.folder.event("resumed", step=checkpoint.step, path=checkpoint.path.name, changed=changed)
-    if not _is_of(checkpoint.path, s.folder):
+    if not is_own:
         save(s, progress, s.guard.state(s.guard.pending), environment, due=True)
     return progress
 
@@ -241,11 +267,13 @@ def _is_of(path: Path, folder: RunFolder) -> bool:
 
 
 def load_checkpoint(s: Session, checkpoint: store.Checkpoint) -> Progress:
-    """Load a checkpoint's weights, moments, loss scale and guard into the session. CheckpointError
-    if its hashes are right but its state is not one that a run has written."""
-    cpu, state = torch.device("cpu"), checkpoint.state
-    load_weights(s.model, checkpoint.model(cpu))
-    load_optimizer(s.model, s.trainable.optimizer, checkpoint.optimizer(cpu))
+    """Load a checkpoint's weights, moments, loss scale and guard into the session; its files are
+    read by the first process, and sent to the others. CheckpointError if its hashes are right but
+    its state is not one that a run has written."""
+    cpu, state, main = torch.device("cpu"), checkpoint.state, s.group.ranks.is_main
+    load_weights(s.model, s.group.tensors_from_first(checkpoint.model(cpu) if main else {}))
+    moments = s.group.tensors_from_first(checkpoint.optimizer(cpu) if main else {})
+    load_optimizer(s.model, s.trainable.optimizer, moments)
     try:
         s.trainable.scaler.load_state_dict(state["scaler"])
         if "policy" in state:

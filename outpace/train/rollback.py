@@ -27,20 +27,21 @@ def roll_back(s: Session, progress: Progress, diverged: Diverged) -> Progress:
             + (", or --mixed_precision bf16" if s.plan.mixed_precision == "fp16" else "")
             + "; `outpace replay RUN` looks into the batch",
         )
-    checkpoint, oldest = _before(s, progress, diverged.first - 1)
+    found = _before(s, progress, diverged.first - 1) if s.group.ranks.is_main else None
+    checkpoint, oldest = s.group.from_first(found)  # the others may not have the run folder
     if checkpoint is not None:
-        found = load_checkpoint(s, checkpoint)
+        then = load_checkpoint(s, checkpoint)
     else:
         initial_weights(s)
-        found = Progress(run=progress.run)
+        then = Progress(run=progress.run)
     s.guard.forget_streak()
     back = Progress(
-        step=found.step,
+        step=then.step,
         elapsed_s=progress.elapsed_s,
         run=progress.run,
-        left_at=[*progress.left_at, found.step],
-        oldest=min(oldest, found.step),
-        data_shift=diverged.last + progress.data_shift - found.step,
+        left_at=[*progress.left_at, then.step],
+        oldest=min(oldest, then.step),
+        data_shift=diverged.last + progress.data_shift - then.step,
         pieces=progress.pieces,
     )
     if s.group.ranks.is_main:
@@ -49,11 +50,11 @@ def roll_back(s: Session, progress: Progress, diverged: Diverged) -> Progress:
             f"[ROLLBACK] steps {diverged.first:,} to {diverged.last:,} were skipped; continuing "
             f"from {where}, past their data"
         )
-        s.folder.forget_after(found.step)
+        s.folder.forget_after(then.step)
         s.folder.event(
             "rollback",
             step=diverged.last,
-            back_to=found.step,
+            back_to=then.step,
             path=where,
             first_bad_step=diverged.first,
             data_shift=back.data_shift,

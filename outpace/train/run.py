@@ -18,7 +18,6 @@ from outpace.core.crash import explain
 from outpace.core.errors import (
     DONE,
     STOPPED_RESUMABLE,
-    CheckpointError,
     DataError,
     OutpaceError,
     StorageError,
@@ -46,7 +45,7 @@ from outpace.train.plan import DatasetFacts, Plan, identity, run_name
 from outpace.train.plan_lines import data_line, print_plan
 from outpace.train.planner import make_plan
 from outpace.train.progress import Progress
-from outpace.train.resume import begun_shape, check_startable, goes_on, resume
+from outpace.train.resume import begun_shape, check_elsewhere, check_startable, goes_on, resume
 from outpace.train.rollback import roll_back
 from outpace.train.stop import StopRequest
 from outpace.train.watchdog import Watchdog
@@ -122,6 +121,7 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str], stop: StopRequest) ->
         group = distributed.Group(ranks, device, 60 * config.safety.peer_timeout_minutes)
         if ranks.world_size > 1:
             check_alike(group, same | _told(config, plan), MEASURED)
+            check_elsewhere(group, config, folder)
         watchdog = _watchdog(config, folder, ranks)
         # Assemble first: it refuses an unusable model, optimiser or dataset before anything is
         # written.
@@ -134,7 +134,7 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str], stop: StopRequest) ->
             stop=stop,
             identity=same,
             watchdog=watchdog,
-            fresh=not goes_on(config, folder),
+            fresh=not group.from_first(goes_on(config, folder)),
         )
         if ranks.is_main:
             folder.create()
@@ -147,8 +147,7 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str], stop: StopRequest) ->
         stop.listen()  # from here on a signal saves; before, there is nothing to save
         watchdog.start()
         progress = resume(session, environment)
-        _check_agreement(group, progress.step)
-        progress.run = group.gather(progress.run)[0]  # a new one was made up by each process
+        progress.run = group.from_first(progress.run)  # a new one was made up by each process
         while True:
             try:
                 finished = train(session, progress, machine, environment)
@@ -156,7 +155,6 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str], stop: StopRequest) ->
             except Diverged as diverged:
                 agree(session)  # no checkpoint is being written any more
                 progress = roll_back(session, progress, diverged)
-                _check_agreement(group, progress.step)
         watchdog.beat("ending")
         code = DONE if finished else STOPPED_RESUMABLE
         if ranks.is_main:
@@ -281,16 +279,6 @@ def _told(config: RunConfig, plan: Plan) -> dict[str, Any]:
     questions = Path(config.evaluation.hellaswag_path)
     digest = sha256_file(questions)[:8] if plan.hellaswag_limit and questions.is_file() else "none"
     return {**vars(config.safety), **evaluation, **plan.record()["plan"], "questions": digest}
-
-
-def _check_agreement(group: distributed.Group, step: int) -> None:
-    """CheckpointError unless all processes, which each read the run folder, are at one step."""
-    if not group.agrees(step):
-        raise CheckpointError(
-            "RANKS-DISAGREE",
-            "not every process sees the same checkpoints in the run folder",
-            do="put --run_dir on a file system that all hosts share",
-        )
 
 
 def _write_start(

@@ -1,6 +1,7 @@
 """Runs over several hosts. Processes in folders of their own stand for hosts without a shared disk;
 how hosts reach each other, or do not, is the same code on one machine."""
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -14,10 +15,11 @@ import poison
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import TINY
-from harness import Child, events
+from conftest import TINY, final_hash
+from harness import Child, events, rollbacks, status
 from peers import call_ranks, start_ranks
 
+from outpace.checkpoint import store
 from outpace.core.errors import PeerLost
 from outpace.runtime.distributed import Group, Ranks
 
@@ -43,6 +45,54 @@ def train(steps: int, *extra: str) -> list[str]:
 
 def codes(children: list[Child]) -> list[int | None]:
     return [child.code for child in children]
+
+
+def test_a_run_goes_on_where_only_the_first_host_has_its_folder(hosts, tmp_path):
+    shared = tmp_path / "shared"
+    shutil.copytree(hosts[0] / "data", shared / "data")
+    assert codes(call_ranks(2, *train(10), cwd=shared)) == [0, 0]
+
+    assert codes(call_ranks(2, *train(5), cwd=hosts)) == [0, 0]
+    assert codes(call_ranks(2, *train(5), cwd=hosts)) == [0, 0], "nothing is left to do"
+    ranks = call_ranks(2, *train(10), cwd=hosts)
+    assert codes(ranks) == [0, 0], ranks[0].err
+    assert [e["step"] for e in events(hosts[0] / RUN, "resumed")] == [5, 5]
+    assert final_hash(hosts[0] / RUN) == final_hash(shared / RUN)
+    assert not (hosts[1] / RUN).exists()
+
+
+def test_an_evaluation_that_one_host_alone_has_on_record_is_not_repeated(hosts):
+    """Else one process would wait for a sum of which the others know nothing."""
+    call_ranks(2, *train(5, "--eval_every_steps", "0"), cwd=hosts)
+    path = hosts[0] / RUN / "STATUS.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "state": "stopped"}))
+    ranks = call_ranks(2, *train(5, "--eval_every_steps", "0"), cwd=hosts)
+    assert codes(ranks) == [0, 0], ranks[1].err
+
+
+def test_a_rollback_needs_no_shared_disk(hosts):
+    bad = {"setup": poison.loss, "args": (range(21, 26),)}
+    more = ("--save_every_steps", "10", "--eval_every_steps", "0")
+    ranks = call_ranks(2, *train(30, *more), cwd=hosts, **bad)
+    assert codes(ranks) == [6, 6], ranks[1].err  # the steps stay bad, whatever their data
+    assert rollbacks(hosts[0] / RUN) == [10, 10]
+
+
+def test_a_first_process_on_a_host_without_the_checkpoints_starts_nothing_new(hosts):
+    call_ranks(2, *train(5), cwd=hosts)
+    ranks = call_ranks(2, *train(10), cwd=hosts[::-1])
+    assert codes(ranks) == [4, 4]
+    for child in ranks:
+        assert "error[CKPT-ELSEWHERE]" in child.err
+        assert f"has {RUN / 'checkpoints' / store.name_of(5, 0)}" in child.err
+    assert not (hosts[1] / RUN).exists()
+    assert status(hosts[0] / RUN)["state"] == "finished"
+
+    shutil.copytree(hosts[0] / RUN, hosts[1] / RUN)
+    assert codes(call_ranks(2, *train(10), cwd=hosts[::-1])) == [0, 0], "the copy is continued"
+    ranks = call_ranks(2, *train(15), cwd=hosts)
+    assert codes(ranks) == [4, 4], "the older copy is not"
+    assert f"has {RUN / 'checkpoints' / store.name_of(10, 0)}" in ranks[0].err
 
 
 @pytest.mark.parametrize("without", [0, 1])
