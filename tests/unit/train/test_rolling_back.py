@@ -5,10 +5,11 @@ from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from outpace.checkpoint.retention import Retention
 from outpace.core.runfolder import RunFolder
-from outpace.runtime.distributed import Ranks
+from outpace.runtime.distributed import Group, Ranks
 from outpace.train import rollback
 from outpace.train.guard import Diverged, Guard, Incident, Values
 from outpace.train.progress import Progress
@@ -24,11 +25,11 @@ def test_time_data_and_pieces_stay_and_the_streak_of_bad_steps_does_not(tmp_path
         guard.absorb(BAD)
     session = SimpleNamespace(
         config=SimpleNamespace(safety=SimpleNamespace(max_rollbacks=3)),
-        plan=SimpleNamespace(save_every_steps=5, mixed_precision="no"),
+        plan=SimpleNamespace(mixed_precision="no"),
         folder=RunFolder(tmp_path),
         guard=guard,
         retention=Retention(),
-        group=SimpleNamespace(ranks=Ranks()),
+        group=Group(Ranks(), torch.device("cpu")),
     )
     monkeypatch.setattr(rollback, "initial_weights", lambda s: None)
     before = Progress(step=23, elapsed_s=50.0, left_at=[10], oldest=5, data_shift=2, pieces=4)
