@@ -21,7 +21,6 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,59 +48,23 @@ RUN_FORMAT = 1
 """Version of the layout above; written into plan.json and STATUS.json."""
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """Paths below one run's root."""
 
-    root: Path
-
-    @property
-    def config(self) -> Path:
-        return self.root / "config.toml"
-
-    @property
-    def plan(self) -> Path:
-        return self.root / "plan.json"
-
-    @property
-    def status(self) -> Path:
-        return self.root / "STATUS.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.root / "metrics.jsonl"
-
-    @property
-    def evals(self) -> Path:
-        return self.root / "evals.jsonl"
-
-    @property
-    def samples(self) -> Path:
-        return self.root / "samples.jsonl"
-
-    @property
-    def events(self) -> Path:
-        return self.root / "events.jsonl"
-
-    @property
-    def incidents(self) -> Path:
-        return self.root / "incidents"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.root / "checkpoints"
-
-    @property
-    def verdict(self) -> Path:
-        return self.root / "verdict.json"
-
-    @property
-    def report(self) -> Path:
-        return self.root / "report.html"
-
-    @property
-    def comparison(self) -> Path:
-        return self.root / "comparison.html"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.toml"
+        self.plan = root / "plan.json"
+        self.status = root / "STATUS.json"
+        self.metrics = root / "metrics.jsonl"
+        self.evals = root / "evals.jsonl"
+        self.samples = root / "samples.jsonl"
+        self.events = root / "events.jsonl"
+        self.incidents = root / "incidents"
+        self.checkpoints = root / "checkpoints"
+        self.verdict = root / "verdict.json"
+        self.report = root / "report.html"
+        self.comparison = root / "comparison.html"
 
     def others(self) -> list[str]:
         """What the folder already contains, if no run was started in it yet."""

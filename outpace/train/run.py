@@ -191,7 +191,7 @@ def _tell_of_others(config: RunConfig, folder: RunFolder, argv: list[str]) -> No
     this very command began, when `--dataset auto` found another dataset; or one that differs only
     in its length."""
     for other, began in runs_begun():
-        if other == folder:
+        if other.root == folder.root:
             continue
         with contextlib.suppress(OutpaceError, OSError, ValueError, LookupError, TypeError):
             if config.data.dataset == "auto" and began == argv:
