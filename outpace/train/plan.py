@@ -4,7 +4,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -126,15 +126,7 @@ class Plan:
 
     @property
     def shape(self) -> GPT2Shape:
-        return GPT2Shape(
-            self.n_layer,
-            self.n_head,
-            self.n_embd,
-            self.context,
-            self.vocab_size,
-            self.dropout,
-            self.vocab_multiple,
-        )
+        return GPT2Shape(**{f.name: getattr(self, f.name) for f in fields(GPT2Shape)})
 
     @property
     def order(self) -> OrderSpec:
@@ -208,6 +200,11 @@ class Planning:
         return count(cost.parameters(self.shape))
 
 
+IDENTIFYING = (
+    "n_layer", "n_head", "n_embd", "context", "vocab_size", "dropout", "init_from",
+    "tokens_per_step", "seed", "lr", "schedule", "mixed_precision",
+)  # fmt: skip
+"""Settings of a plan that a run never changes."""
 LEGACY_DEFAULTS: dict[str, Any] = {
     "vocab_multiple": VOCAB_MULTIPLE,
     "bf16_residual": False,
@@ -224,32 +221,17 @@ is therefore the same as before."""
 
 def identity(config: RunConfig, plan: Plan, fingerprint: str) -> dict[str, Any]:
     """What makes two runs the same run on any machine: model, data, batch, recipe."""
-    o, s = config.optimizer, config.schedule
+    s = config.schedule
     now = {"order": ORDER_VERSION, **vars(plan)}
     added = {name: now[name] for name, old in LEGACY_DEFAULTS.items() if now[name] != old}
-    return added | {
-        "n_layer": plan.n_layer,
-        "n_head": plan.n_head,
-        "n_embd": plan.n_embd,
-        "context": plan.context,
-        "vocab_size": plan.vocab_size,
-        "dropout": plan.dropout,
-        "init_from": config.model.init_from,
+    return {
+        **added,
+        **{name: now[name] for name in IDENTIFYING},
+        **vars(config.optimizer),
         "dataset": fingerprint,
-        "tokens_per_step": plan.tokens_per_step,
-        "seed": plan.seed,
-        "lr": plan.lr,
-        "schedule": plan.schedule,
         "warmup_steps": s.warmup_steps,  # as asked: `auto` may follow the run's length
         "min_lr_ratio": s.min_lr_ratio,
         "decay_fraction": s.decay_fraction,
-        "mixed_precision": plan.mixed_precision,
-        "optimizer": o.optimizer,
-        "weight_decay": o.weight_decay,
-        "beta1": o.beta1,
-        "beta2": o.beta2,
-        "eps": o.eps,
-        "grad_clip": o.grad_clip,
     }
 
 

@@ -73,14 +73,8 @@ def make_plan(
     limit = asked if asked != "auto" else None if on_gpu else 500
     return Plan(
         model_size=p.size_name,
-        n_layer=shape.n_layer,
-        n_head=shape.n_head,
-        n_embd=shape.n_embd,
-        context=shape.context,
-        vocab_size=shape.vocab_size,
+        **vars(shape),
         padded_vocab_size=shape.padded_vocab_size,
-        vocab_multiple=shape.vocab_multiple,
-        dropout=shape.dropout,
         parameters=cost.parameters(shape),
         flops_per_token=cost.flops_per_token(shape),
         micro_batch_size=micro,
