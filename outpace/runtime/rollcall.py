@@ -10,7 +10,6 @@ ends with an error instead of joining says so, so that the others do not wait fo
 import contextlib
 import json
 import os
-import queue
 import threading
 import time
 import uuid
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from outpace.core import network
 from outpace.core.errors import OutpaceError
 
 LEADER = "leader"
@@ -44,22 +44,10 @@ def peer_failed(exit_code: int) -> OutpaceError:
 def within(seconds: float, act: Callable[[], Any]) -> Any:
     """`act()`, or RuntimeError if it takes longer: a store whose host cannot be reached any more
     neither answers nor fails."""
-    box: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-
-    def work() -> None:
-        try:
-            box.put((act(), None))
-        except BaseException as error:
-            box.put((None, error))
-
-    threading.Thread(target=work, name="outpace-store", daemon=True).start()
     try:
-        found, error = box.get(timeout=seconds)
-    except queue.Empty:
+        return network.within(seconds, act)
+    except TimeoutError:
         raise RuntimeError(f"the store of the group timed out after {seconds:g} s") from None
-    if error is not None:
-        raise error
-    return found
 
 
 def join(rank: int, world_size: int, timeout_s: float) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from outpace.core.errors import PeerLost
 from outpace.core.log import fail, warn
+from outpace.core.network import within
 
 TICKS = 200
 """Checks within the time limit. Checks are counted instead of seconds, so that the time in which a
@@ -77,12 +78,6 @@ class Watchdog:
 
 def _try(*acts: Callable[[], object]) -> None:
     """Call each in turn, waiting at most `PATIENCE_S` for it; errors are ignored."""
-
-    def do(act: Callable[[], object]) -> None:
-        with contextlib.suppress(Exception):
-            act()
-
     for act in acts:
-        thread = threading.Thread(target=do, args=[act], daemon=True)
-        thread.start()
-        thread.join(PATIENCE_S)
+        with contextlib.suppress(Exception):
+            within(PATIENCE_S, act)
