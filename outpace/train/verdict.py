@@ -54,8 +54,17 @@ class Side:
         step = self.loaded.step if self.loaded else None
         return {"name": self.name, "kind": self.kind, "step": step, "reason": self.reason}
 
-    def of(self, task: str, protocol: str) -> Answers | None:
-        return next((a for a in self.answers if (a.task, a.protocol) == (task, protocol)), None)
+    def answers_to(self, task: str, protocol: str) -> Answers:
+        """DataError if there are none."""
+        for one in self.answers:
+            if (one.task, one.protocol) == (task, protocol):
+                return one
+        known = ", ".join(f"{a.task} ({a.protocol})" for a in self.answers)
+        raise DataError(
+            "NO-ANSWERS",
+            f"{self.name} has no answers to {task}, {protocol} protocol; it has {known or 'none'}",
+            do=f"--protocol {self.answers[0].protocol}" if self.answers else "",
+        )
 
 
 def side(reference: str, device: torch.device) -> Side:
@@ -96,7 +105,7 @@ def check(
     for task, protocol in asked:
         sides = [one for one in (model, against) if one.kind != PUBLISHED]
         known = [
-            answers_of(one, task.name, protocol).right
+            one.answers_to(task.name, protocol).right
             if one.kind == "details"
             else task.metrics[protocol]
             for one in sides
@@ -147,20 +156,19 @@ def verdict(
 ) -> JsonObject:
     """The record of the comparison over each (task, protocol, metric) of `asked`. DataError if a
     side has no answers to one."""
-    comparisons, clean = [], []
+    comparisons, clean, sources = [], [], set()
     for task, protocol, metric in asked:
-        mine = answers_of(model, task, protocol)
-        theirs = _published(task, protocol, metric) if against.kind == PUBLISHED else None
-        other = None if theirs else answers_of(against, task, protocol)
-        comparisons.append(_compare(mine, other, theirs, metric))
+        mine = model.answers_to(task, protocol)
+        if against.kind == PUBLISHED:
+            other, published = None, _published(task, protocol, metric)
+            sources.add(published.source)
+            comparisons.append(compare_published(mine, published))
+        else:
+            other = against.answers_to(task, protocol)
+            comparisons.append(compare(mine, other, metric))
         if dirty and dirty.task == task:
             clean.append(_clean(answers.without(mine, dirty.questions), other, metric))
     answer = overall(comparisons)
-    sources = {
-        s.source
-        for c in comparisons
-        if against.kind == PUBLISHED and (s := gpt2_published(c.task, c.protocol, c.metric))
-    }
     return {
         "format": FORMAT,
         "time": now(),
@@ -221,18 +229,6 @@ def keep(folder: Path, name: str, examples: Sequence[JsonObject]) -> None:
         replace_json_lines(folder / f"{name}{DETAILS}", examples)
 
 
-def answers_of(of: Side, task: str, protocol: str) -> Answers:
-    """A side's answers to a task; DataError if it has none."""
-    if (found := of.of(task, protocol)) is not None:
-        return found
-    known = ", ".join(f"{a.task} ({a.protocol})" for a in of.answers)
-    raise DataError(
-        "NO-ANSWERS",
-        f"{of.name} has no answers to {task}, {protocol} protocol; it has {known or 'none'}",
-        do=f"--protocol {of.answers[0].protocol}" if of.answers else "",
-    )
-
-
 def _published(task: str, protocol: str, metric: str) -> PublishedScore:
     found = gpt2_published(task, protocol, metric)
     if found is None or not found.questions:
@@ -242,15 +238,6 @@ def _published(task: str, protocol: str, metric: str) -> PublishedScore:
             do="give its weights or answers with --against",
         )
     return found
-
-
-def _compare(
-    mine: Answers, other: Answers | None, published: PublishedScore | None, metric: str
-) -> Comparison:
-    if published is not None:
-        return compare_published(mine, published)
-    assert other is not None
-    return compare(mine, other, metric)
 
 
 def _told(comparison: Comparison) -> JsonObject:
