@@ -87,10 +87,6 @@ class Memory:
 
 def training_memory(s: StepSettings) -> Memory:
     """What a step with these settings needs."""
-    return Memory(tuple(_moments(s)))
-
-
-def _moments(s: StepSettings) -> list[Moment]:
     shape, e = s.shape, _compute_bytes(s)
     C, V, N = shape.n_embd, shape.padded_vocab_size, parameters(shape, padded=True)
     head = V * C  # numbers in the head's weight, and in its gradient
@@ -105,7 +101,7 @@ def _moments(s: StepSettings) -> list[Moment]:
     # The head's gradient is held until it is added to that of the embedding, the same parameter.
     waiting = 4 * head
     sums = 3 if s.accumulates else 2  # both of these, and while accumulating also their sum
-    return [
+    moments = (
         *_loss_moments(s, always + masks, kept),
         Moment(
             "the backward of a block",
@@ -118,7 +114,8 @@ def _moments(s: StepSettings) -> list[Moment]:
             2 * e * C,
         ),
         Moment("the update", weights + 4 * N + WORKSPACE + _update(s), 0.0),
-    ]
+    )
+    return Memory(moments)
 
 
 def _update(s: StepSettings) -> float:

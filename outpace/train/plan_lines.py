@@ -1,6 +1,5 @@
 """A plan as text: the model, the machine, the data, and the reasons."""
 
-import sys
 from collections.abc import Callable
 
 from outpace.core.log import note, say, warn
@@ -76,4 +75,3 @@ def print_plan(
         warn(warning)
     if folder is not None:
         say(f"run folder {folder.root}")
-    sys.stdout.flush()
