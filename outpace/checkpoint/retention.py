@@ -25,8 +25,6 @@ class Retention:
 
     last: int = LEAST
     """How many of the newest to keep."""
-    every_steps: int = 0
-    """Steps between regular checkpoints; 0: at the end only."""
     milestone_every_steps: int = 0
     """Keep every checkpoint whose step is a multiple of this; 0: none."""
     best: bool = False
@@ -45,11 +43,11 @@ class Retention:
         """Delete what need not be kept, and return it. `left_at[i]` is the step at which the run
         left lineage i; `losses` is the validation loss by step. Deletes nothing if the newest does
         not verify, or if fewer than two good ones would be left."""
-        candidates = [p for p in store.paths(folder) if store.run_of(p) in (run, "", None)]
+        candidates = [p for p in store.paths(folder) if store.run_of(p) in (run, None)]
         way = [p for p in candidates if on_the_way(p, left_at)]
         if not way or not self._good(way[-1]):
             return []
-        due = [p for p in way if is_due(p, self.every_steps)]
+        due = [p for p in way if is_due(p)]
         stay = {way[-1]} | self._newest(due)
         if len(stay) < max(self.last, LEAST):
             stay |= self._newest(way)
@@ -100,10 +98,8 @@ def on_the_way(path: Path, left_at: Sequence[int]) -> bool:
     return lineage <= len(left_at) and all(step <= left for left in left_at[lineage:])
 
 
-def is_due(path: Path, every_steps: int) -> bool:
-    """Whether this is a regular checkpoint: as its manifest says, since the interval may have
-    changed; else by `every_steps`."""
+def is_due(path: Path) -> bool:
+    """Whether this is a regular checkpoint, as its manifest says."""
     with contextlib.suppress(*store.UNREADABLE):
-        if isinstance(due := store.read_manifest(path).get("due"), bool):
-            return due
-    return every_steps > 0 and store.step_of(path) % every_steps == 0
+        return store.read_manifest(path).get("due") is True
+    return False

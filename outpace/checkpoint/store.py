@@ -90,7 +90,7 @@ class Origin:
     config_sha256: str = ""
     dataset: str = ""
     environment_sha256: str = ""
-    due: bool | None = None
+    due: bool = False
     """Whether it was saved because of --save_every_steps."""
 
 

@@ -227,7 +227,6 @@ def assemble(
         saver=Saver(background=config.run.async_save),
         retention=Retention(
             last=config.run.keep_checkpoints,
-            every_steps=plan.save_every_steps,
             milestone_every_steps=config.run.milestone_every_steps,
             best=config.run.keep_best,
         ),

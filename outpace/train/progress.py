@@ -37,11 +37,9 @@ class Progress:
 
     @classmethod
     def of(cls, state: dict[str, Any], step: int) -> "Progress":
-        """From the state of a checkpoint of `step`; those before format 2 have step and time alone.
-        TypeError, ValueError or KeyError for what no run has written."""
-        found = cls(
-            **state.get("progress", {"step": state["step"], "elapsed_s": state["elapsed_s"]})
-        )
+        """From the state of a checkpoint of `step`. TypeError, ValueError or KeyError for what no
+        run has written."""
+        found = cls(**state["progress"])
         numbers = [found.step, found.oldest, found.data_shift, found.pieces, *found.left_at]
         if not all(type(n) is int and 0 <= n < 2**48 for n in numbers) or not isinstance(
             found.run, str

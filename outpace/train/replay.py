@@ -65,11 +65,8 @@ def read(incident: Path) -> tuple[dict[str, Any], torch.Tensor]:
         about: dict[str, Any] = json.loads((incident / "incident.json").read_text())
         _ = about["step"], about["mixed_precision"], about["tokenizer"]
         parts: dict[str, torch.Tensor] = {}
-        files = sorted(incident.glob("process-*.safetensors"))
-        if "world_size" in about:  # files of an earlier start with more processes may be left
-            files = [incident / f"process-{r}.safetensors" for r in range(about["world_size"])]
-        for path in files:
-            parts |= load_file(path)
+        for rank in range(about["world_size"]):  # an earlier start may have left more files
+            parts |= load_file(incident / f"process-{rank}.safetensors")
         return about, torch.cat([parts[name] for name in sorted(parts)]).long()
     except (OSError, ValueError, LookupError, RuntimeError, SafetensorError) as error:
         raise DataError(

@@ -276,8 +276,7 @@ def load_checkpoint(s: Session, checkpoint: store.Checkpoint) -> Progress:
     load_optimizer(s.model, s.trainable.optimizer, moments)
     try:
         s.trainable.scaler.load_state_dict(state["scaler"])
-        if "policy" in state:
-            s.guard.load(state["policy"])
+        s.guard.load(state["policy"])
         return Progress.of(state, checkpoint.step)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _no_state(checkpoint, f"{type(error).__name__}: {error}") from error

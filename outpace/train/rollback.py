@@ -69,8 +69,8 @@ def _before(s: Session, progress: Progress, step: int) -> tuple[store.Checkpoint
     due = [
         path
         for path in store.paths(s.folder.checkpoints)
-        if store.run_of(path) in (progress.run, "")
-        and is_due(path, s.plan.save_every_steps)
+        if store.run_of(path) == progress.run
+        and is_due(path)
         and on_the_way(path, progress.left_at)
         and store.fault(path) is None
     ]

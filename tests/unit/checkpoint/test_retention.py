@@ -11,9 +11,9 @@ from outpace.checkpoint import store
 from outpace.checkpoint.retention import LEAST, Retention, is_due, on_the_way
 
 
-def save(folder: Path, *steps: int, run: str = "us", lineage: int = 0) -> None:
+def save(folder: Path, *steps: int, run: str = "us", lineage: int = 0, every: int = 0) -> None:
     for step in steps:
-        origin = store.Origin(run=run, lineage=lineage)
+        origin = store.Origin(run=run, lineage=lineage, due=every > 0 and step % every == 0)
         store.save(folder, step, {store.MODEL: {"w": torch.tensor([step])}}, {}, origin)
 
 
@@ -36,25 +36,25 @@ def test_fewer_than_two_are_never_asked_for(tmp_path):
 
 
 def test_what_a_stop_saved_takes_no_place_of_what_was_due(tmp_path):
-    keep = Retention(last=2, every_steps=10, best=True)
-    save(tmp_path, 10, 20, 23, 25, 30, 31)
+    keep = Retention(last=2, best=True)
+    save(tmp_path, 10, 20, 23, 25, 30, 31, every=10)
     keep.prune(tmp_path, run="us", losses={10: 3.0, 25: 1.0})
     assert names(tmp_path) == ["10", "20", "30", "31"], "the newest is where the run goes on"
-    save(tmp_path, 40)
+    save(tmp_path, 40, every=10)
     keep.prune(tmp_path, run="us")
     assert names(tmp_path) == ["30", "40"]
 
 
 def test_where_few_were_due_the_newest_of_all_stay(tmp_path):
-    save(tmp_path, 3, 5, 7)
-    Retention(last=2, every_steps=10).prune(tmp_path, run="us")
+    save(tmp_path, 3, 5, 7, every=10)
+    Retention(last=2).prune(tmp_path, run="us")
     assert names(tmp_path) == ["5", "7"]
 
 
 def test_milestones_and_the_best_stay(tmp_path):
-    save(tmp_path, *range(1, 13))
+    save(tmp_path, *range(1, 13), every=1)
     losses = {3: 2.0, 7: 1.0, 11: 3.0, 99: 0.1}
-    keep = Retention(every_steps=1, milestone_every_steps=5, best=True)
+    keep = Retention(milestone_every_steps=5, best=True)
     keep.prune(tmp_path, run="us", losses=losses)
     assert names(tmp_path) == ["5", "7", "10", "11", "12"]
 
@@ -166,8 +166,6 @@ def test_what_did_not_count_at_one_rollback_does_not_at_the_next(tmp_path):
 
 
 def test_a_manifest_says_whether_it_was_due(tmp_path):
-    for step, due in ((10, False), (13, True)):
-        origin = store.Origin(run="us", due=due)
-        store.save(tmp_path, step, {store.MODEL: {"w": torch.zeros(1)}}, {}, origin)
-    save(tmp_path, 20)
-    assert [is_due(p, 10) for p in store.paths(tmp_path)] == [False, True, True]
+    save(tmp_path, 10, 13, 20, every=10)
+    (store.paths(tmp_path)[-1] / store.MANIFEST).write_text("{}")
+    assert [is_due(p) for p in store.paths(tmp_path)] == [True, False, False]
