@@ -51,7 +51,8 @@ class LoadedModel:
 def load_model(reference: str, device: torch.device) -> LoadedModel:
     """Find, verify and load what `reference` names."""
     if reference.startswith("hf:"):
-        return _from_huggingface(_from_hub(reference), device, reference)
+        files = (huggingface.CONFIG, huggingface.WEIGHTS)
+        return _from_huggingface(hub.fetch(reference[3:], files), device, reference)
     check_there(reference)
     path = Path(reference)
     theirs = path / nanogpt.NAME if path.is_dir() else path
@@ -118,11 +119,6 @@ def _from_checkpoint(checkpoint: store.Checkpoint, device: torch.device) -> Load
 def _from_huggingface(path: Path, device: torch.device, source: str) -> LoadedModel:
     shape, weights = huggingface.read_folder(path)
     return replace(_loaded(shape, weights, device, source), folder=path)
-
-
-def _from_hub(reference: str) -> Path:
-    files = (huggingface.CONFIG, huggingface.WEIGHTS)
-    return hub.fetch(reference.removeprefix("hf:"), files)
 
 
 def _loaded(
