@@ -109,16 +109,16 @@ class Checkpoint:
         """(lineage, step): the higher, the newer."""
         return self.lineage, self.step
 
-    def model(self, device: torch.device) -> dict[str, torch.Tensor]:
-        return _load_tensors(self.path / MODEL, device)
+    def model(self) -> dict[str, torch.Tensor]:
+        return _load_tensors(self.path / MODEL)
 
-    def optimizer(self, device: torch.device) -> dict[str, torch.Tensor]:
+    def optimizer(self) -> dict[str, torch.Tensor]:
         """Moments by parameter; CheckpointError if the checkpoint holds only weights."""
         if not (self.path / OPTIMIZER).exists():
             raise CheckpointError(
                 "WEIGHTS-ONLY", f"{self.path} holds weights only", do="use it with --init_from"
             )
-        return _load_tensors(self.path / OPTIMIZER, device)
+        return _load_tensors(self.path / OPTIMIZER)
 
 
 def save(
@@ -405,9 +405,10 @@ def weights_sha256(tensors: Tensors) -> str:
     return digest.hexdigest()
 
 
-def _load_tensors(path: Path, device: torch.device) -> dict[str, torch.Tensor]:
+def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors in host memory, mapped from the file."""
     try:
-        return load_file(path, device=str(device))
+        return load_file(path)
     except SafetensorError as error:
         raise CheckpointError(
             "CKPT-BAD", f"{path} is not a safetensors file ({error})", do="use another checkpoint"

@@ -20,7 +20,6 @@ from outpace.model.gpt2 import GPT2
 
 TRIES = 5
 MUON_KEYS = {"momentum_buffer"}
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def audit(path: Path, *, deep: bool = False) -> Audit:
 def _audit_deep(checkpoint: store.Checkpoint) -> Audit:
     name, state = checkpoint.path.name, checkpoint.state
     notes: list[str] = []
-    weights = checkpoint.model(CPU)
+    weights = checkpoint.model()
     try:
         shape = check_shape(GPT2Shape(**state["shape"]))
         with torch.device("meta"):  # a bad shape must not allocate memory
@@ -93,7 +92,7 @@ def _audit_deep(checkpoint: store.Checkpoint) -> Audit:
     elif store.weights_sha256(weights) != state["weights_sha256"]:
         return Audit(name, f"weights do not have the SHA-256 recorded in {store.STATE}")
     if (checkpoint.path / store.OPTIMIZER).exists():
-        if bad := _optimizer_fault(checkpoint.optimizer(CPU), dict(model.named_parameters())):
+        if bad := _optimizer_fault(checkpoint.optimizer(), dict(model.named_parameters())):
             return Audit(name, f"{store.OPTIMIZER}: {bad}")
     else:
         notes.append("weights only")

@@ -93,7 +93,7 @@ def _from_checkpoint(checkpoint: store.Checkpoint, device: torch.device) -> Load
     declares is checked too, before memory is taken for it."""
     try:
         shape = check_shape(GPT2Shape(**checkpoint.state["shape"]))
-        weights = checkpoint.model(torch.device("cpu"))  # mapped from the file, not read
+        weights = checkpoint.model()  # mapped from the file, not read
         check_tensors(shape, {k: tuple(t.shape) for k, t in weights.items()}, padded=True)
     except (SafetensorError, OSError, ValueError, TypeError, LookupError) as error:
         raise CheckpointError(

@@ -10,8 +10,6 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from outpace.checkpoint import store
 from outpace.checkpoint.state import differences, load_optimizer, load_weights
 from outpace.config.presets import GPT2Shape
@@ -270,9 +268,9 @@ def load_checkpoint(s: Session, checkpoint: store.Checkpoint) -> Progress:
     """Load a checkpoint's weights, moments, loss scale and guard into the session; its files are
     read by the first process, and sent to the others. CheckpointError if its hashes are right but
     its state is not one that a run has written."""
-    cpu, state, main = torch.device("cpu"), checkpoint.state, s.group.ranks.is_main
-    load_weights(s.model, s.group.tensors_from_first(checkpoint.model(cpu) if main else {}))
-    moments = s.group.tensors_from_first(checkpoint.optimizer(cpu) if main else {})
+    state, main = checkpoint.state, s.group.ranks.is_main
+    load_weights(s.model, s.group.tensors_from_first(checkpoint.model() if main else {}))
+    moments = s.group.tensors_from_first(checkpoint.optimizer() if main else {})
     load_optimizer(s.model, s.trainable.optimizer, moments)
     try:
         s.trainable.scaler.load_state_dict(state["scaler"])

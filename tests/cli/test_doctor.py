@@ -102,8 +102,8 @@ def rewrite(checkpoint: Path, change) -> None:
     """The same checkpoint with other content and right hashes."""
     state = json.loads((checkpoint / store.STATE).read_text())
     loaded = store.load(checkpoint)
-    files = {store.MODEL: loaded.model(torch.device("cpu")),
-             store.OPTIMIZER: loaded.optimizer(torch.device("cpu"))}  # fmt: skip
+    files = {store.MODEL: loaded.model(),
+             store.OPTIMIZER: loaded.optimizer()}  # fmt: skip
     change(state, files)
     shutil.rmtree(checkpoint)
     store.save_as(checkpoint, loaded.step, files, state)

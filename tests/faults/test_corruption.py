@@ -338,9 +338,8 @@ def test_c10_a_newer_format_is_refused_and_stays(run, tiny_dataset, monkeypatch)
     """Also when older ones could be read: what a newer release did is not thrown away."""
     newest = at(run, STEPS)
     state = json.loads((newest / store.STATE).read_text())
-    cpu = torch.device("cpu")
-    tensors = {store.MODEL: store.load(newest).model(cpu),
-               store.OPTIMIZER: store.load(newest).optimizer(cpu)}  # fmt: skip
+    tensors = {store.MODEL: store.load(newest).model(),
+               store.OPTIMIZER: store.load(newest).optimizer()}  # fmt: skip
     monkeypatch.setattr(store, "FORMAT", 99)
     store.save(RunFolder(run).checkpoints, STEPS + 1, tensors, state)
     monkeypatch.undo()
@@ -356,7 +355,7 @@ def test_c10_a_newer_format_is_refused_and_stays(run, tiny_dataset, monkeypatch)
 def test_c10_format_1_loads_with_the_hash_it_was_saved_with(tmp_path):
     """A checkpoint that the release before this format wrote."""
     golden = store.load(GOLDEN / "format-1")
-    weights = golden.model(torch.device("cpu"))
+    weights = golden.model()
     assert golden.step == 2 and store.weights_sha256(weights) == golden.state["weights_sha256"]
     child = call("verify", "--deep", GOLDEN / "format-1", cwd=tmp_path)
     assert child.code == 0, child.err
@@ -489,9 +488,9 @@ def test_c12_poisoned_weights_are_not_saved(run, tiny_dataset, two_more):
 
 def test_c12_poison_under_a_right_hash_is_found_by_verify_deep(run):
     good = store.load(at(run, STEPS))
-    weights = good.model(torch.device("cpu"))
+    weights = good.model()
     weights["wte.weight"][3, 1] = torch.nan
-    moments = good.optimizer(torch.device("cpu"))
+    moments = good.optimizer()
     state = {**good.state, "step": 9, "weights_sha256": store.weights_sha256(weights)}
     tensors = {store.MODEL: weights, store.OPTIMIZER: moments}
     path = store.save(RunFolder(run).checkpoints, 9, tensors, state)
@@ -505,9 +504,7 @@ def test_c12_a_shape_that_no_model_has_is_found_by_verify_deep(run):
     good = store.load(at(run, STEPS))
     shape = {**good.state["shape"], "n_head": 3}
     state = {**good.state, "step": 9, "shape": shape}
-    path = store.save(
-        RunFolder(run).checkpoints, 9, {store.MODEL: good.model(torch.device("cpu"))}, state
-    )
+    path = store.save(RunFolder(run).checkpoints, 9, {store.MODEL: good.model()}, state)
     line = stopped_by(call("verify", "--deep", path, cwd=run.parent), 4, "CKPT-BAD")
     assert "n_head 3 does not divide" in line
 

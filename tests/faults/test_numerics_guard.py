@@ -452,7 +452,7 @@ def test_json_has_no_number_that_is_not_finite(tiny_dataset, tmp_path):
     ).code == 0  # fmt: skip
     path = run / "checkpoints" / store.name_of(9, 0)
     good = store.load(path)
-    weights = good.model(torch.device("cpu"))
+    weights = good.model()
     weights["wte.weight"][:] = 3e38
     model = store.save(tmp_path, 1, {store.MODEL: weights}, good.state)
     done = call("replay", run, "--model", model, "--json", cwd=tmp_path)

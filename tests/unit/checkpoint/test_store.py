@@ -44,9 +44,7 @@ def test_what_is_saved_is_what_safetensors_reads(tmp_path):
             assert read[name].dtype == tensor.dtype and torch.equal(read[name], tensor)
     loaded = store.load(path)
     assert loaded.step == 7 and loaded.state["text"] == "ünïcode"
-    assert torch.equal(
-        loaded.model(torch.device("cpu"))["a.weight"], tensors(7)[store.MODEL]["a.weight"]
-    )
+    assert torch.equal(loaded.model()["a.weight"], tensors(7)[store.MODEL]["a.weight"])
 
 
 def test_a_bad_newest_is_set_aside_aloud_and_the_next_good_is_used(tmp_path, capsys):
