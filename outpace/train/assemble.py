@@ -97,15 +97,14 @@ def capabilities(device: torch.device) -> Capabilities:
     """What this machine can do, found out by probing it."""
 
     def backend(
-        name: str, precision: str, head_dim: int, dropout: float, masked: bool
+        name: str, precision: str, shape: GPT2Shape, masked: bool
     ) -> tuple[str | None, str]:
-        module, dtype = attention.BACKENDS.load(name), DTYPES[precision]
-        why_not = module.why_not(device, dtype, head_dim)
+        module, where = attention.BACKENDS.load(name), (device, DTYPES[precision], shape.head_dim)
         if not masked:
-            return why_not, module.kernel(device, dtype, head_dim, dropout)
+            return module.why_not(*where), module.kernel(*where, shape.dropout)
         if no_mask := attention.document_mask_why_not(name):
             return no_mask, ""
-        return why_not, module.kernel(device, dtype, head_dim, dropout, masked)
+        return module.why_not(*where), module.kernel(*where, shape.dropout, masked)
 
     def fastest_attention(precision: str, shape: GPT2Shape) -> tuple[str, str]:
         H, T, D = shape.n_head, shape.context, shape.head_dim

@@ -64,8 +64,9 @@ def _assumed(gpu: Gpu) -> Capabilities:
     measured, a stated assumption."""
 
     def attention(
-        backend: str, precision: str, head_dim: int, dropout: float, masked: bool
+        backend: str, precision: str, shape: GPT2Shape, masked: bool
     ) -> tuple[str | None, str]:
+        head_dim = shape.head_dim
         BACKENDS.check(backend)
         if masked and (no_mask := document_mask_why_not(backend)):
             return no_mask, ""

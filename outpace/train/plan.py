@@ -46,9 +46,9 @@ class DatasetFacts:
 class Capabilities:
     """What this machine can do: each is probed only when the plan asks."""
 
-    attention: Callable[[str, str, int, float, bool], tuple[str | None, str]]
-    """(backend, precision, head_dim, dropout, document_mask) -> why it cannot be used or None, and
-    the kernel that runs."""
+    attention: Callable[[str, str, GPT2Shape, bool], tuple[str | None, str]]
+    """(backend, precision, shape, document_mask) -> why it cannot be used or None, and the kernel
+    that runs."""
     compile_why_not: Callable[[], str | None]
     """Why torch.compile does not work here, or None."""
     fastest_attention: Callable[[str, GPT2Shape], tuple[str, str]]

@@ -49,7 +49,8 @@ def attention(p: Planning, precision: str, deterministic: bool) -> tuple[str, st
             do="leave it at auto, or leave --deterministic off",
         )
     if backend == "auto" and compute.use_flash_attention and deterministic:
-        can = [b for b in ("flash", "efficient") if _serves(p, b, precision)]
+        rows = ("flash", "efficient")
+        can = [row for row in rows if not p.can.attention(row, precision, shape, False)[0]]
         backend, reason = [*can, "sdpa"][0], "its backward has a deterministic form"
     elif backend == "auto" and compute.use_flash_attention:
         backend, reason = p.can.fastest_attention(precision, shape)
@@ -58,7 +59,7 @@ def attention(p: Planning, precision: str, deterministic: bool) -> tuple[str, st
     masked = p.config.data.document_mask
     if masked:
         backend, reason = _masking(p, backend, reason, precision)
-    why_not, kernel = p.can.attention(backend, precision, shape.head_dim, shape.dropout, masked)
+    why_not, kernel = p.can.attention(backend, precision, shape, masked)
     if why_not and compute.attention_backend not in ("auto", "sdpa"):  # sdpa has a last resort
         raise UsageError(
             "NO-ATTENTION",
@@ -94,18 +95,11 @@ def _lacks_bf16(p: Planning, precision: str) -> bool:
     return precision == "bf16" and p.machine.device == "cuda" and not p.machine.bf16
 
 
-def _serves(p: Planning, backend: str, precision: str) -> bool:
-    head_dim, dropout = p.shape.head_dim, p.shape.dropout
-    why_not, _ = p.can.attention(backend, precision, head_dim, dropout, False)
-    return why_not is None
-
-
 def _masking(p: Planning, backend: str, reason: str, precision: str) -> tuple[str, str]:
     """A backend that can keep documents apart, and why it is that one."""
-    head_dim, dropout = p.shape.head_dim, p.shape.dropout
-    why_not, _ = p.can.attention(backend, precision, head_dim, dropout, True)
+    why_not, _ = p.can.attention(backend, precision, p.shape, True)
     if p.config.compute.attention_backend != "auto":
-        if backend == "flex" and dropout:
+        if backend == "flex" and p.shape.dropout:
             why_not = "FlexAttention has no dropout"
         if why_not:
             raise UsageError(
@@ -116,8 +110,8 @@ def _masking(p: Planning, backend: str, reason: str, precision: str) -> tuple[st
         return backend, reason
     if backend == "reference":
         return backend, reason
-    no_flex, _ = p.can.attention("flex", precision, head_dim, dropout, True)
-    if no_flex is None and not dropout:
+    no_flex, _ = p.can.attention("flex", precision, p.shape, True)
+    if no_flex is None and not p.shape.dropout:
         return "flex", "it skips what a document mask leaves out"
     return "sdpa", f"it takes a document mask, {p.shape.context} x {p.shape.context} bits"
 

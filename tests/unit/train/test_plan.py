@@ -115,7 +115,7 @@ def test_documents_apart_take_flex_where_it_runs_and_sdpa_where_it_does_not():
 
 def test_a_backend_that_cannot_keep_documents_apart_is_refused_with_the_reason():
     cannot = Capabilities(
-        **vars(able()) | {"attention": lambda b, p, d, dropout, masked: (masked and "why", "X")}
+        **vars(able()) | {"attention": lambda b, p, shape, masked: (masked and "why", "X")}
     )
     said = refusal(["--document_mask", "--attention_backend", "flash"], can=cannot)
     assert "NO-DOCUMENT-MASK" in said and "flash cannot keep documents apart: why" in said
