@@ -1,5 +1,6 @@
 """Which dataset a run reads: the one named, or a default that is said aloud."""
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from outpace.config.datasets import WEIGHT, parse_datasets
 from outpace.config.presets import GPT2_VOCAB
 from outpace.config.schema import RunConfig
-from outpace.core.errors import DataError, UsageError
+from outpace.core.errors import DataError, RunInUse, UsageError
 from outpace.core.log import note, warn
 from outpace.core.registry import nearest
 from outpace.core.runfolder import RunFolder
@@ -141,8 +142,15 @@ def facts_of(mixture: Mixture, config: RunConfig) -> DatasetFacts:
 
 
 def _make_pydocs(folder: Path, *, first: bool) -> None:
+    """Prepare it, or wait for the one that does: the first process of this host, or of another
+    that shares the disk."""
+    told = False
     while not (folder / MANIFEST).exists():
         if first:
-            prepare(PydocsSource(), folder, PrepareOptions())
-        else:
-            time.sleep(0.5)  # torchrun ends us should the first process fail
+            with contextlib.suppress(RunInUse):
+                prepare(PydocsSource(), folder, PrepareOptions())
+                return
+            if not told:
+                note(f"another process is preparing {folder}: waiting for it")
+            told = True
+        time.sleep(0.5)  # torchrun ends us should the first process fail
