@@ -12,18 +12,19 @@ from outpace.core.files import sha256_json
 from outpace.evals.task import Item, Task
 from outpace.model.gpt2 import GPT2
 from outpace.runtime.distributed import Group
+from outpace.train.environment import software
 
 MOST_NAMED = 4
 
 
 def check_alike(group: Group, told: dict[str, Any], measured: Collection[str] = ()) -> None:
-    """UsageError, in all processes, if one differs from the first. `measured` are settings that
-    each host may have measured for itself."""
-    first, *others = group.gather(told)
+    """UsageError, in all processes, if one differs from the first, be it in its software only.
+    `measured` are settings that each host may have measured for itself."""
+    first, *others = group.gather(told | software())
     for rank, other in enumerate(others, 1):
         if not (changed := differences(first, other)):
             continue
-        do = "start all processes with the same command, data and environment"
+        do = "start all processes with the same command, data, software and environment"
         if {line.partition(":")[0] for line in changed} <= set(measured):
             do = (
                 "run it again, since each host keeps its measurements, or choose "

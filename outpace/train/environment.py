@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 import outpace
+from outpace.core.files import sha256_file, sha256_json
 from outpace.runtime.driver import cudnn_version
 from outpace.runtime.hardware import Machine
 from outpace.train.plan import Plan
@@ -45,6 +46,18 @@ def versions() -> dict[str, str]:
     if commit := commit_of(Path(outpace.__file__).parent):
         found["git_commit"] = commit
     return found
+
+
+def software() -> dict[str, str]:
+    """The code that several processes must have in common, for which a version is not enough: a
+    checkout may be at another commit, or have changes."""
+    package = Path(outpace.__file__).parent
+    sources = sorted(path.relative_to(package) for path in package.rglob("*.py"))
+    digest = sha256_json([[str(path), sha256_file(package / path)] for path in sources])
+    return {
+        "outpace": f"{outpace.__version__} (code {digest[:8]})",
+        "torch": torch.__version__,
+    }
 
 
 def commit_of(folder: Path) -> str | None:
