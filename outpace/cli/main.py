@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from outpace.core.errors import BUG, DONE, UsageError
@@ -146,10 +147,23 @@ def _tell_others(code: int) -> None:
     """Tell the other processes of the group, which may wait for this one, that it has failed."""
     if os.environ.get("RANK") and os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
         _flush(code)
-        with contextlib.suppress(KeyboardInterrupt, ImportError):
+        with contextlib.suppress(KeyboardInterrupt, ImportError), _silent():
             from outpace.runtime.rollcall import will_not_join
 
             will_not_join(code)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing reaches standard error: PyTorch's C++ code prints stacks when there is no store."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _flush(code: int) -> int:

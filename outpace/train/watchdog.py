@@ -1,10 +1,12 @@
 """A thread that notices when the process hangs: it writes the stacks of all threads to the run
-folder, names the current activity, and finally ends the process.
+folder, or to the temporary one where this host has none, names the current activity, and finally
+ends the process.
 """
 
 import contextlib
 import faulthandler
 import os
+import tempfile
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -69,7 +71,9 @@ class Watchdog:
 
     @property
     def _stacks(self) -> Path:
-        return self.folder / f"stacks-{self.doing.replace(' ', '-')}-process-{self.rank}.txt"
+        # Another host than the first process's may not have the run folder.
+        folder = self.folder if self.folder.is_dir() else Path(tempfile.gettempdir())
+        return folder / f"stacks-{self.doing.replace(' ', '-')}-process-{self.rank}.txt"
 
     def _write_stacks(self) -> None:
         with open(self._stacks, "w") as f:
