@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +20,15 @@ from conftest import TINY, final_hash
 from harness import Child, events, rollbacks, status
 from peers import call_ranks, start_ranks
 
+import outpace
 from outpace.checkpoint import store
+from outpace.core import locks
 from outpace.core.errors import PeerLost
+from outpace.data.folder import LOCK
+from outpace.data.shards import MANIFEST
 from outpace.runtime.distributed import Group, Ranks
+from outpace.train import alike, corpus, environment
+from outpace.train.watchdog import Watchdog
 
 RUN = Path("run")
 
@@ -114,6 +121,62 @@ def test_flags_that_one_host_refuses_do_not_keep_the_others_waiting(hosts):
     assert codes(ranks) == [2, 2]
     assert "--max_stepz" in ranks[1].err
     assert "error[PEER-FAILED]" in ranks[0].err
+
+
+def other_code(rank: int) -> None:
+    if poison.ours(rank):
+        alike.software = lambda: {"outpace": "0.1.0 (code 01234567)"}
+
+
+def test_hosts_with_other_code_are_refused(hosts):
+    """The processes' weights would stay equal, as the gradients are summed, and be of neither."""
+    ranks = call_ranks(2, *train(5), cwd=hosts, setup=other_code, args=(1,))
+    assert codes(ranks) == [2, 2]
+    assert "process 1 differs from process 0: outpace: " in ranks[0].err
+    assert "-> 0.1.0 (code 01234567)" in ranks[0].err
+
+
+def test_the_code_of_a_checkout_is_more_than_its_version(tmp_path, monkeypatch):
+    assert environment.software() == environment.software()
+    copy = shutil.copytree(Path(outpace.__file__).parent, tmp_path / "outpace")
+    monkeypatch.setattr(outpace, "__file__", str(copy / "__init__.py"))
+    same = environment.software()
+    with open(copy / "model" / "gpt2.py", "a") as changed:
+        changed.write("# another release\n")
+    assert environment.software() != same
+
+
+def test_two_hosts_that_share_a_disk_make_the_default_dataset_once(tmp_path, tiny_dataset):
+    """The first process of each wants to; one waits for the other."""
+    folder = tmp_path / "pydocs"
+    folder.mkdir()
+    done: list[Path] = []
+    held = locks.take(folder / LOCK, 0)
+
+    def make() -> None:
+        corpus._make_pydocs(folder, first=True)
+        done.append(folder)
+
+    waiting = threading.Thread(target=make)
+    waiting.start()
+    time.sleep(1.5)
+    assert waiting.is_alive() and not done
+    for file in tiny_dataset.iterdir():
+        if file.name != MANIFEST:
+            shutil.copy(file, folder)
+    shutil.copy(tiny_dataset / MANIFEST, folder)
+    waiting.join(30)
+    held.release()
+    assert done
+
+
+def test_stacks_of_a_host_without_the_run_folder_go_to_the_temporary_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    dog = Watchdog(1.0, tmp_path / "elsewhere", 1, lambda error: None)
+    dog.beat("step 3")
+    assert dog._stacks == tmp_path / "stacks-step-3-process-1.txt"
+    dog._write_stacks()
+    assert "most recent call first" in dog._stacks.read_text()
 
 
 @pytest.fixture
