@@ -123,7 +123,7 @@ class Saver:
         buffers = self._buffers.setdefault(file, {})
         if name not in buffers:
             free = psutil.virtual_memory().available
-            if free < tensor.numel() * tensor.element_size() + SPARE_BYTES:
+            if free < tensor.nbytes + SPARE_BYTES:
                 raise MemoryError(f"{gib(free)} are free")
             pin = tensor.device.type == "cuda"
             buffers[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pin)

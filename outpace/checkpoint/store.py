@@ -158,7 +158,7 @@ def save_as(
     if final.exists():
         raise CheckpointError("CKPT-EXISTS", f"{final} is already there", do="choose another name")
     try:
-        check_space(folder, size_of(tensors))
+        check_space(folder, tensors)
         temporary.mkdir()
         files = {name: _write_tensors(temporary / name, t) for name, t in tensors.items()}
         files[STATE] = _write(temporary / STATE, [_json(state)])
@@ -188,18 +188,14 @@ def save_as(
     return final
 
 
-def size_of(tensors: Mapping[str, Tensors]) -> int:
-    """Bytes that a checkpoint of these tensors takes."""
-    return sum(t.numel() * t.element_size() for file in tensors.values() for t in file.values())
-
-
-def check_space(folder: Path, need_bytes: int) -> None:
-    """Raise StorageError if `folder` has no room for a checkpoint of `need_bytes`."""
+def check_space(folder: Path, tensors: Mapping[str, Tensors]) -> None:
+    """Raise StorageError if `folder` has no room for a checkpoint of `tensors`."""
+    need = SLACK_BYTES + sum(t.nbytes for file in tensors.values() for t in file.values())
     free = shutil.disk_usage(folder).free
-    if free < need_bytes + SLACK_BYTES:
+    if free < need:
         raise StorageError(
             "CKPT-SPACE",
-            f"a checkpoint needs {gib(need_bytes + SLACK_BYTES)}, {folder} has {gib(free)} free",
+            f"a checkpoint needs {gib(need)}, {folder} has {gib(free)} free",
             kept="the older checkpoints",
             do="free space, then run the same command again",
         )
@@ -421,7 +417,7 @@ def _write_tensors(path: Path, tensors: Tensors) -> dict[str, Any]:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, tensor in tensors.items():
-        end = offset + tensor.numel() * tensor.element_size()
+        end = offset + tensor.nbytes
         header[name] = {
             "dtype": _DTYPES[tensor.dtype],
             "shape": list(tensor.shape),

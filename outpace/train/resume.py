@@ -248,15 +248,16 @@ def _continuation(path: Path, folder: RunFolder, *, set_aside: bool) -> store.Ch
     if _is_of(path, folder):
         return None
     own = store.latest(folder.checkpoints, set_aside=set_aside)
+    if own is None or not own.run:
+        return None
     with contextlib.suppress(*store.UNREADABLE):
         if path.exists():
             there = store.read_manifest(path)
-            place = store.written_place(there)
-            began = own is not None and own.run == there.get("run") and own.place >= place
+            began = own.run == there.get("run") and own.place >= store.written_place(there)
         else:
             config = tomllib.loads(folder.config.read_text(encoding="utf-8"))
             began = Path(config["run"]["resume"]) == path
-        return own if own is not None and own.run and began else None
+        return own if began else None
     return None
 
 

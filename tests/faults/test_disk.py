@@ -62,7 +62,7 @@ def test_d1_a_full_disk_is_seen_before_the_save_and_keeps_the_last_good(tiny_dat
 
 def blind() -> None:
     """The system tells of room that is not there, as with quotas or a disk shared with others."""
-    store.check_space = lambda folder, need_bytes: None  # type: ignore[assignment]
+    store.check_space = lambda folder, tensors: None  # type: ignore[assignment]
 
 
 def test_d1_a_disk_that_fills_up_inside_a_save_keeps_the_last_good(tiny_dataset, tmp_path):
