@@ -94,7 +94,11 @@ def prepare_share(
     _write_parts(folder, chunks, range(rank, len(chunks), world_size), work, workers)
     missing = sum(not part_of(folder, number).exists() for number in range(len(chunks)))
     if missing and not (output / MANIFEST).exists():  # else another rank has merged just now
-        note(f"rank {rank} of {world_size} is done; {missing:,} parts of other ranks are missing")
+        note(
+            f"rank {rank} of {world_size} is done; {missing:,} parts of other ranks are missing: "
+            f"the last to finish merges all in {folder.parent}, which they must share, "
+            "or be given by copies before one is run again"
+        )
         if others := sorted(path.name for path in folder.parent.glob("*") if path != folder):
             warn(
                 f"{folder.parent} has parts of other text or other options ({', '.join(others)}): "
