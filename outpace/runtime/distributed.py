@@ -6,12 +6,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, Self
 
 import torch
 import torch.distributed as dist
 
 from outpace.core.errors import BUG, OutpaceError, PeerLost, UsageError
+from outpace.runtime.interface import choose_interface
 from outpace.runtime.rollcall import join, peer_failed, within
 
 
@@ -66,6 +68,7 @@ LOST = (
 """How gloo and nccl report, in a RuntimeError, that another process died or stopped answering."""
 
 
+NOT_IN_TIME = "the processes did not connect in time"
 LAST_WORD, WORD_S = "ended-with", 5.0
 ANYONE, LOOK_EVERY_S = "anyone", 1.0
 
@@ -80,6 +83,13 @@ def lost_peer(error: Exception, ranks: Ranks) -> PeerLost | None:
             "PORT-IN-USE",
             f"the rendezvous port {os.environ.get('MASTER_PORT', '')} is in use on this host",
             do="choose another (torchrun --master_port, or --standalone) and run it again",
+        )
+    if "connectfullmesh" in text or NOT_IN_TIME in text:
+        return PeerLost(
+            "NO-CONNECTION",
+            "the processes have met, but cannot connect to each other",
+            do="run the same command again; if it comes back, set GLOO_SOCKET_IFNAME to the "
+            "network interface that leads to the other hosts, and open its ports",
         )
     if not any(words in text for words in LOST):
         return None
@@ -116,15 +126,26 @@ class Group:
             raise _no_ranks("MASTER_PORT")
         ranks, timeout = self.ranks, timedelta(seconds=timeout_s)
         self._store = join(ranks.rank, ranks.world_size, timeout_s)
-        dist.init_process_group(
+        if ranks.local_world_size < ranks.world_size:
+            choose_interface(os.environ["MASTER_ADDR"])
+        start = partial(
+            dist.init_process_group,
             "nccl" if self.device.type == "cuda" else "gloo",
             store=self._store,
             rank=ranks.rank,
             world_size=ranks.world_size,
             timeout=timeout,
         )
+        # gloo waits without end for a process that cannot reach it. nccl connects later, and from
+        # the thread whose GPU is chosen.
+        at_most = timeout_s + WORD_S
+        if self.device.type == "cuda":
+            start()
+        else:
+            within(at_most, start, NOT_IN_TIME)
         # Stop flags go over gloo, so that checking them each step never waits for the GPU.
-        self._control = dist.new_group(backend="gloo", timeout=timeout)
+        control = partial(dist.new_group, backend="gloo", timeout=timeout)
+        self._control = within(at_most, control, NOT_IN_TIME)
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         """Sum a device tensor over all processes."""

@@ -20,7 +20,7 @@ from typing import Any
 import torch.distributed as dist
 
 from outpace.core import network
-from outpace.core.errors import OutpaceError
+from outpace.core.errors import OutpaceError, PeerLost
 
 LEADER = "leader"
 LOOK_AGAIN_S = 0.2
@@ -41,21 +41,32 @@ def peer_failed(exit_code: int) -> OutpaceError:
     return error
 
 
-def within(seconds: float, act: Callable[[], Any]) -> Any:
+def within(seconds: float, act: Callable[[], Any], why: str = "the store timed out") -> Any:
     """`act()`, or RuntimeError if it takes longer: a store whose host cannot be reached any more
     neither answers nor fails."""
     try:
         return network.within(seconds, act)
     except TimeoutError:
-        raise RuntimeError(f"the store of the group timed out after {seconds:g} s") from None
+        raise RuntimeError(why) from None
 
 
 def join(rank: int, world_size: int, timeout_s: float) -> Any:
-    """Wait for all processes, and return the store of this start of the group. RuntimeError if not
-    all come in time, PEER-FAILED if one says that it will not."""
+    """Wait for all processes, and return the store of this start of the group. PeerLost if not all
+    come in time, PEER-FAILED if one says that it will not."""
     _BEGUN.set()
     begun = time.monotonic()
-    store = _connect(rank, world_size, timeout_s)
+    try:
+        store = _connect(rank, world_size, timeout_s)
+    except RuntimeError as error:
+        if "timed out" not in str(error):
+            raise
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise PeerLost(
+            "NO-ANSWER",
+            f"nothing answers at {where} (MASTER_ADDR, MASTER_PORT), where the processes meet",
+            do="check that process 0 was started, and that this host can resolve that name and "
+            "reach that port",
+        ) from error
 
     def call() -> str:
         left_s = timeout_s - (time.monotonic() - begun)
@@ -123,7 +134,7 @@ def _lead(store: Any, world_size: int, patience_s: float, code: int) -> str:
         _let_them_read(store, name, len(come))
         raise peer_failed(code)
     if not whole:
-        raise RuntimeError(f"timed out: {_missing(world_size, come)} did not come")
+        raise _nobody(_missing(world_size, come))
     return name
 
 
@@ -143,7 +154,7 @@ def _follow(store: Any, rank: int, patience_s: float, code: int) -> str:
                         raise peer_failed(failed)
                     return name
         time.sleep(LOOK_AGAIN_S)
-    raise RuntimeError("timed out: process 0 did not come")
+    raise _nobody("process 0")
 
 
 def _let_them_read(store: Any, name: str, number: int) -> None:
@@ -153,9 +164,18 @@ def _let_them_read(store: Any, name: str, number: int) -> None:
         time.sleep(LOOK_AGAIN_S)
 
 
+def _nobody(who: str) -> PeerLost:
+    return PeerLost(
+        "NOT-ALL-CAME",
+        f"{who} did not come to where the processes meet",
+        do="check that it was started, with the same address and port (MASTER_ADDR, MASTER_PORT); "
+        "a longer --peer_timeout_minutes if it was late",
+    )
+
+
 def _missing(world_size: int, come: dict[int, str]) -> str:
     missing = sorted(set(range(1, world_size)) - come.keys())
-    more = f" and {len(missing) - 4:,} others" if len(missing) > 4 else ""
+    more = f" and {len(missing) - 4:,} more" if len(missing) > 4 else ""
     return f"process {', '.join(map(str, missing[:4]))}{more}"
 
 

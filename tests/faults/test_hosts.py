@@ -179,6 +179,15 @@ def test_stacks_of_a_host_without_the_run_folder_go_to_the_temporary_one(tmp_pat
     assert "most recent call first" in dog._stacks.read_text()
 
 
+def test_a_process_that_finds_no_other_says_where_it_looked(hosts):
+    elsewhere = [{}, {"MASTER_ADDR": "no-such-host.invalid"}]
+    flags = train(5, "--peer_timeout_minutes", "0.1")
+    ranks = call_ranks(2, *flags, cwd=hosts, env=elsewhere)
+    assert codes(ranks) == [9, 9]
+    assert "error[NOT-ALL-CAME]: process 1 did not come" in ranks[0].err
+    assert "error[NO-ANSWER]: nothing answers at no-such-host.invalid:" in ranks[1].err
+
+
 @pytest.fixture
 def agent() -> Iterator[Any]:
     """The store that torchrun keeps over its restarts."""

@@ -27,3 +27,9 @@ def test_a_peer_that_is_gone_is_one_line_and_exit_code_9(error):
 def test_an_error_of_another_kind_and_a_single_process_have_lost_nobody():
     assert lost_peer(RuntimeError("shape mismatch"), TWO) is None
     assert lost_peer(RuntimeError("Connection reset by peer"), Ranks()) is None
+
+
+def test_processes_that_cannot_connect_are_told_which_setting_helps():
+    error = RuntimeError("Gloo connectFullMesh failed with [pair.cc:152] timed out connecting")
+    lost = lost_peer(error, TWO)
+    assert lost is not None and "GLOO_SOCKET_IFNAME" in str(lost) and lost.exit_code == 9
