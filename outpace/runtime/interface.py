@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 from ipaddress import ip_address
+from typing import Any
 
 import psutil
 
@@ -52,7 +53,8 @@ def _address_towards(there: str) -> str:
 
 
 def _interface_of(address: str) -> str | None:
-    for name, found in psutil.net_if_addrs().items():
+    interfaces: dict[str, list[Any]] = psutil.net_if_addrs()
+    for name, found in interfaces.items():
         if any(one.address.partition("%")[0] == address for one in found):
             return name
     return None
