@@ -179,7 +179,9 @@ def stall(folder: Path) -> dict[str, Any]:
     for turn in range(SAVES + 1):
         for name, saver in savers.items():
             found[name].append(_save(saver, files, folder / f"{name}-{turn}"))
-    result: dict[str, Any] = {"bytes": sum(t.nbytes for tensors in files.values() for t in tensors.values())}
+    result: dict[str, Any] = {
+        "bytes": sum(t.nbytes for tensors in files.values() for t in tensors.values())
+    }
     for name, times in found.items():
         stalls, writes = zip(*times, strict=True)
         result[name] = {
