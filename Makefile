@@ -50,20 +50,24 @@ standin: .venv-standin/installed
 check: install-dev
 	$(BIN)/ruff check outpace tests benchmarks train.py
 	$(BIN)/ruff format --check outpace tests benchmarks train.py
-	$(BIN)/mypy
+	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest tests/architecture
 
 install: .venv/run.installed
 install-dev: .venv/dev.installed
 
-.venv/bin/python:
+# The programs of a .venv name its folder: after a move or a copy they are installed again.
+$(shell [ ! -e .venv/run.installed ] || pwd -P | grep -qxFf - .venv/run.installed || \
+  rm -f .venv/*.installed .venv/bin/activate)
+
+.venv/bin/activate:
 	@$(PYTHON) -c "import outpace"  # tells if it is too old
 	$(PYTHON) -m venv .venv
 
-.venv/run.installed: .venv/bin/python pyproject.toml constraints.txt
+.venv/run.installed: .venv/bin/activate pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
-	touch $@
+	pwd -P > $@
 
 .venv/dev.installed: .venv/run.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
