@@ -68,13 +68,8 @@ def join(rank: int, world_size: int, timeout_s: float) -> Any:
             "reach that port",
         ) from error
 
-    def call() -> str:
-        left_s = timeout_s - (time.monotonic() - begun)
-        if rank == 0:
-            return _lead(store, world_size, left_s, 0)
-        return _follow(store, rank, left_s, 0)
-
-    name = within(timeout_s + LATE_S, call)
+    left_s = timeout_s - (time.monotonic() - begun)
+    name = within(timeout_s + LATE_S, lambda: _call(store, rank, world_size, left_s, 0))
     return dist.PrefixStore(name, store)  # type: ignore[attr-defined]
 
 
@@ -86,14 +81,7 @@ def will_not_join(exit_code: int) -> None:
     with contextlib.suppress(Exception):  # there may be no store, or nobody left to tell
         rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         store = _connect(rank, world_size, LATE_S)
-        within(
-            LATE_S,
-            lambda: (
-                _lead(store, world_size, LATE_S, exit_code)
-                if rank == 0
-                else _follow(store, rank, LATE_S, exit_code)
-            ),
-        )
+        within(LATE_S, lambda: _call(store, rank, world_size, LATE_S, exit_code))
 
 
 def _connect(rank: int, world_size: int, timeout_s: float) -> Any:
@@ -108,6 +96,13 @@ def _connect(rank: int, world_size: int, timeout_s: float) -> Any:
         wait_for_workers=False,
         multi_tenant=True,
     )
+
+
+def _call(store: Any, rank: int, world_size: int, patience_s: float, code: int) -> str:
+    """The name of this start. `code` is not 0 in a process that ends instead of joining."""
+    if rank == 0:
+        return _lead(store, world_size, patience_s, code)
+    return _follow(store, rank, patience_s, code)
 
 
 def _lead(store: Any, world_size: int, patience_s: float, code: int) -> str:
