@@ -5,7 +5,7 @@ from statistics import median
 
 from outpace.config.load import load
 from outpace.core.units import gib
-from outpace.train.expect import expect_elsewhere
+from outpace.tools.expect import expect_elsewhere
 from rendering import Result, origin, section, spread, table
 
 

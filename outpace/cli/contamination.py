@@ -47,8 +47,8 @@ def run(argv: list[str]) -> int:
     from outpace.data.contamination import contamination
     from outpace.data.ngrams import NgramIndex
     from outpace.evals import contamination as records
+    from outpace.tools.questions import questions
     from outpace.train.corpus import open_named
-    from outpace.train.questions import questions
 
     dataset = open_named(options.dataset)
     output = options.output or dataset.folder / records.file_name(options.task, options.split)

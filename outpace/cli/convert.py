@@ -42,7 +42,7 @@ def run(argv: list[str]) -> int:
     transformers.utils.logging.disable_progress_bar()
     import torch
 
-    from outpace.train.convert import convert
+    from outpace.tools.convert import convert
     from outpace.train.load_model import load_model
 
     to = BY_SUFFIX.get(target.suffix, "huggingface") if options.to == "auto" else options.to

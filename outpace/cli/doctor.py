@@ -21,7 +21,7 @@ def run(argv: list[str]) -> int:
     """Print every finding; return 0, or the exit code of the first fault."""
     options: Options = parse_flags(Options, argv, prog="outpace doctor")
 
-    from outpace.train.doctor import examine
+    from outpace.tools.doctor import examine
 
     found = []
     for finding in examine(options.run):

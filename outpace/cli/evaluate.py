@@ -256,7 +256,7 @@ def _loss(options: Options, mixture: "Mixture", out: _Results) -> None:
 
 def _questions(options: Options, tasks: list[str]) -> "Asked":
     """The questions of the tasks that have some, in each protocol."""
-    from outpace.train.questions import check_protocols, questions
+    from outpace.tools.questions import check_protocols, questions
 
     asked = questions(
         [task for task in tasks if task not in (LOSS, TEXT)],

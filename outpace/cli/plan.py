@@ -28,7 +28,7 @@ def run(argv: list[str]) -> int:
     options, set_by = load(argv, prog="outpace plan", schema=Options)
     assert isinstance(options, Options)
 
-    from outpace.train.expect import expect, expect_elsewhere
+    from outpace.tools.expect import expect, expect_elsewhere
     from outpace.train.forecast import lines
     from outpace.train.plan_lines import print_plan
 

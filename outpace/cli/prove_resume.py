@@ -30,7 +30,7 @@ class Options:
 def run(argv: list[str]) -> int:
     options: Options = parse_flags(Options, argv, prog="outpace prove-resume")
 
-    from outpace.train.prove import prove_resume
+    from outpace.tools.prove import prove_resume
 
     with tempfile.TemporaryDirectory(prefix="outpace-prove-") as scratch:
         proof = prove_resume(RunFolder(options.run), Path(scratch) / "run", options.at)

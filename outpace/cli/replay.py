@@ -35,8 +35,8 @@ def run(argv: list[str]) -> int:
     from outpace.checkpoint import store
     from outpace.runtime.precision import precision_name
     from outpace.tokenizer import get_tokenizer
+    from outpace.tools.replay import find, read, replay, weights_before
     from outpace.train.assemble import choose_device
-    from outpace.train.replay import find, read, replay, weights_before
 
     folder = RunFolder(options.run)
     incident = find(folder, options.step)

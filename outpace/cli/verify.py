@@ -13,7 +13,7 @@ from outpace.core.runfolder import RunFolder
 from outpace.core.runstate import read_state
 
 if TYPE_CHECKING:
-    from outpace.train.audit import Audit
+    from outpace.tools.audit import Audit
 
 
 @dataclass
@@ -34,7 +34,7 @@ def run(argv: list[str]) -> int:
 
     from outpace.checkpoint import store
     from outpace.data.shards import JOURNAL, MANIFEST
-    from outpace.train.audit import audit, audit_run
+    from outpace.tools.audit import audit, audit_run
 
     folder, error = options.folder, None
     if (folder / store.STATE).is_file() or (folder.name.startswith("step-") and folder.is_dir()):
@@ -68,7 +68,7 @@ def run(argv: list[str]) -> int:
 def _dataset(folder: Path) -> tuple["Audit", DataError | None]:
     """Check every hash of a dataset; the result, and the error that names the difference."""
     from outpace.data.shards import open_dataset, verify_dataset
-    from outpace.train.audit import Audit
+    from outpace.tools.audit import Audit
 
     try:
         verify_dataset(open_dataset(folder))

@@ -56,6 +56,15 @@ def read_state(folder: RunFolder) -> JsonObject:
     return status
 
 
+def acknowledged(run: RunFolder) -> str | None:
+    """The last checkpoint that STATUS.json says was committed."""
+    try:
+        name = read_state(run).get("last_verified_checkpoint")
+    except UsageError:
+        return None
+    return name if isinstance(name, str) else None
+
+
 def is_held(folder: RunFolder, status: JsonObject | None = None) -> bool:
     """Whether a process holds the run's lock. If the file system cannot tell: whether the process
     named in `status` is alive on this machine."""

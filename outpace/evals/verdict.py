@@ -74,7 +74,7 @@ class Comparison:
 
 def compare(model: Answers, baseline: Answers, metric: str) -> Comparison:
     """Compare both models' answers to the questions that both answered. DataError if there are
-    none, or if a label differs. Both must have the metric, which `train.verdict.check` ensures."""
+    none, or if a label differs. Both must have the metric, which `tools.verdict.check` ensures."""
     a, b = _same_questions(model, baseline)
     right_a, right_b = a.right[metric], b.right[metric]
     n, both = len(a), int((right_a & right_b).sum())

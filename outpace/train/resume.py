@@ -17,14 +17,13 @@ from outpace.config.schema import RunConfig
 from outpace.core.errors import CheckpointError, DataError, UsageError
 from outpace.core.log import note, say, warn
 from outpace.core.runfolder import RunFolder
-from outpace.core.runstate import runs_begun
+from outpace.core.runstate import acknowledged, runs_begun
 from outpace.data.mixture import Mixture
 from outpace.data.shards import JOURNAL, MANIFEST
 from outpace.evals.probe import changed_since
 from outpace.interop.declared import check_shape
 from outpace.runtime.distributed import Group
 from outpace.train.assemble import Session
-from outpace.train.audit import acknowledged
 from outpace.train.plan import LEGACY_DEFAULTS, Plan
 from outpace.train.progress import Progress
 from outpace.train.save import save

@@ -31,9 +31,10 @@ MAY_IMPORT = {
     "generate": {"core", "config", "tokenizer", "model"},
     "interop": {"core", "config", "model", "tokenizer"},  # a folder for others holds its tokenizer
     "train": BELOW_TRAIN,
+    "tools": BELOW_TRAIN | {"train"},
     "bench": BELOW_TRAIN | {"train"},
     "report": {"core", "config"},
-    "cli": BELOW_TRAIN | {"train", "bench", "report"},
+    "cli": BELOW_TRAIN | {"train", "tools", "bench", "report"},
 }
 NO_TORCH = {"core", "config", "report"}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -18,7 +18,7 @@ from outpace.checkpoint import store
 from outpace.config.presets import GPT2Shape
 from outpace.evals.probe import probe_loss, probe_tokens
 from outpace.model.gpt2 import GPT2
-from outpace.train import doctor
+from outpace.tools import doctor
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,7 +10,7 @@ import pytest
 from outpace.core.errors import NetworkError
 from outpace.core.runfolder import RunFolder
 from outpace.report.page import write_report
-from outpace.train import verdict as verdict_module
+from outpace.tools import verdict as verdict_module
 from outpace.train.corpus import open_mixture
 
 from .helpers import Run

@@ -37,7 +37,7 @@ from outpace.data.order import OrderSpec
 from outpace.data.shards import open_dataset
 from outpace.model.gpt2 import GPT2
 from outpace.ops.cross_entropy import IGNORE, cross_entropy_sum
-from outpace.train.replay import replay
+from outpace.tools.replay import replay
 from outpace.train.save import checksum
 
 

@@ -17,7 +17,7 @@ from outpace.runtime import calibration
 from outpace.runtime.calibration import Calibration
 from outpace.runtime.hardware import Machine, detect
 from outpace.runtime.machines import GPUS, by_device_name, named
-from outpace.train.expect import Expected, expect_elsewhere
+from outpace.tools.expect import Expected, expect_elsewhere
 from outpace.train.forecast import checkpoints_kept, measured_rates, rates_here
 
 RECIPE = ["--recipe", "gpt2_124M"]

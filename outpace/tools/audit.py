@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 
 from outpace.checkpoint import store
 from outpace.config.presets import GPT2Shape
-from outpace.core.errors import CheckpointError, UsageError
+from outpace.core.errors import CheckpointError
 from outpace.core.runfolder import RunFolder
-from outpace.core.runstate import read_state
+from outpace.core.runstate import acknowledged
 from outpace.evals.probe import is_as_recorded, probe_loss
 from outpace.interop.declared import check_shape
 from outpace.model.gpt2 import GPT2
@@ -47,15 +47,6 @@ def audit_run(run: RunFolder, *, deep: bool = False) -> list[Audit]:
             found.append(Audit(newest, "STATUS.json names it, but it does not exist"))
             break
     return found
-
-
-def acknowledged(run: RunFolder) -> str | None:
-    """The last checkpoint that STATUS.json says was committed."""
-    try:
-        name = read_state(run).get("last_verified_checkpoint")
-    except UsageError:
-        return None
-    return name if isinstance(name, str) else None
 
 
 def audit(path: Path, *, deep: bool = False) -> Audit:

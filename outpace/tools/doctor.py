@@ -36,7 +36,7 @@ from outpace.runtime.driver import driver_version, unusable_gpu
 from outpace.runtime.hardware import detect
 from outpace.runtime.precision import DTYPES
 from outpace.tokenizer import get_tokenizer
-from outpace.train.audit import audit_run
+from outpace.tools.audit import audit_run
 from outpace.train.corpus import DATA
 from outpace.train.forecast import STATE_BYTES
 
