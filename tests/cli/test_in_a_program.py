@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from runpy import run_path
 
@@ -52,13 +53,19 @@ def test_a_run_leaves_the_process_as_it_was(precision, tiny):
 
 def test_after_a_run_that_was_interrupted_the_next_interrupt_is_the_programs_own(tiny):
     """It ended the process at once: to the run it was the second."""
-    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+
+    def interrupt_once_it_trains() -> None:
+        while not Path("a/metrics.jsonl").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    other = threading.Thread(target=interrupt_once_it_trains, daemon=True)
+    other.start()
     assert train("--run_dir", "a", "--max_steps", "1000000") == 75
-    timer.join()
+    other.join()
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
-        timer.join(1.0)
+        time.sleep(1)
 
 
 def test_tf32_that_was_asked_for_in_the_newer_way_is_no_error(tiny):
