@@ -38,8 +38,8 @@ class Options:
     nanogpt: Path | None = None
     """A checkout of karpathy/nanoGPT."""
     llmc: Path | None = None
-    """A checkout of karpathy/llm.c, for its train_gpt2.py and, on a GPU, its train_gpt2cu if it is
-    built."""
+    """A checkout of karpathy/llm.c, for its train_gpt2.py and, if they are built, its train_gpt2cu
+    on a GPU and train_gpt2 on a CPU (at --model_size 124M --context 64 --micro_batch_size 4)."""
     modded: Path | None = None
     """A checkout of KellerJordan/modded-nanogpt, for its train_gpt_simple.py."""
     transformers: bool = False
@@ -150,8 +150,8 @@ def _race(options: Options) -> Path:
         checkouts["transformers"] = None
     device = choose_device(options.device, 0).type
     on_gpu = device == "cuda"
-    if options.llmc and on_gpu:
-        checkouts["llmc_cuda"] = options.llmc
+    if options.llmc:
+        checkouts["llmc_cuda" if on_gpu else "llmc_c"] = options.llmc
     n_layer, n_head, n_embd, context = _shape(options, on_gpu)
     micro = _or(options.micro_batch_size, 32 if on_gpu else 8)
     passes = max(1, GPU_TOKENS_PER_STEP // (micro * context)) if on_gpu else 1

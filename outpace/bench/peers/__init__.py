@@ -33,6 +33,7 @@ PEERS = Registry(
         "outpace": "outpace.bench.peers.ours",
         "nanogpt": "outpace.bench.peers.nanogpt",
         "llmc": "outpace.bench.peers.llmc",
+        "llmc_c": "outpace.bench.peers.llmc_c",
         "llmc_cuda": "outpace.bench.peers.llmc_cuda",
         "modded": "outpace.bench.peers.modded",
         "transformers": "outpace.bench.peers.huggingface",

@@ -19,6 +19,7 @@ from outpace.bench.peers import (
     check_checkout,
     huggingface,
     llmc,
+    llmc_c,
     llmc_cuda,
     modded,
     nanogpt,
@@ -29,6 +30,7 @@ from outpace.bench.turns import Timed
 from outpace.config.presets import GPT2Shape
 from outpace.core.errors import UsageError
 from outpace.data.shards import Dataset, open_dataset
+from outpace.interop.llmc import read_model
 
 TINY = GPT2Shape(2, 2, 32, 32, 257)
 GPT2_124M = GPT2Shape(12, 12, 768, 1024, 50257)
@@ -135,6 +137,14 @@ def test_lines_of_llmcs_cuda_program():
     assert llmc_cuda.step_ms(text) == [1412.25, 1198.53]
 
 
+def test_lines_of_llmcs_c_program():
+    text = (
+        "val loss 11.009310\nstep 0: train loss 11.013574 (took 4318.269000 ms)\n"
+        "step 1: train loss -nan (took 3913.5 ms)\ngenerating:\n---\n????\n---\nstep 2: train lo"
+    )
+    assert llmc_c.step_ms(text) == [4318.269, 3913.5]
+
+
 def test_modded_lines_are_differences_of_training_time_and_validation_is_none():
     text = (
         "logs/6b19a86b.txt\n"
@@ -232,7 +242,35 @@ def test_llmcs_cuda_program_runs_if_the_user_has_built_it(dataset, tmp_path):
     assert "cuDNN's attention" in c.setting
 
 
+def test_llmcs_c_program_gets_the_files_that_it_looks_for(dataset, tmp_path):
+    """In the folder and under the names that its main() has (train_gpt2.c)."""
+    checkout, folder = checkout_of("llmc_c", tmp_path / "checkout"), tmp_path / "stage"
+    shape = GPT2Shape(1, 2, 32, 64, 50257)
+    the_job = Job(shape, dataset, 4, 1, "cpu")
+    with pytest.raises(UsageError, match="no train_gpt2; do: make train_gpt2"):
+        llmc_c.contestants(checkout, the_job, folder)
+    program = checkout / "train_gpt2"
+    program.write_text("#!/bin/sh\nfind . -type f\n")
+    program.chmod(0o755)
+    (c,) = llmc_c.contestants(checkout, the_job, folder)
+    files = subprocess.run(c.command, cwd=c.cwd, capture_output=True, text=True).stdout.split()
+    shards = [f"./dev/data/tinyshakespeare/tiny_shakespeare_{s}.bin" for s in ("train", "val")]
+    assert {*files} == {"./gpt2_124M.bin", "./gpt2_tokenizer.bin", *shards}
+    for shard in shards:
+        assert np.fromfile(folder / shard, np.int32, 3)[2] == 41 * 4 * 64 + 1
+    assert read_model(folder / "gpt2_124M.bin")[0] == shape
+    tokenizer = (folder / "gpt2_tokenizer.bin").read_bytes()
+    assert list(np.frombuffer(tokenizer[:16], np.uint32)) == [20240328, 2, 50257, 50256]
+    assert tokenizer[1024:] == b"\x01?" * 50257
+    assert c.tokens_per_step == 4 * 64
+
+
 def test_what_a_peer_cannot_run_is_said(dataset):
+    assert "CPUs" in llmc_c.why_not(job(dataset, GPT2_124M, "cuda"))
+    assert "--micro_batch_size 4 --context 64" in llmc_c.why_not(job(dataset, GPT2_124M))
+    short = GPT2Shape(12, 12, 768, 64, 50257)
+    assert llmc_c.why_not(Job(short, dataset, 4, 1, "cpu")) is None
+    assert "one pass" in llmc_c.why_not(Job(short, dataset, 4, 2, "cpu"))
     assert "CUDA" in llmc_cuda.why_not(job(dataset, GPT2_124M))
     assert llmc_cuda.why_not(job(dataset, GPT2_124M, "cuda")) is None
     assert "d12" in llmc.why_not(job(dataset))
