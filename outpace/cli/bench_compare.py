@@ -38,8 +38,8 @@ class Options:
     nanogpt: Path | None = None
     """A checkout of karpathy/nanoGPT."""
     llmc: Path | None = None
-    """A checkout of karpathy/llm.c, for its train_gpt2.py and, if they are built, its train_gpt2cu
-    on a GPU and train_gpt2 on a CPU (at --model_size 124M --context 64 --micro_batch_size 4)."""
+    """A checkout of karpathy/llm.c, for its train_gpt2.py and, if it is built, its train_gpt2cu, or
+    on a CPU its train_gpt2, for which micro_batch_size must be 4 and context 64."""
     modded: Path | None = None
     """A checkout of KellerJordan/modded-nanogpt, for its train_gpt_simple.py."""
     transformers: bool = False
