@@ -18,8 +18,8 @@ from outpace.data.sources import BYTES_PER_TOKEN, Chunk
 from outpace.data.sources.pretokenized import TokenChunk
 
 BYTES_PER_SECOND = {"fastokens": 90e6, "tiktoken": 10e6}
-"""Text per second for one thread, including reading and writing; measured in
-docs/data-format.md."""
+"""Text per second for one thread, including reading and writing, on a slow machine; the one of
+docs/data-format.md does half as much again with fastokens."""
 SLACK = 0.8
 """A preparation may still fit if the disk has this share of the estimate."""
 TOLD_EVERY_S = 60.0

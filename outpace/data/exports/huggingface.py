@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from outpace.core.files import replace_file
-from outpace.data.exports.stream import new_file, shards, splits
+from outpace.data.exports.stream import check_new, new_file, shards, splits
 from outpace.data.shards import Dataset
 
 NAMES = {"train": "train", "val": "validation"}
@@ -32,6 +32,7 @@ def export(dataset: Dataset, output: Path) -> list[Path]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    check_new(output / "README.md")
     schema = pa.schema([("input_ids", pa.list_(pa.int32()))])
     paths = []
     for split in splits(dataset):

@@ -47,7 +47,7 @@ def shards(dataset: Dataset, split: str) -> Iterator[tuple[ShardFile, UInt16, In
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """Open a new file for writing, which gets its name once it is whole. UsageError if it
     exists."""
-    _check_new(path)
+    check_new(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -58,7 +58,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 def link(source: Path, target: Path) -> None:
     """Give a file a second name, or copy it if the file system has no hard links."""
-    _check_new(target)
+    check_new(target)
     if not source.exists():
         raise damaged(source, "it is missing")
     try:
@@ -70,7 +70,8 @@ def link(source: Path, target: Path) -> None:
                 out.write(piece)
 
 
-def _check_new(path: Path) -> None:
+def check_new(path: Path) -> None:
+    """UsageError if it exists."""
     if path.exists():
         raise UsageError(
             "OUTPUT-EXISTS", f"{path} exists", do="choose another folder, or delete it first"

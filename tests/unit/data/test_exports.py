@@ -333,6 +333,13 @@ def test_nothing_is_overwritten_and_nothing_half_is_left(made, to, tmp_path, mon
     with pytest.raises(UsageError, match="exists"):
         EXPORTS.load(to).export(made, out)
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    for number, name in enumerate(path.relative_to(out) for path in before):
+        theirs = tmp_path / f"theirs-{number}" / name
+        theirs.parent.mkdir(parents=True)
+        theirs.write_text("theirs")
+        with pytest.raises(UsageError, match="exists"):
+            EXPORTS.load(to).export(made, tmp_path / f"theirs-{number}")
+        assert theirs.read_text() == "theirs"
     copy = dataset_of(tmp_path / "d", documents(50), documents(5, seed=9), shard=25)
     (copy.folder / copy.shards[-1].file).unlink()
     with pytest.raises(DataError):
