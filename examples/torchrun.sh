@@ -1,6 +1,7 @@
 #!/bin/bash
 # Train on eight GPUs of one machine, restarting until the run is finished. torchrun passes SIGTERM on
-# but hides exit codes, so the run's STATUS.json is asked how it ended.
+# but hides exit codes, so the run's STATUS.json is asked how it ended. PROCESSES and TRIES in the
+# environment replace 8 GPUs and 20 starts.
 #
 #     examples/torchrun.sh runs/mine --recipe gpt2_124M --dataset fineweb
 #

@@ -42,7 +42,7 @@ it spins for milliseconds, which takes cores from other programs and leaves the 
 when there is work again: beside other programs, two threads on two cores are 1.2 to 3 times as fast
 with this setting. Alone they are as fast as before (docs/lab-log.md)."""
 INTERRUPTED = 130
-"""Ctrl-C anywhere but in the training loop, which saves first: 128 + SIGINT, as in shells."""
+"""Ctrl-C, except where work is saved first (training, preparation): 128 + SIGINT, as in shells."""
 NOBODY_READS = 141
 """Standard output was closed: 128 + SIGPIPE, as in shells."""
 

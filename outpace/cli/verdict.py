@@ -34,7 +34,7 @@ class Options:
     """acc, acc_norm or acc_bytes (not in HellaSwag's completion). Default: acc_norm if the task
     has it, else acc."""
     limit: Annotated[int | None, Range(1, 1_000_000)] = None
-    """Questions, spread evenly over the task. Default: all, 10,042 of HellaSwag."""
+    """Questions, spread evenly over the task. Default: all; HellaSwag has 10,042."""
     contamination: Path | None = None
     """A record of `outpace contamination`: also score without the questions found there.
     Default: the one beside the dataset the run was trained on."""
@@ -49,8 +49,8 @@ class Options:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run."""
     details: Path | None = None
-    """Folder in which to save both models' answers, model.jsonl and baseline.jsonl. These files can
-    be given instead of the models, which are then not scored again."""
+    """Existing folder in which to save both models' answers, model.jsonl and baseline.jsonl. These
+    files can be given instead of the models, which are then not scored again."""
     output: Path | None = None
     """Also write the record here, as JSON."""
     json: bool = False

@@ -1,7 +1,8 @@
 """The four GPT-2 sizes, and the shape of any GPT-2.
 
 Shapes from Radford et al. 2019, table 2 (the parameter counts there are wrong; these are counted).
-Learning rates from Brown et al. 2020 (GPT-3), table 2.1, at 0.5M tokens per step.
+Learning rates from Brown et al. 2020 (GPT-3), table 2.1, of the nearest size, at 0.5M tokens per
+step (1M for the largest).
 """
 
 from dataclasses import dataclass

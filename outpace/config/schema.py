@@ -35,7 +35,7 @@ class ModelConfig:
     vocab_multiple: Annotated[int, Range(1, 4096)] = VOCAB_MULTIPLE
     """Pad the vocabulary to a multiple of this, for the tensor cores; 1: no padding."""
     init_from: str = ""
-    """Start from the weights of a run, a checkpoint or Hugging Face folder, or hf:NAME, and take
+    """Start from these weights: a run, hf:NAME, or any other MODEL of `outpace evaluate`; and take
     their shape unless flags say otherwise. Empty: random weights."""
 
 
@@ -144,7 +144,7 @@ class ComputeConfig:
     auto: with use_flash_attention on a GPU the fastest, measured once, on a CPU sdpa; without it
     reference."""
     cross_entropy: str = "auto"
-    """Name of a cross-entropy kernel: eager (fused when compiled), compiled, chunked (least
+    """Name of a cross-entropy kernel: eager, compiled (fused by the compiler), chunked (least
     memory), triton (in place), linear (PyTorch's own, from 2.13 on).
     auto: on a GPU the fastest, measured once; else chunked."""
     bf16_residual: Literal["auto", "on", "off"] = "auto"
@@ -157,7 +157,7 @@ class ComputeConfig:
     """Compute the output head in fp8, on GPUs that have it (on a CPU: slowly, to try it out).
     Changes the numerics."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile of model and loss together.
+    """torch.compile of the model, and of the loss where that helps.
     auto: where a probe compiles, unless a CPU run is too short to repay it."""
     compile_mode: Literal["default", "tuned"] = "default"
     """tuned: the compiler tries several kernels for every product, which takes minutes, once per
@@ -186,7 +186,8 @@ class EvalConfig:
     """HellaSwag questions to score; 0: none.
     auto: all 10,042 on a GPU, 500 on a CPU."""
     hellaswag_path: str = HELLASWAG_PATH
-    """The questions, as `outpace prepare hellaswag` leaves them. No such file: not scored."""
+    """The questions, as `outpace prepare hellaswag` leaves them. No such file: not scored, or an
+    error if a flag asks for HellaSwag."""
     hellaswag_protocol: Literal["completion", "harness", "both"] = "completion"
     """completion: raw text, normalised by tokens. harness: as lm-eval renders it, by characters."""
     eval_time_share: Annotated[float, Range(0, 1000)] = 0.1

@@ -1,8 +1,8 @@
 """What GPT-2 costs: parameters and FLOPs, from the shape alone. No torch.
 
-The FLOP count is `6 N_matmul + 6 L T C` a training token: 2 multiply-adds a weight forward and 4
-backward, and causal attention, which does half of the T x T square (Chowdhery et al. 2022, PaLM,
-appendix B counts the whole square: 7 % more at 124M). It is the only MFU formula in the project.
+The FLOP count is `6 N_matmul + 6 L T C` a training token: 2 FLOPs a weight forward and 4 backward,
+and causal attention, which does half of the T x T square (Chowdhery et al. 2022, PaLM, appendix B
+counts the whole square: 7 % more at 124M). It is the only MFU formula in the project.
 """
 
 from typing import Literal

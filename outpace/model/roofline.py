@@ -5,7 +5,7 @@ memory, one after the other (a step of GPT-2 124M is so close to the ridge of th
 what overlaps in one place waits in another). The time of a micro-batch is the sum of its parts.
 What is counted:
 
-- products: 2 multiply-adds a weight forward, 4 backward, and what is computed again.
+- products: 2 FLOPs a weight and token forward, 4 backward, and what is computed again.
 - attention, fused: 2 T C FLOPs per token and layer forward (the causal half), 3 times that with
   backward. Materialised: the whole square in fp32, and 19 passes over the T x T matrix.
 - elementwise operators: passes over C numbers per token and layer, counted operator by operator

@@ -21,7 +21,7 @@ def constant(config: ScheduleConfig, step: int, total: int, warmup: int) -> floa
 
 def wsd(config: ScheduleConfig, step: int, total: int, warmup: int) -> float:
     """1, then down linearly to `min_lr_ratio` over the last `decay_fraction` of the run (Hu et al.
-    2024, MiniCPM)."""
+    2024, MiniCPM, where the decay is exponential)."""
     start = max(warmup, total - round(config.decay_fraction * total))
     done = min(1.0, max(0.0, (step - start) / max(1, total - start)))
     return 1.0 - (1.0 - config.min_lr_ratio) * done
