@@ -30,7 +30,7 @@ reliability: install-dev
 	OMP_NUM_THREADS=1 PYTHONPATH=.:tests:tests/faults $(BIN)/python benchmarks/reliability.py $(PARTS)
 	$(BIN)/python benchmarks/render.py
 
-# All that is worth knowing of a GPU, within nine minutes; installs nothing. PEERS=DIR OUT=DIR
+# Tests and measures a GPU within nine minutes; installs nothing. PEERS=DIR OUT=DIR
 gpu-check:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_check.py
 

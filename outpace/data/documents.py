@@ -3,7 +3,7 @@
 A sample starts at a document and takes the documents that follow until it is full, cutting the
 last; the next sample starts at the first document after that. What is cut off is not read.
 modded-nanogpt's training loader cuts its rows this way, in `BOSFinder`
-(KellerJordan/modded-nanogpt, train_gpt.py).
+(KellerJordan/modded-nanogpt, train_gpt_medium.py).
 """
 
 import numpy as np
