@@ -148,13 +148,15 @@ def race(r: Result) -> str:
         blocks += [f"{name} was left out: no time was left." for name in run["no_time"]]
     blocks += [f"{name} was left out: {why}." for name, why in r["skipped"].items()]
     known = [f"{n} {c[:10]}" for n, c in r["commits"].items() if c]
+    loop = ""
     if version := r["versions"].get("transformers"):
         known.append(f"transformers {version}")
+        loop = "; transformers, which has no script for it, in a plain loop of ours"
     return section(
         f"outpace against its peers, in turns, on {_a_device(r)}",
         f"{_model(r)}, {r['tokens_per_step']:,} tokens per step, the same tokens for all. Each "
-        "trains with its own, unchanged code. They take turns, one at a time; the speed-up is the "
-        "median over rounds of the ratio of neighbouring windows.",
+        f"trains with its own, unchanged code{loop}. They take turns, one at a time; the speed-up "
+        "is the median over rounds of the ratio of neighbouring windows.",
         *blocks,
         origin(r, f"; {', '.join(known)}"),
     )
