@@ -75,6 +75,7 @@ def figures() -> Iterator[tuple[str, str]]:
     yield "docs/evaluation.md", f"{said.format(*times)} on {of}"
 
     yield "README.md", f"{result('reliability-kills')['kills']} `kill -9` lost no checkpoint"
+    yield "README.md", f"no run is lost: {len(result('faults')['faults'])} faults"
     less = result("optimizers-cpu")["sooner"]["muon"]
     fewer = f"{less['tokens']:.1f} times fewer tokens and in {less['time']:.1f} times less time"
     yield "README.md", fewer
