@@ -1,6 +1,6 @@
 """The English documentation inside any Python installation: the language reference
 (`pydoc_data.topics`) and the docstrings of the standard library and of installed packages. Real
-text, offline, in seconds. Sources are only parsed; no module is imported.
+text, offline, in a minute or two. Sources are only parsed; no module is imported.
 
 Each module is one document. Repeated docstrings are left out, and a top-level package contributes
 at most `PACKAGE_LIMIT` characters, so that no single package dominates the corpus.
