@@ -1,4 +1,4 @@
-# Two commands: `make run` trains a small GPT-2 end to end, `make test` runs the whole suite.
+# Two commands: `make run` trains a small GPT-2 end to end, `make test` runs the test suite.
 PYTHON ?= python3
 BIN := .venv/bin
 # Torch first and pinned: with it in place nothing below asks for another build of it.
