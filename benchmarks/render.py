@@ -21,6 +21,7 @@ SECTIONS = (
     ("ladder-cpu-amx", ladder),
     ("compare-cpu", race),
     ("compare-cpu-amx", race),
+    ("compare-cpu-124M-amx", race),
     ("kernels-cpu", kernels),
     ("profile-cpu", profile),
     ("compare-nanogpt-cpu", compare),

@@ -153,7 +153,8 @@ def race(r: Result) -> str:
         known.append(f"transformers {version}")
         loop = "; transformers, which has no script for it, in a plain loop of ours"
     return section(
-        f"outpace against its peers, in turns, on {_a_device(r)}",
+        f"outpace against its peers in turns, {r['parameters'] / 1e6:.0f}M parameters, on "
+        f"{_a_device(r)}",
         f"{_model(r)}, {r['tokens_per_step']:,} tokens per step, the same tokens for all. Each "
         f"trains with its own, unchanged code{loop}. They take turns, one at a time; the speed-up "
         "is the median over rounds of the ratio of neighbouring windows.",
