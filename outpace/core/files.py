@@ -41,9 +41,14 @@ def replace_file(path: Path, content: str | bytes) -> None:
     """Write `content` beside `path`, fsync it, and rename it into place (`whole_file`)."""
     # A file name that is not UTF-8 is written as the escape \udcXX, which JSON reads back.
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+    replace_lines(path, [data])
+
+
+def replace_lines(path: Path, lines: Iterable[bytes]) -> None:
+    """`replace_file` with lines that need not be in memory: they may come from `path` itself."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{threading.get_ident()}")
     with whole_file(path, temporary) as f:
-        f.write(data)
+        f.writelines(lines)
 
 
 @contextlib.contextmanager

@@ -31,10 +31,9 @@ from outpace.core.errors import RunInUse, StorageError
 from outpace.core.files import (
     JsonObject,
     append_json_line,
-    json_line,
-    read_json_lines,
-    replace_file,
+    parse_object,
     replace_json,
+    replace_lines,
 )
 from outpace.core.log import warn
 
@@ -139,14 +138,16 @@ class RunFolder:
         for path in (self.metrics, self.evals, self.samples):
             if not path.is_file():
                 continue
-            with self._never_fatal(path):
-                lines = path.read_bytes().splitlines(keepends=True)
-                good = [r for r in read_json_lines(path) if _is_until(step, r.get("step", 0))]
-                if len(good) != len(lines):
-                    replace_file(path, b"".join(map(json_line, good)))
+            # Line by line: a long run has hundreds of megabytes of them.
+            with self._never_fatal(path), open(path, "rb") as f:
+                if not all(_is_until(step, line) for line in f):
+                    f.seek(0)
+                    replace_lines(path, (line for line in f if _is_until(step, line)))
 
 
-def _is_until(step: int, recorded: Any) -> bool:
+def _is_until(step: int, line: bytes) -> bool:
+    record = parse_object(line)
+    recorded = None if record is None else record.get("step", 0)
     return isinstance(recorded, int) and recorded <= step
 
 

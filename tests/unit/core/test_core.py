@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import threading
+import tracemalloc
 
 import pytest
 
@@ -165,6 +166,20 @@ def test_a_resume_forgets_later_steps_and_a_cut_line(tmp_path):
     untouched = folder.metrics.stat().st_mtime_ns
     folder.forget_after(2)
     assert folder.metrics.stat().st_mtime_ns == untouched
+
+
+def test_records_as_long_as_a_long_runs_are_not_held_in_memory(tmp_path):
+    folder = RunFolder(tmp_path)
+    whole = b"".join(b'{"step":%d,"loss":%d}\n' % (n, 10**100) for n in range(20_000))
+    folder.metrics.write_bytes(whole)
+    tracemalloc.start()
+    try:
+        folder.forget_after(19_998)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert folder.metrics.read_bytes() == whole[: whole.rstrip().rindex(b"\n") + 1]
+    assert peak < len(whole) / 4
 
 
 def test_one_process_at_a_time_holds_a_run(tmp_path):
