@@ -7,12 +7,12 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from outpace.core.errors import StorageError
-from outpace.core.secrets import redact
+from outpace.core.secrets import redactor
 
 JsonObject = dict[str, Any]
 
@@ -159,12 +159,16 @@ def storage_error(path: Path, error: OSError) -> StorageError:
 
 def clean(value: Any) -> Any:
     """Make a value safe for JSON: NaN and infinities become null, secrets are redacted."""
+    return _clean(value, redactor())
+
+
+def _clean(value: Any, redacted: Callable[[str], str]) -> Any:
     if isinstance(value, str):
-        return redact(value)
+        return redacted(value)
     if isinstance(value, float):
         return value if value - value == 0 else None
     if isinstance(value, dict):
-        return {k: clean(v) for k, v in value.items()}
+        return {k: _clean(v, redacted) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [clean(v) for v in value]
+        return [_clean(v, redacted) for v in value]
     return value

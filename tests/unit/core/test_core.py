@@ -146,6 +146,20 @@ def test_damaged_lines_are_left_out_and_the_others_read(tmp_path):
     assert list(read_json_lines(path)) == [{"step": 1}]
 
 
+def test_secrets_are_looked_up_once_for_a_file_not_once_for_each_text(tmp_path, monkeypatch):
+    looked_up = []
+
+    class Environment(dict):
+        def items(self):
+            looked_up.append(1)
+            return super().items()
+
+    monkeypatch.setattr(os, "environ", Environment(HF_TOKEN="hf_0123456789"))
+    replace_json(tmp_path / "x.json", {"files": ["hf_0123456789.txt", "b.txt", "c.txt"]})
+    assert json.loads((tmp_path / "x.json").read_text())["files"] == ["***.txt", "b.txt", "c.txt"]
+    assert len(looked_up) == 1
+
+
 def test_a_line_that_was_cut_swallows_no_later_one(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"step": 1}\n{"step": 2, "lo')
