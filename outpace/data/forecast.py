@@ -61,6 +61,7 @@ class Progress:
         for chunk in chunks:
             self._before.append(self._before[-1] + max(1, chunk.size_bytes))
         self._chunks = chunks
+        self._begun = 0.0
         self._within = 0.0
         self._number = -1
         self._text = 0
@@ -79,7 +80,8 @@ class Progress:
         self._bar.stop()
 
     def begin(self, chunk: int) -> None:
-        """Show that everything before a chunk is done."""
+        """Show that everything before a chunk is done, by an earlier process."""
+        self._begun = self._before[chunk]
         self._bar.update(self._task, completed=self._before[chunk])
 
     def advance(self, number: int, piece: Piece, ledger: Ledger) -> None:
@@ -99,7 +101,8 @@ class Progress:
         self._bar.update(self._task, completed=done, numbers=numbers)
         if not LIVE and now - self._told > TOLD_EVERY_S:
             self._told = now
-            if part := done / self._before[-1]:
-                left = (now - self._started) * (1 - part) / part
+            if done > self._begun:
+                left = (now - self._started) * (self._before[-1] - done) / (done - self._begun)
+                part = done / self._before[-1]
                 numbers = f"{part:.1%}: {numbers}, about {duration(left)} left"
             note(numbers)

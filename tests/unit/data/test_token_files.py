@@ -2,6 +2,7 @@
 they are cut, of another type or of another vocabulary."""
 
 import struct
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -202,3 +203,18 @@ def test_progress_through_a_text_of_unknown_size_is_told_without_a_share(monkeyp
         for piece in encode_chunk(chunks[0], Work()):
             progress.advance(0, piece, Ledger(Rules()))
     assert said and all(line.startswith("0 documents, 0 tokens, ") for line in said)
+
+
+def test_the_time_left_after_a_restart_counts_only_what_was_done_since(monkeypatch):
+    said: list[str] = []
+    now = iter([0.0, 60.0])
+    monkeypatch.setattr(forecast, "note", said.append)
+    monkeypatch.setattr(forecast, "LIVE", False)
+    monkeypatch.setattr(forecast, "TOLD_EVERY_S", -1.0)
+    monkeypatch.setattr(forecast, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    chunks = [SimpleNamespace(size_bytes=100, text_bytes=100)] * 10
+    with forecast.Progress(chunks) as progress:
+        progress.begin(8)
+        progress.advance(8, SimpleNamespace(sizes=np.array([50])), Ledger(Rules()))
+    assert [line.partition(":")[0] for line in said] == ["85.0%"]
+    assert said[0].endswith("about 3m00s left")  # half a chunk took a minute
