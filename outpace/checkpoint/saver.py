@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import psutil
 import torch
 
 from outpace.checkpoint.store import Tensors
@@ -15,6 +14,7 @@ from outpace.core.crash import is_out_of_memory
 from outpace.core.errors import CheckpointError, NumericsError, StorageError
 from outpace.core.log import warn
 from outpace.core.units import gib
+from outpace.runtime.hardware import host_memory
 
 RETRY_AFTER_S = 1.0
 SPARE_BYTES = 1 << 30
@@ -104,6 +104,7 @@ class Saver:
         """A copy of the tensors in host memory, or None if memory is short. The next save reuses
         its buffers."""
         try:
+            self._check_room(files)
             copied = {
                 file: {name: self._copy_one(file, name, t) for name, t in tensors.items()}
                 for file, tensors in files.items()
@@ -119,12 +120,20 @@ class Saver:
             torch.cuda.current_stream().synchronize()
         return copied
 
+    def _check_room(self, files: Files) -> None:
+        """MemoryError if the buffers that are still to be made do not fit."""
+        needed = sum(
+            tensor.nbytes
+            for file, tensors in files.items()
+            for name, tensor in tensors.items()
+            if name not in self._buffers.get(file, {})
+        )
+        if needed and (free := host_memory()[1]) < needed + SPARE_BYTES:
+            raise MemoryError(f"{gib(needed)} are needed, {gib(free)} are free")
+
     def _copy_one(self, file: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
         buffers = self._buffers.setdefault(file, {})
         if name not in buffers:
-            free = psutil.virtual_memory().available
-            if free < tensor.nbytes + SPARE_BYTES:
-                raise MemoryError(f"{gib(free)} are free")
             pin = tensor.device.type == "cuda"
             buffers[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pin)
         return buffers[name].copy_(tensor.detach(), non_blocking=True)

@@ -46,16 +46,28 @@ def cpu_limits(groups: str, root: Path) -> list[float]:
 
 
 def memory_limits(groups: str, root: Path = MOUNTED) -> list[tuple[int, int]]:
-    """(limit, in use) in bytes of each group with a limit; v1 writes about 2^63 for no limit. For
-    the arguments see `cpu_limits`."""
+    """(limit, in use) in bytes of each group with a limit; v1 writes about 2^63 for no limit. What
+    files were read fills the page cache up to the limit, and gives way: its inactive part is not in
+    use, as `docker stats` counts. For the arguments see `cpu_limits`."""
     found = []
     for folder, is_v2 in _folders(groups, root, "memory"):
         limit = "memory.max" if is_v2 else "memory.limit_in_bytes"
         used = "memory.current" if is_v2 else "memory.usage_in_bytes"
         with contextlib.suppress(OSError, ValueError):
             number = int((folder / limit).read_text())
-            found.append((number, int((folder / used).read_text())))
+            in_use = int((folder / used).read_text()) - _inactive_cache(folder, is_v2)
+            found.append((number, max(0, in_use)))
     return found
+
+
+def _inactive_cache(folder: Path, is_v2: bool) -> int:
+    wanted = "inactive_file" if is_v2 else "total_inactive_file"
+    with contextlib.suppress(OSError, ValueError):
+        for line in (folder / "memory.stat").read_text().splitlines():
+            name, _, number = line.partition(" ")
+            if name == wanted:
+                return int(number)
+    return 0
 
 
 def _folders(groups: str, root: Path, controller: str) -> Iterator[tuple[Path, bool]]:

@@ -56,14 +56,20 @@ def detect(device: str) -> Machine:
             gpu.half if gpu else None,
             gpu.source if gpu else None,
         )
+    total, free = host_memory()
+    bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return Machine("cpu", _cpu_name(), usable_cores(), total, free, bf16)
+
+
+def host_memory() -> tuple[int, int]:
+    """Bytes of host memory in all, and free, that this process may use."""
     memory = psutil.virtual_memory()
     total, free = memory.total, memory.available
     with contextlib.suppress(OSError):
         for limit, used in memory_limits(GROUPS.read_text()):
             if limit < memory.total:  # cgroup v1 writes 2^63 for no limit
                 total, free = min(total, limit), min(free, max(0, limit - used))
-    bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return Machine("cpu", _cpu_name(), usable_cores(), total, free, bf16)
+    return total, free
 
 
 def memory_in_use(device: torch.device) -> int:

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from outpace.checkpoint import saver as module
-from outpace.checkpoint.saver import Files, Saver, check_finite
+from outpace.checkpoint.saver import SPARE_BYTES, Files, Saver, check_finite
 from outpace.core.errors import CheckpointError, NumericsError, StorageError
+from outpace.runtime import hardware
 
 
 @pytest.fixture(autouse=True)
@@ -153,10 +154,8 @@ def test_what_is_not_finite_is_never_written(background, value):
 
 
 def test_without_memory_for_a_copy_training_waits(monkeypatch, capsys):
-    class Short:
-        available = 10
-
-    monkeypatch.setattr(module.psutil, "virtual_memory", Short)
+    """A container may have far less memory than its machine."""
+    monkeypatch.setattr(hardware, "memory_limits", lambda _groups: [(SPARE_BYTES, 10)])
     saver, write = Saver(background=True), Writer()
     saver.save(files(4.0), write, lambda *_: None)
     assert write.written == [4.0] and write.threads == ["MainThread"]

@@ -35,6 +35,15 @@ def test_version_1_has_its_own_names_beside_other_controllers(tmp_path):
     assert memory_limits("1:name=systemd:/\n", tmp_path) == []
 
 
+def test_files_that_were_read_do_not_use_up_the_memory(tmp_path):
+    group(tmp_path / "job", memory__max="900\n", memory__current="890\n",
+          memory__stat="anon 80\nfile 810\ninactive_anon 5\ninactive_file 800\n")  # fmt: skip
+    assert memory_limits("0::/job\n", tmp_path) == [(900, 90)]
+    group(tmp_path / "memory", memory__limit_in_bytes="900", memory__usage_in_bytes="890",
+          memory__stat="inactive_file 1\ntotal_inactive_file 700\n")  # fmt: skip
+    assert memory_limits("4:memory:/\n", tmp_path) == [(900, 190)]
+
+
 def test_a_share_of_time_counts_at_every_level(tmp_path):
     group(tmp_path / "slice", cpu__max="150000 100000\n")
     group(tmp_path / "slice" / "job", cpu__max="max 100000\n")
