@@ -147,7 +147,7 @@ def _write_parts(
 
 
 def write_part(path: Path, pieces: Iterable[Piece]) -> None:
-    """Write a zip file, which gets its name once whole: for each piece one .npy per array, and the
+    """Write a zip file, which gets its name once whole: for each piece one .npy per array, then the
     rest as JSON."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -174,15 +174,17 @@ def read_part(path: Path) -> Iterator[Piece]:
     """The pieces of a chunk; DataError if the file is damaged."""
     try:
         with zipfile.ZipFile(path) as file:
-            names = file.namelist()
-            for head in (name for name in names if name.endswith(".json")):
-                values = json.loads(file.read(head))
-                values["details"] = {int(n): text for n, text in values["details"].items()}
-                for name in names:
-                    if name.startswith(head.removesuffix(".json") + "/"):
-                        field = name.rpartition("/")[2].removesuffix(".npy")
-                        values[field] = np.load(io.BytesIO(file.read(name)), allow_pickle=False)
-                yield Piece(**values)
+            arrays: dict[str, Any] = {}
+            for name in file.namelist():
+                content = file.read(name)
+                if name.endswith(".npy"):
+                    field = name.rpartition("/")[2].removesuffix(".npy")
+                    arrays[field] = np.load(io.BytesIO(content), allow_pickle=False)
+                    continue
+                plain = json.loads(content)
+                plain["details"] = {int(n): text for n, text in plain["details"].items()}
+                yield Piece(**arrays, **plain)
+                arrays = {}
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(
             "PART-DAMAGED",

@@ -8,6 +8,7 @@ import pickle
 import random
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,23 @@ def test_pieces_come_back_from_a_part_as_they_were(corpus, tmp_path):
         assert repr(back) == repr(pieces), number
         for a, b in zip(back, pieces, strict=True):
             assert a.ids.tolist() == b.ids.tolist() and a.ids.dtype == b.ids.dtype
+
+
+def test_a_part_is_gone_through_once_however_many_pieces_it_has(corpus, tmp_path, monkeypatch):
+    rounds = []
+
+    class Names(list):
+        def __iter__(self):
+            rounds.append(1)
+            return super().__iter__()
+
+    [chunk, *_] = source(corpus).chunks()
+    pieces = list(encode_chunk(chunk, Work("bytes"))) * 3
+    write_part(tmp_path / "part.zip", pieces)
+    namelist = zipfile.ZipFile.namelist
+    monkeypatch.setattr(zipfile.ZipFile, "namelist", lambda file: Names(namelist(file)))
+    assert len(list(read_part(tmp_path / "part.zip"))) == len(pieces) >= 3
+    assert len(rounds) == 1
 
 
 def test_a_source_so_small_that_it_takes_a_second_pass(tmp_path):
