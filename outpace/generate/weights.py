@@ -14,7 +14,14 @@ from torch import nn
 
 from outpace.core.errors import UsageError
 from outpace.model.gpt2 import GPT2
-from outpace.model.matrices import Activation, for_inference, packed, why_not_packed, with_matrices
+from outpace.model.matrices import (
+    Activation,
+    for_inference,
+    packed,
+    why_not_packed,
+    why_not_rebuilt,
+    with_matrices,
+)
 
 
 def with_weights(model: GPT2, weights: str) -> GPT2:
@@ -59,5 +66,7 @@ def int8(model: GPT2) -> GPT2:
         raise UsageError("NO-INT8", "this PyTorch has no int8 kernels", do="use --weights float32")
     if next(model.parameters()).device.type != "cpu":
         raise UsageError("NO-INT8", "int8 weights are for a CPU", do="add --device cpu")
+    if reason := why_not_rebuilt(model):
+        raise UsageError("NO-INT8", reason, do="use --weights float32")
     torch.backends.quantized.engine = "x86"
     return with_matrices(model, Int8Linear)

@@ -12,6 +12,7 @@ import torch
 from outpace.bench.generation import random_model
 from outpace.cli.main import main
 from outpace.config.presets import GPT2Shape
+from outpace.core.errors import UsageError
 from outpace.generate.engine import complete, generate
 from outpace.generate.samples import Sample, sample
 from outpace.generate.sampling import Sampling, draw, probabilities
@@ -20,7 +21,7 @@ from outpace.generate.weights import int8, with_weights
 from outpace.interop.huggingface import transformers_model
 from outpace.model import matrices
 from outpace.model.cache import KVCache
-from outpace.model.gpt2 import GPT2
+from outpace.model.gpt2 import GPT2, MLP
 from outpace.model.matrices import for_inference, why_not_packed
 from outpace.ops import mlp
 from outpace.ops.attention import sdpa
@@ -321,7 +322,8 @@ def test_the_first_text_is_shown_while_it_comes(folder, monkeypatch):
     forward = GPT2.hidden
 
     def hidden(self, *arguments):
-        events.append(None)
+        if len(arguments) > 1:  # with a cache
+            events.append(None)
         return forward(self, *arguments)
 
     monkeypatch.setattr(GPT2, "hidden", hidden)
@@ -376,8 +378,10 @@ def test_packed_weights_go_with_whatever_else_a_model_has(model):
     model.ln_f = torch.nn.RMSNorm(SHAPE.n_embd)
     model.h[0].ln_1 = torch.nn.Sequential(model.h[0].ln_1, torch.nn.LayerNorm(SHAPE.n_embd))
     model.h[0].attn.q_norm = torch.nn.RMSNorm(8)
+    model.h[0].attn.register_buffer("cos", torch.ones(8))
     fast = for_inference(model)
-    assert fast.h[0].attn.q_norm is model.h[0].attn.q_norm
+    assert fast is not model and fast.h[0].attn.q_norm is model.h[0].attn.q_norm
+    assert fast.h[0].attn.cos is model.h[0].attn.cos
     idx = torch.randint(0, 500, (2, 32), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert (model(idx) - fast(idx))[..., :500].abs().max() < 1e-4
@@ -390,6 +394,31 @@ def test_an_activation_that_onednn_has_no_name_for_follows_the_product(model, mo
     idx = torch.randint(0, 500, (2, 32), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert (model(idx) - for_inference(model)(idx))[..., :500].abs().max() < 1e-4
+
+
+def relu_squared(self, x):
+    return self.c_proj(torch.relu(self.c_fc(x)).square())
+
+
+def soft_capped(self, hidden):
+    return 5 * torch.tanh(plain_logits(self, hidden) / 5)
+
+
+plain_logits = GPT2.logits
+
+
+@needs_packing
+@pytest.mark.parametrize(
+    ("kind", "method", "changed"), [(MLP, "forward", relu_squared), (GPT2, "logits", soft_capped)]
+)
+def test_a_model_that_is_changed_elsewhere_is_not_computed_as_before(
+    model, monkeypatch, kind, method, changed
+):
+    monkeypatch.setattr(kind, method, changed)
+    assert for_inference(model) is model
+    for weights in ("bfloat16", "int8"):
+        with pytest.raises(UsageError, match="MLP or head"):
+            with_weights(model, weights)
 
 
 @needs_packing
