@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from outpace.bench.one_rung import RungJob
-from outpace.bench.result import RESULTS, check_writable, source_digest, write_result
+from outpace.bench.result import RESULTS, check_writable, write_result
 from outpace.bench.rungs import (
     BY_DEVICE,
     Flags,
@@ -44,6 +44,7 @@ from outpace.core.units import gib
 from outpace.data.shards import Dataset
 from outpace.model.cost import parameters
 from outpace.runtime.hardware import Machine
+from outpace.train.environment import source_digest
 from outpace.train.plan import Capabilities, DatasetFacts
 from outpace.train.planner import make_plan
 

@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import functools
-import hashlib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-import outpace
 from outpace.core import files
 from outpace.core.files import replace_json, storage_error
 from outpace.core.secrets import redact
@@ -52,19 +50,8 @@ def command_line() -> str:
     return redact(shlex.join([*typed, *(word.removeprefix(here) for word in sys.argv[1:])]))
 
 
-@functools.cache
-def source_digest() -> str:
-    """Digest of outpace's own code. A git commit does not cover later edits, and a copy without
-    .git has none."""
-    package = Path(outpace.__file__).parent
-    found = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
-        found.update(f"{file.relative_to(package).as_posix()}\n".encode() + file.read_bytes())
-    return found.hexdigest()[:16]
-
-
 def _versions(device: str) -> dict[str, str]:
-    found = versions() | {"source": source_digest()}
+    found = versions()
     for package in BESIDE:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)

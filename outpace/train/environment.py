@@ -1,5 +1,6 @@
 """The environment on which bit-identical results depend, and the versions of the software."""
 
+import hashlib
 import platform
 import subprocess
 from importlib import metadata
@@ -9,7 +10,6 @@ from typing import Any
 import torch
 
 import outpace
-from outpace.core.files import sha256_file, sha256_json
 from outpace.runtime.driver import cudnn_version
 from outpace.runtime.hardware import Machine
 from outpace.train.plan import Plan
@@ -37,8 +37,8 @@ def describe_environment(plan: Plan, machine: Machine) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of the software that computes; in a checkout, also the git commit."""
-    found = {"outpace": outpace.__version__, "python": platform.python_version()}
-    for package in ("torch", "numpy", "tiktoken", "safetensors"):
+    found = software() | {"python": platform.python_version()}
+    for package in ("numpy", "tiktoken", "safetensors"):
         found[package] = metadata.version(package)
     if torch.version.cuda:
         found["cuda"] = torch.version.cuda
@@ -49,22 +49,32 @@ def versions() -> dict[str, str]:
 
 
 def software() -> dict[str, str]:
-    """The code that several processes must have in common, for which a version is not enough: a
-    checkout may be at another commit, or have changes."""
-    package = Path(outpace.__file__).parent
-    sources = sorted(path.relative_to(package) for path in package.rglob("*.py"))
-    digest = sha256_json([[str(path), sha256_file(package / path)] for path in sources])
+    """The software that all processes of a run must have in common."""
     return {
-        "outpace": f"{outpace.__version__} (code {digest[:8]})",
+        "outpace": outpace.__version__,
+        "source": source_digest(),
         "torch": torch.__version__,
     }
 
 
+def source_digest() -> str:
+    """Digest of outpace's own code. A git commit does not cover later edits, and a copy without
+    .git has none."""
+    package = Path(outpace.__file__).parent
+    found = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        found.update(f"{file.relative_to(package).as_posix()}\n".encode() + file.read_bytes())
+    return found.hexdigest()[:16]
+
+
 def commit_of(folder: Path) -> str | None:
-    """The git commit of a checkout; None if git reports none."""
-    git = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+    """The git commit of a checkout, with `-dirty` if files of it have changed since; None if git
+    reports none."""
+    git = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        answer = subprocess.run(git, capture_output=True, text=True, timeout=10, check=False)
+        answer = subprocess.run(
+            git, cwd=folder, capture_output=True, text=True, timeout=10, check=False
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None

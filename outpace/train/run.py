@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import re
 import shutil
 import tomllib
@@ -36,7 +37,7 @@ from outpace.runtime.switches import switches_put_back
 from outpace.train.alike import check_alike
 from outpace.train.assemble import Session, assemble, capabilities, choose_device
 from outpace.train.corpus import facts_of, open_mixture, trained_on
-from outpace.train.environment import describe_environment, versions
+from outpace.train.environment import describe_environment, source_digest, versions
 from outpace.train.forecast import checkpoint_bytes, checkpoints_kept
 from outpace.train.guard import Diverged
 from outpace.train.initial import take_shape
@@ -112,6 +113,7 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str], stop: StopRequest) ->
     lock = None
     if ranks.is_main:
         check_startable(config, plan, folder, mixture, same, environment)
+        _tell_of_other_code(folder)
         _check_hellaswag(config, set_by, plan, mixture)
         print_plan(plan, machine, data_line(mixture, plan), folder)
         _check_room(config, plan, folder)
@@ -205,6 +207,17 @@ def _tell_of_others(config: RunConfig, folder: RunFolder, argv: list[str]) -> No
                     f"{other.root} differs only in its length; to continue it: "
                     f"--run_dir {other.root}"
                 )
+
+
+def _tell_of_other_code(folder: RunFolder) -> None:
+    """Say if the run began with other code: edited in between, the same command goes on with it."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        before = json.loads(folder.plan.read_text(encoding="utf-8"))["versions"]["source"]
+        if before != (now := source_digest()):
+            warn(
+                f"[CODE-CHANGED] outpace's code was {before[:8]} when {folder.root} began, and is "
+                f"{now[:8]}; the run goes on: for a new one, another --run_dir"
+            )
 
 
 def _but_for_length(argv: list[str]) -> list[str]:

@@ -1,11 +1,16 @@
 """What a checkpoint puts back, and what it leaves to where the run goes on."""
 
+import json
+import subprocess
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from outpace.checkpoint.state import load_optimizer, optimizer_tensors
+from outpace.core.runfolder import RunFolder
+from outpace.train import run
+from outpace.train.environment import commit_of, versions
 from outpace.train.resume import _pieces
 
 
@@ -40,3 +45,31 @@ def test_as_many_sequences_as_fitted_on_the_same_device(micro, pieces, device, e
     )
     then = {"device": "a", "micro_batch_size": 6}
     assert _pieces(session, pieces, then, {"device": device}) == expected
+
+
+def test_edited_code_goes_on_with_a_run_and_says_so(tmp_path, capsys, monkeypatch):
+    folder = RunFolder(tmp_path)
+    run._tell_of_other_code(folder)  # a new run
+    folder.plan.write_text(json.dumps({"versions": versions()}))
+    run._tell_of_other_code(folder)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(run, "source_digest", lambda: "0123456789abcdef")
+    run._tell_of_other_code(folder)
+    assert "[CODE-CHANGED]" in (err := capsys.readouterr().err) and "01234567;" in err
+
+
+def test_a_commit_says_whether_files_have_changed_since(tmp_path):
+    def git(*words):
+        who = ["-c", "user.name=x", "-c", "user.email=x"]
+        return subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    assert commit_of(tmp_path) is None
+    git("init")
+    (tmp_path / "code.py").write_text("")
+    git("add", ".")
+    git("commit", "-m", "x")
+    git("tag", "-a", "v1", "-m", "x")
+    commit = git("rev-parse", "HEAD").stdout.decode().strip()
+    assert commit_of(tmp_path) == commit
+    (tmp_path / "code.py").write_text("1")
+    assert commit_of(tmp_path) == f"{commit}-dirty"
