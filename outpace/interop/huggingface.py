@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from outpace.config.presets import GPT2Shape
 from outpace.core.errors import CheckpointError
+from outpace.core.shapes import mismatch
 from outpace.interop.declared import UNTIED, check_shape, check_tensors
 from outpace.interop.vocabulary import cropped, padded
 from outpace.model.gpt2 import GPT2
@@ -141,14 +142,16 @@ def to_huggingface(ours: Tensors, shape: GPT2Shape) -> Tensors:
 
 
 def transformers_model(weights: Tensors, shape: GPT2Shape) -> Any:
-    """transformers' own GPT2LMHeadModel with these weights (outpace's names), in eval mode."""
+    """transformers' own GPT2LMHeadModel with these weights (outpace's names), in eval mode.
+    CheckpointError if they are not those of a GPT-2."""
     from transformers import GPT2LMHeadModel
 
     model = GPT2LMHeadModel(transformers_config(shape)).eval()
     theirs = to_huggingface(weights, shape)
-    missing, unexpected = model.load_state_dict(theirs, strict=False)
-    if unexpected or set(missing) - {"lm_head.weight"}:
-        raise CheckpointError("CONVERT", f"transformers misses {missing}, rejects {unexpected}")
+    own = {name: tuple(t.shape) for name, t in model.state_dict().items() if name != HEAD}
+    if faults := mismatch(own, {name: tuple(t.shape) for name, t in theirs.items()}):
+        raise CheckpointError("CONVERT", f"transformers' GPT-2 cannot hold this model: {faults}")
+    model.load_state_dict(theirs, strict=False)  # without the head, which is tied
     model.tie_weights()
     return model
 

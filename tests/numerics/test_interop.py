@@ -13,6 +13,7 @@ from outpace.checkpoint.state import load_weights
 from outpace.cli.main import main
 from outpace.config.presets import GPT2Shape
 from outpace.core.errors import CheckpointError, UsageError
+from outpace.interop.huggingface import transformers_model
 from outpace.interop.nanogpt import read_checkpoint
 from outpace.model.gpt2 import GPT2
 from outpace.train.load_model import load_model
@@ -47,6 +48,17 @@ def test_there_and_back_keeps_every_weight_and_logit(folder, tmp_path, monkeypat
         assert torch.equal(a, b), name
     idx = torch.randint(0, 50257, (2, 48))
     assert (logits(original, idx) - logits(load_model("ours", CPU).model, idx)).abs().max() < 1e-4
+
+
+def test_a_changed_model_is_refused_with_what_differs():
+    shape = GPT2Shape(1, 2, 16, 32, 257)
+    weights = dict(GPT2(shape).state_dict())
+    weights["lm_head.weight"] = weights["wte.weight"]
+    weights["h.0.attn.c_attn.bias"] = torch.zeros(24)
+    with pytest.raises(
+        CheckpointError, match=r"unexpected .*lm_head.weight; .*is .24,., not .48,."
+    ):
+        transformers_model(weights, shape)
 
 
 def test_an_exported_folder_has_a_working_tokenizer(folder, tmp_path, monkeypatch):
