@@ -19,8 +19,7 @@ from outpace.interop import hub, huggingface, llmc, nanogpt, openai
 from outpace.interop.declared import check_shape, check_tensors
 from outpace.model.gpt2 import GPT2, Compute
 from outpace.ops.attention import sdpa
-from outpace.tokenizer.bytes_ import BytesTokenizer
-from outpace.tokenizer.gpt2 import Gpt2Tokenizer
+from outpace.tokenizer import TOKENIZERS
 
 NAMES = (
     "a run, a checkpoint, a Hugging Face or OpenAI folder, nanoGPT's ckpt.pt, llm.c's model.bin, "
@@ -129,8 +128,8 @@ def _loaded(
     step: int | None = None,
     documents_apart: bool = False,
 ) -> LoadedModel:
-    tokenizer = {t.vocab_size: (t.name, t.end_of_text) for t in (Gpt2Tokenizer, BytesTokenizer)}
-    if shape.vocab_size not in tokenizer:
+    known = {t.vocab_size: t for t in map(TOKENIZERS.load, TOKENIZERS.names())}
+    if shape.vocab_size not in known:
         raise CheckpointError(
             "VOCABULARY",
             f"{source} has {shape.vocab_size:,} tokens; GPT-2's vocabulary has 50,257",
@@ -140,11 +139,11 @@ def _loaded(
         raise CheckpointError(
             "NOT-FINITE", f"{source}: {bad} is not all finite numbers", do="use another checkpoint"
         )
-    name, end_of_text = tokenizer[shape.vocab_size]
-    compute = Compute(document_mask=sdpa.document_mask, end_of_text=end_of_text)
+    tokenizer = known[shape.vocab_size]
+    compute = Compute(document_mask=sdpa.document_mask, end_of_text=tokenizer.end_of_text)
     model = GPT2(shape, compute if documents_apart else None)
     load_weights(model, weights)
-    return LoadedModel(model.to(device).eval(), name, source, step)
+    return LoadedModel(model.to(device).eval(), tokenizer.name, source, step)
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

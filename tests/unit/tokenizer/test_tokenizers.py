@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tiktoken_ext import openai_public
 
 from outpace.core.errors import DataError, UsageError
-from outpace.tokenizer import get_tokenizer, golden, gpt2
+from outpace.tokenizer import TOKENIZERS, get_tokenizer, golden, gpt2
 
 END = "<|endoftext|>"
 TRICKY = [
@@ -179,6 +179,24 @@ def test_a_literal_end_of_text_is_text(tokenizer, text):
     ids = tokenizer.encode(text)
     assert tokenizer.end_of_text not in ids
     assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("name", TOKENIZERS.names())
+def test_every_row_brings_text_back_and_knows_the_length_of_its_tokens(name):
+    tokenizer, texts = get_tokenizer(name), ["The sea, the sea", "naïve café", "", " 1919\n"]
+    ids, lengths = tokenizer.encode_batch(texts)
+    each = [tokenizer.encode(text) for text in texts]
+    assert lengths.tolist() == [len(one) for one in each]
+    assert ids.tolist() == [i for one in each for i in one]
+    assert tokenizer.decode(ids.tolist()) == "".join(texts)
+    sizes = tokenizer.token_bytes()
+    assert len(sizes) == tokenizer.vocab_size and sizes[tokenizer.end_of_text] == 0
+    assert sum(sizes[i] for i in ids) == len("".join(texts).encode())
+
+
+def test_a_model_tells_its_tokenizer_by_the_size_of_its_vocabulary():
+    sizes = [TOKENIZERS.load(name).vocab_size for name in TOKENIZERS.names()]
+    assert len(set(sizes)) == len(sizes)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bytes"])
