@@ -254,7 +254,7 @@ def _settings(run: Run) -> JsonObject:
         f"dataset {k}": run.dataset.get(k) for k in ("name", "fingerprint") if k in run.dataset
     }
     machine: JsonObject = {k: run.machine[k] for k in ("device_name", "cores") if k in run.machine}
-    known = [k for k in ("outpace", "torch", "git_commit") if k in run.versions]
+    known = [k for k in ("outpace", "source", "torch", "git_commit") if k in run.versions]
     versions: JsonObject = {k: run.versions[k] for k in known}
     return {**_asked(run), **run.plan, **data, **machine, **versions}
 

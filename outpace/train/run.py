@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
-import re
 import shutil
 import tomllib
 from pathlib import Path
@@ -25,9 +23,9 @@ from outpace.core.errors import (
     UsageError,
 )
 from outpace.core.files import existing_folder, replace_file, replace_json, sha256_file
-from outpace.core.log import note, say, warn
+from outpace.core.log import note, say
 from outpace.core.runfolder import RUN_FORMAT, RUNS, RunFolder
-from outpace.core.runstate import read_state, runs_begun
+from outpace.core.runstate import read_state
 from outpace.core.secrets import redact
 from outpace.core.units import duration, gib
 from outpace.data.mixture import Mixture
@@ -36,8 +34,8 @@ from outpace.runtime.hardware import Machine, detect
 from outpace.runtime.switches import switches_put_back
 from outpace.train.alike import check_alike
 from outpace.train.assemble import Session, assemble, capabilities, choose_device
-from outpace.train.corpus import facts_of, open_mixture, trained_on
-from outpace.train.environment import describe_environment, source_digest, versions
+from outpace.train.corpus import facts_of, open_mixture
+from outpace.train.environment import describe_environment, versions
 from outpace.train.forecast import checkpoint_bytes, checkpoints_kept
 from outpace.train.guard import Diverged
 from outpace.train.initial import take_shape
@@ -46,6 +44,7 @@ from outpace.train.plan import DatasetFacts, Plan, identity, run_name
 from outpace.train.plan_lines import data_line, print_plan
 from outpace.train.planner import make_plan
 from outpace.train.progress import Progress
+from outpace.train.reminders import tell_of_other_code, tell_of_other_size, tell_of_others
 from outpace.train.resume import begun_shape, check_elsewhere, check_startable, goes_on, resume
 from outpace.train.rollback import roll_back
 from outpace.train.stop import StopRequest
@@ -57,7 +56,6 @@ MEASURED = {
     "epochs",
 }  # fmt: skip
 """Settings of a plan that may follow from what a host has measured."""
-LENGTH = re.compile("--max[_-](?:steps|tokens)(=.*)?")
 
 
 def plan_run(
@@ -108,12 +106,12 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str], stop: StopRequest) ->
         root = str(RUNS / run_name(plan, mixture.name, same))
     folder = RunFolder(Path(root))
     if config.run.run_dir == "auto" and ranks.is_main:
-        _tell_of_others(config, folder, argv)
+        tell_of_others(config, folder, argv)
     environment = describe_environment(plan, machine)
     lock = None
     if ranks.is_main:
         check_startable(config, plan, folder, mixture, same, environment)
-        _tell_of_other_code(folder)
+        tell_of_other_code(folder)
         _check_hellaswag(config, set_by, plan, mixture)
         print_plan(plan, machine, data_line(mixture, plan), folder)
         _check_room(config, plan, folder)
@@ -139,6 +137,7 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str], stop: StopRequest) ->
             fresh=not group.from_first(goes_on(config, folder)),
         )
         if ranks.is_main:
+            tell_of_other_size(session)
             folder.create()
             lock = folder.lock()
             store.sweep(folder.root)
@@ -186,49 +185,6 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str], stop: StopRequest) ->
                 session.loader.close()
                 if session.shard_check is not None:
                     session.shard_check.close()
-
-
-def _tell_of_others(config: RunConfig, folder: RunFolder, argv: list[str]) -> None:
-    """Mention a run that the user may mean to continue, but which this command does not: one that
-    this very command began, when `--dataset auto` found another dataset; or one that differs only
-    in its length."""
-    for other, began in runs_begun():
-        if other.root == folder.root:
-            continue
-        with contextlib.suppress(OutpaceError, OSError, ValueError, LookupError, TypeError):
-            if config.data.dataset == "auto" and began == argv:
-                if read_state(other)["state"] != "finished":
-                    warn(
-                        f"this command began {other.root}, which is not finished; to continue "
-                        f"it: --dataset {trained_on(other)[0]}"
-                    )
-            elif not folder.root.exists() and _but_for_length(began) == _but_for_length(argv):
-                note(
-                    f"{other.root} differs only in its length; to continue it: "
-                    f"--run_dir {other.root}"
-                )
-
-
-def _tell_of_other_code(folder: RunFolder) -> None:
-    """Say if the run began with other code: edited in between, the same command goes on with it."""
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        before = json.loads(folder.plan.read_text(encoding="utf-8"))["versions"]["source"]
-        if before != (now := source_digest()):
-            warn(
-                f"[CODE-CHANGED] outpace's code was {before[:8]} when {folder.root} began, and is "
-                f"{now[:8]}; the run goes on: for a new one, another --run_dir"
-            )
-
-
-def _but_for_length(argv: list[str]) -> list[str]:
-    words = iter(argv)
-    kept = []
-    for word in words:
-        if not (length := LENGTH.fullmatch(word)):
-            kept.append(word)
-        elif length[1] is None:
-            next(words, None)
-    return kept
 
 
 def _check_hellaswag(config: RunConfig, set_by: SetBy, plan: Plan, mixture: Mixture) -> None:

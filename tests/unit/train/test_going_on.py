@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from outpace.checkpoint.state import load_optimizer, optimizer_tensors
+from outpace.config.presets import GPT2Shape
 from outpace.core.runfolder import RunFolder
-from outpace.train import run
+from outpace.model.gpt2 import GPT2
+from outpace.train import reminders
 from outpace.train.environment import commit_of, versions
 from outpace.train.resume import _pieces
 
@@ -49,12 +51,12 @@ def test_as_many_sequences_as_fitted_on_the_same_device(micro, pieces, device, e
 
 def test_edited_code_goes_on_with_a_run_and_says_so(tmp_path, capsys, monkeypatch):
     folder = RunFolder(tmp_path)
-    run._tell_of_other_code(folder)  # a new run
+    reminders.tell_of_other_code(folder)  # a new run
     folder.plan.write_text(json.dumps({"versions": versions()}))
-    run._tell_of_other_code(folder)
+    reminders.tell_of_other_code(folder)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(run, "source_digest", lambda: "0123456789abcdef")
-    run._tell_of_other_code(folder)
+    monkeypatch.setattr(reminders, "source_digest", lambda: "0123456789abcdef")
+    reminders.tell_of_other_code(folder)
     assert "[CODE-CHANGED]" in (err := capsys.readouterr().err) and "01234567;" in err
 
 
@@ -73,3 +75,13 @@ def test_a_commit_says_whether_files_have_changed_since(tmp_path):
     assert commit_of(tmp_path) == commit
     (tmp_path / "code.py").write_text("1")
     assert commit_of(tmp_path) == f"{commit}-dirty"
+
+
+def test_a_model_of_another_size_than_the_plan_counts_is_told(capsys):
+    shape = GPT2Shape(1, 2, 16, 32, 257)
+    session = SimpleNamespace(model=GPT2(shape), plan=SimpleNamespace(shape=shape))
+    reminders.tell_of_other_size(session)
+    assert capsys.readouterr().err == ""
+    session.model.lm_head = torch.nn.Linear(16, 384, bias=False)
+    reminders.tell_of_other_size(session)
+    assert "[NOT-GPT-2]" in capsys.readouterr().err
