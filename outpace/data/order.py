@@ -95,7 +95,7 @@ class Order:
         source, turn = self.shares.turns(positions)
         epoch, place = np.divmod(turn, self.blocks[source])
         pairs, which = np.unique(epoch * len(self.blocks) + source, return_inverse=True)
-        of_pairs = [divmod(int(pair), len(self.blocks))[::-1] for pair in pairs]
+        of_pairs = [divmod(int(pair), len(self.blocks))[::-1] for pair in pairs]  # source, epoch
         keys = np.stack([_keys(self.spec.seed, *pair) for pair in of_pairs], axis=1)
         block = self._permuted(place, source, np.take(keys, which, axis=1))
         phases = np.array([self.phase(*pair) for pair in of_pairs])

@@ -118,15 +118,9 @@ class Block(nn.Module):
         self.ln_2 = LayerNorm(shape.n_embd, eps=1e-5)
         self.mlp = MLP(shape, compute)
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        cache: KVCache | None,
-        layer: int,
-        mask: Any = None,
-        attend: Attend | None = None,
-    ) -> torch.Tensor:
-        x = x + self.attn(self.ln_1(x), cache, layer, mask, attend)
+    def forward(self, x: torch.Tensor, *how: Any) -> torch.Tensor:
+        """x (B, T, C) -> (B, T, C); `how` is what attention takes beside its input."""
+        x = x + self.attn(self.ln_1(x), *how)
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -194,19 +188,12 @@ class GPT2(nn.Module):
             mask = self._document_mask(idx)
         recompute = self.compute.checkpointing == "block" and self.training
         for layer, block in enumerate(self.h):
+            how = cache, layer, mask, attend
             if recompute:
-                x = checkpoint(
-                    block,
-                    x,
-                    cache,
-                    layer,
-                    mask,
-                    attend,
-                    use_reentrant=False,
-                    preserve_rng_state=self.shape.dropout > 0,
-                )
+                keep = self.shape.dropout > 0
+                x = checkpoint(block, x, *how, use_reentrant=False, preserve_rng_state=keep)
             else:
-                x = block(x, cache, layer, mask, attend)
+                x = block(x, *how)
         if cache is not None:
             cache.length += T
         out: torch.Tensor = self.ln_f(x)
