@@ -23,7 +23,7 @@ class Options:
     dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
     """A prepared dataset: its folder, or its name below data/."""
     task: str = "hellaswag"
-    """hellaswag, lambada, piqa, arc_easy or winogrande."""
+    """hellaswag, or another task of `outpace evaluate`."""
     split: Literal["train", "val"] = "train"
     """Which part of the dataset to read."""
     words: Annotated[int, Range(2, 1000)] = 13

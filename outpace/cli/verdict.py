@@ -29,7 +29,7 @@ class Options:
     protocol: str = "both"
     """HellaSwag's renderings, which give different scores: completion, harness, or both."""
     task: str = "hellaswag"
-    """hellaswag, lambada, piqa, arc_easy or winogrande."""
+    """hellaswag, or another task of `outpace evaluate`."""
     metric: str = ""
     """acc, acc_norm or acc_bytes (not in HellaSwag's completion). Default: acc_norm if the task
     has it, else acc."""

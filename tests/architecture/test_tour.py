@@ -15,13 +15,14 @@ from outpace.evals.tasks import TASKS
 from outpace.ops.attention import BACKENDS
 from outpace.ops.cross_entropy import LOSSES, choose
 from outpace.optim import OPTIMIZERS
+from outpace.tokenizer import TOKENIZERS
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_code_of_the_library_runs(tmp_path, capsys):
     text = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
-    code, training = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    code, training, loop = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     run = tmp_path / "run"
     flags = "--n_layer 1 --n_head 2 --n_embd 16 --context 32 --micro_batch_size 2 --max_steps 1"
     flags += " --tokens_per_step 64 --compile off --eval_every_steps 0 --hellaswag_limit 0"
@@ -40,7 +41,9 @@ def test_the_code_of_the_library_runs(tmp_path, capsys):
         patch.chdir(tmp_path)
         exec(training.replace('"novels"', '"d", "--max_hours", "1e-9"'), names)
         exec(training.replace('"novels"', '"none"'), names)
+        exec(loop.replace("data/novels", "d"), names)
     assert names["code"] == 75
+    assert names["step"] == 2 and 0 < names["loss"].item() < 10.5  # type: ignore[attr-defined]
     assert "NO-DATASET" in capsys.readouterr().out
 
 
@@ -52,10 +55,9 @@ def test_the_code_of_the_library_runs(tmp_path, capsys):
         ("train", "--cross_entropy", LOSSES.names()),
         ("train", "--recipe", shipped_recipes()),
         ("evaluate", "--tasks", TASKS.names()),
-        ("verdict", "--task", TASKS.names()),
-        ("contamination", "--task", TASKS.names()),
         ("data export", "--to", EXPORTS.names()),
         ("prepare", r"\[SOURCE\]", [*SOURCES.names(), "hellaswag"]),
+        ("prepare", "--tokenizer", TOKENIZERS.names()),
     ],
 )
 def test_the_help_of_a_flag_names_every_row_of_its_table(command, flag, names, capsys, monkeypatch):
