@@ -53,7 +53,8 @@ class LayerNorm(nn.LayerNorm):
 
 
 class Linear(nn.Linear):
-    """On a GPU the bias gradient needs no separate pass over memory (`ops/linear.py`)."""
+    """On a GPU the bias gradient needs no separate pass over memory (`ops/linear.py`): for the maps
+    whose gradient is made by an operator that can sum it, unlike `c_proj`'s."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.device.type == "cuda" and torch.is_grad_enabled():

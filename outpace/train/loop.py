@@ -38,9 +38,10 @@ def train(
     *,
     until: int | None = None,
 ) -> bool:
-    """Train to the end of the plan, or to step `until`. Returns whether the plan's end was reached;
-    a stop request returns False. Either way the newest step is in a committed checkpoint. Raises
-    Diverged, saving nothing, when too many steps in a row were bad."""
+    """Train to the end of the plan, or to step `until`. Returns whether the run is complete: at the
+    plan's end, the last evaluations made; after a stop request it is not. Either way the newest
+    step is in a committed checkpoint. Raises Diverged, saving nothing, when too many steps in a row
+    were bad."""
     plan, saved_at = s.plan, progress.step
     end = plan.max_steps if until is None else min(until, plan.max_steps)
     guard = LaggedGuard(s, progress)
