@@ -143,16 +143,10 @@ class Ledger:
     def _near(self, judged: Judged) -> None:
         piece = judged.piece
         assert piece.sketches is not None and piece.sketch_sizes is not None
-        ends = np.cumsum(piece.sketch_sizes)
-        for n in range(judged.start, len(piece)):
-            if judged.why[n] != KEPT:
-                continue
-            sketch = piece.sketches[ends[n] - piece.sketch_sizes[n] : ends[n]]
-            share = self.near.share(sketch)
-            if share >= THRESHOLD:
-                judged.why[n], judged.shares[n] = NEAR, share
-            else:
-                self.near.add(sketch)
+        kept = np.flatnonzero(judged.why[judged.start :] == KEPT) + judged.start
+        shares = self.near.shares(piece.sketches, piece.sketch_sizes, kept.tolist())
+        judged.shares = {n: share for n, share in shares.items() if share >= THRESHOLD}
+        judged.why[list(judged.shares)] = NEAR
 
     def _limit(self, judged: Judged) -> None:
         """Find where the limit is reached, and leave out all that follows, except the first

@@ -23,12 +23,17 @@ class Seen:
         self._sorted: list[UInt64] = [] if hashes is None else [sorted_set(hashes)]
 
     def contains(self, hashes: UInt64) -> Bools:
-        """For each hash, whether it was added before."""
-        found = np.array([h in self._recent for h in hashes.tolist()], bool)
+        """For each hash, whether it was added before. They are looked up in ascending order, so
+        that most of what a search reads is in the processor's cache from the one before."""
+        order = np.argsort(hashes)
+        ascending = hashes[order]
+        found = np.array([h in self._recent for h in ascending.tolist()], bool)
         for known in self._sorted:
-            at = np.searchsorted(known, hashes)
-            found |= known[np.minimum(at, len(known) - 1)] == hashes if len(known) else False
-        return found
+            at = np.searchsorted(known, ascending)
+            found |= known[np.minimum(at, len(known) - 1)] == ascending if len(known) else False
+        in_place = np.empty_like(found)
+        in_place[order] = found
+        return in_place
 
     def add(self, hashes: UInt64) -> None:
         self._recent.update(hashes.tolist())

@@ -11,11 +11,12 @@ longer text the hashes below the cut, but few of its LOWEST, and is found from s
 (one in ten of 400 words, every second of 600; measured on novels).
 """
 
+from collections.abc import Iterable
 from functools import cache
 
 import numpy as np
 
-from outpace.data.arrays import UInt64
+from outpace.data.arrays import Int64, UInt64
 from outpace.data.seen import Seen, sorted_set
 
 WORDS = 5
@@ -95,9 +96,20 @@ class NearDuplicates:
     def __init__(self, hashes: UInt64 | None = None) -> None:
         self._seen = Seen(hashes)
 
-    def share(self, sketch: UInt64) -> float:
-        """Between 0 and 1; 0 for a text of fewer than five words, which has no sketch."""
-        return float(self._seen.contains(sketch).mean()) if len(sketch) else 0.0
-
-    def add(self, sketch: UInt64) -> None:
-        self._seen.add(sketch)
+    def shares(self, sketches: UInt64, sizes: Int64, asked: Iterable[int]) -> dict[int, float]:
+        """The share of each document `asked` about, by number; 0 for a text of fewer than five
+        words, which has no sketch. Those below THRESHOLD are added. `sketches` are those of some
+        documents, joined, to be looked up together, and `sizes` their lengths."""
+        ends, known = np.cumsum(sizes), self._seen.contains(sketches).tolist()
+        found: dict[int, float] = {}
+        new: set[int] = set()
+        for n in asked:
+            part = slice(int(ends[n] - sizes[n]), int(ends[n]))
+            sketch = sketches[part].tolist()
+            fresh = [h for h, is_known in zip(sketch, known[part], strict=True) if not is_known]
+            unseen = sum(h not in new for h in fresh)
+            found[n] = (len(sketch) - unseen) / len(sketch) if sketch else 0.0
+            if found[n] < THRESHOLD:
+                new.update(fresh)
+        self._seen.add(np.fromiter(new, np.uint64, len(new)))
+        return found

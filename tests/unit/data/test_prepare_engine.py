@@ -266,15 +266,17 @@ def exact_share(text: str, earlier: list[str]) -> float:
 def test_the_share_seen_is_about_the_true_one(changed):
     rng = random.Random(5)
     originals = [sentence(rng, 4000) for _ in range(4)]
+    sketches = [sketch(text.encode()) for text in originals]
     near = NearDuplicates()
-    for text in originals:
-        near.add(sketch(text.encode()))
+    near.shares(np.concatenate(sketches), np.array([len(s) for s in sketches]), range(4))
     words = (originals[1] + " " + originals[3]).split()
     words = [sentence(rng, 1) + "x" if rng.random() < changed else w for w in words]
     copy = ",  ".join(words).upper()
     true = exact_share(copy.replace(",", ""), originals)
-    assert abs(near.share(sketch(copy.encode())) - true) < 0.15
-    assert (near.share(sketch(copy.encode())) == 1) == (changed == 0)
+    of_copy = sketch(copy.encode())
+    share = near.shares(of_copy, np.array([len(of_copy)]), [0])[0]
+    assert abs(share - true) < 0.15
+    assert (share == 1) == (changed == 0)
 
 
 def test_near_duplicates_are_left_out_after_their_original_only(folder):
@@ -288,6 +290,18 @@ def test_near_duplicates_are_left_out_after_their_original_only(folder):
     listed = [json.loads(line) for line in (folder / "removed.jsonl").open()]
     assert [r["document"] for r in listed] == list(range(60, 120))
     assert {r["why"] for r in listed} == {"near duplicate"}
+
+
+def test_the_sketches_of_documents_read_together_are_looked_up_together(folder, monkeypatch):
+    real, looked_up = Seen.contains, []
+    monkeypatch.setattr(
+        Seen, "contains", lambda seen, hashes: looked_up.append(len(hashes)) or real(seen, hashes)
+    )
+    rng = random.Random(7)
+    documents = [sentence(rng, 40) for _ in range(30)]
+    prepared(folder, [*documents, documents[0] + " end"], val_fraction=0, near_duplicates=True)
+    assert read_texts(folder, "train") == documents
+    assert looked_up == [31, 31 * 16]  # the documents' hashes, then the sketches
 
 
 @pytest.mark.shared
