@@ -52,6 +52,9 @@ def figures() -> Iterator[tuple[str, str]]:
     amx = (ahead("compare-cpu-amx", peer) for peer in ("nanogpt", "transformers"))
     yield "README.md", "{:.1f} and {:.1f} times on a CPU with AMX".format(*amx)
 
+    in_c = ahead("compare-cpu-124M-amx", "llmc (C)")
+    yield "README.md", f"{in_c:.1f} times those of llm.c's C program"
+
     small, large = races = result("prepare-cpu")["races"].values()
     fast, slow = ([r["times_nanogpt"][e] for r in races] for e in ("fastokens", "tiktoken"))
     yield "README.md", f"{min(fast):.0f} to {max(fast):.0f} times as fast as nanoGPT's script"
