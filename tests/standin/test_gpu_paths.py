@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,12 +31,19 @@ NUMBER = itertools.count()
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def dataset(tmp_path_factory):
     """A folder with a dataset in it."""
     folder = tmp_path_factory.mktemp("standin")
     (folder / "text.txt").write_text("The sea was calm, and nobody spoke of it. " * 260_000)
     outpace("prepare", "files", "--input", "text.txt", "--output", "data/sea", place=folder)
     return folder
+
+
+@pytest.fixture
+def place(dataset):
+    """That folder. The test's runs are removed: together they would take 25 GB."""
+    yield dataset
+    shutil.rmtree(dataset / "runs", ignore_errors=True)
 
 
 def outpace(*arguments: str, place: Path, code: int = 0, gpu: str = "H100") -> str:
