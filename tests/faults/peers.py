@@ -1,12 +1,23 @@
 """Several processes of one run, without torchrun: each is the harness's child, so that two start in
 a second and each can be sent its own fault."""
 
+import contextlib
+import random
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness import Child, Fault, start
+
+
+def free_port() -> int:
+    """A port that nothing uses. It is below those that the system gives to outgoing connections,
+    one of which might take it before process 0 does."""
+    while True:
+        with contextlib.suppress(OSError), socket.socket() as free:
+            free.bind(("127.0.0.1", random.SystemRandom().randrange(12_000, 32_000)))
+            return int(free.getsockname()[1])
 
 
 def start_ranks(
@@ -21,9 +32,7 @@ def start_ranks(
     """Start `outpace ARGUMENTS` as `number` processes that make up one run over gloo. Several
     folders in `cwd`, one a process, are hosts without a shared disk; `env` adds to the environment
     of each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     return [
         start(
             *arguments,
@@ -50,6 +59,9 @@ def call_ranks(
 ) -> list[Child]:
     """`start_ranks`, and wait for their ends."""
     children = start_ranks(number, *arguments, **options)
-    for child in children:
-        child.wait(timeout)
+    try:
+        for child in children:
+            child.wait(timeout)
+    except AssertionError as late:
+        raise AssertionError("\n".join(f"{c.out}{c.err}" for c in children)) from late
     return children
