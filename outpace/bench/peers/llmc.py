@@ -4,12 +4,14 @@ tiktoken, from which it gets GPT-2's vocabulary, finds the files that ship with 
 """
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
 from outpace.bench.peers import STEPS, Contestant, Job, link, tiktoken_cache, write_shard
 from outpace.bench.rungs import argv
 from outpace.config.presets import GPT2_VOCAB, SIZES, GPT2Shape
+from outpace.core.errors import UsageError
 from outpace.model.cost import flops_per_token
 
 LABEL = "llm.c"
@@ -74,6 +76,16 @@ def contestants(checkout: Path, job: Job, folder: Path) -> list[Contestant]:
 def step_ms(text: str) -> list[float]:
     """Milliseconds of each step line that train_gpt2.py prints."""
     return [float(ms) for ms in STEP.findall(text)]
+
+
+def program(checkout: Path, name: str, make: str, folder: Path) -> list[str]:
+    """The command that runs, in `folder`, a program that the user has built in the checkout.
+    UsageError NOT-BUILT if there is none."""
+    if not (checkout / name).is_file():
+        raise UsageError("NOT-BUILT", f"{checkout} has no {name}", do=f"{make} in it")
+    link(checkout, (name,), folder)
+    # Without stdbuf, a log would get the lines in blocks of 4 KiB.
+    return [shutil.which("stdbuf") or "stdbuf", "-oL", f"./{name}"]
 
 
 def _is_published(shape: GPT2Shape) -> bool:

@@ -4,14 +4,12 @@ any shape on 4 sequences of 64 tokens a step, for 41 steps.
 """
 
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from outpace.bench.peers import Contestant, Job, link, llmc, write_shard
-from outpace.core.errors import UsageError
+from outpace.bench.peers import Contestant, Job, llmc, write_shard
 from outpace.interop.llmc import write_model
 from outpace.model.cost import flops_per_token
 from outpace.model.gpt2 import GPT2
@@ -34,9 +32,7 @@ def why_not(job: Job) -> str | None:
 
 def contestants(checkout: Path, job: Job, folder: Path) -> list[Contestant]:
     """UsageError NOT-BUILT if the checkout has no program."""
-    if not (checkout / PROGRAM).is_file():
-        raise UsageError("NOT-BUILT", f"{checkout} has no {PROGRAM}", do=f"make {PROGRAM} in it")
-    link(checkout, (PROGRAM,), folder)
+    command = llmc.program(checkout, PROGRAM, f"make {PROGRAM}", folder)
     model = GPT2(job.shape)
     model.init_weights(torch.Generator().manual_seed(0))
     write_model(folder / "gpt2_124M.bin", model.state_dict(), job.shape)
@@ -50,8 +46,7 @@ def contestants(checkout: Path, job: Job, folder: Path) -> list[Contestant]:
         Contestant(
             name="llmc (C)",
             setting="C and OpenMP, fp32",
-            # Without stdbuf, a log would get the lines in blocks of 4 KiB.
-            command=[shutil.which("stdbuf") or "stdbuf", "-oL", f"./{PROGRAM}"],
+            command=command,
             step_ms=step_ms,
             tokens_per_step=job.tokens_per_step,
             flops_per_token=flops_per_token(job.shape),

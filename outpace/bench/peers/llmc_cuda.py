@@ -4,11 +4,9 @@ It reads our shards unchanged.
 """
 
 import re
-import shutil
 from pathlib import Path
 
-from outpace.bench.peers import STEPS, Contestant, Job, link, llmc, write_shard
-from outpace.core.errors import UsageError
+from outpace.bench.peers import STEPS, Contestant, Job, llmc, write_shard
 from outpace.model.cost import flops_per_token
 
 LABEL = "llm.c's CUDA program"
@@ -23,13 +21,7 @@ def why_not(job: Job) -> str | None:
 
 def contestants(checkout: Path, job: Job, folder: Path) -> list[Contestant]:
     """UsageError NOT-BUILT if the checkout has no program."""
-    if not (checkout / PROGRAM).is_file():
-        raise UsageError(
-            "NOT-BUILT",
-            f"{checkout} has no {PROGRAM}",
-            do=f"make {PROGRAM} USE_CUDNN=1 in it",
-        )
-    link(checkout, (PROGRAM,), folder)
+    command = llmc.program(checkout, PROGRAM, f"make {PROGRAM} USE_CUDNN=1", folder)
     write_shard(job.dataset.stream("train"), folder / "train.bin", 16 * job.tokens_per_step + 1)
     flags = {
         "-i": "train.bin",
@@ -50,13 +42,7 @@ def contestants(checkout: Path, job: Job, folder: Path) -> list[Contestant]:
         Contestant(
             name="llmc (CUDA)",
             setting=f"C and CUDA, bf16, {attention} attention",
-            # Without stdbuf, a log would get the lines in blocks of 4 KiB.
-            command=[
-                shutil.which("stdbuf") or "stdbuf",
-                "-oL",
-                f"./{PROGRAM}",
-                *(str(x) for flag in flags.items() for x in flag),
-            ],
+            command=[*command, *(str(x) for flag in flags.items() for x in flag)],
             step_ms=step_ms,
             tokens_per_step=job.tokens_per_step,
             flops_per_token=flops_per_token(job.shape),
