@@ -4,11 +4,13 @@ import hashlib
 import http.server
 import json
 import os
+import random
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -31,6 +33,15 @@ TEXT = (
     "went home by the long road, because the short one led past the mill.\n"
 )
 NAMES = ["Clara", "Felix", "Ursula", "Howard", "Audley", "Thursday", "Brown"]
+
+
+def free_port() -> int:
+    """A port that nothing uses. It is below those that the system gives to outgoing connections,
+    one of which might take it before process 0 does."""
+    while True:
+        with suppress(OSError), socket.socket() as free:
+            free.bind(("127.0.0.1", random.SystemRandom().randrange(12_000, 32_000)))
+            return int(free.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

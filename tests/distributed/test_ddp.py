@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import ROOT, TINY, final_hash, outpace
+from conftest import ROOT, TINY, final_hash, free_port, outpace
 
 from outpace.config.presets import GPT2Shape
 from outpace.core.files import read_json_lines
@@ -46,8 +45,7 @@ def torchrun(processes: int, arguments: list[str], cwd: Path) -> subprocess.Comp
 
 def as_ranks(commands: list[list[str]], cwd: Path) -> tuple[list[int], list[str]]:
     """Exit codes and standard errors of processes of Python that make up one group."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(len(commands))}
     env = os.environ | where | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ranks = [

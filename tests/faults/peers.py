@@ -1,23 +1,12 @@
 """Several processes of one run, without torchrun: each is the harness's child, so that two start in
 a second and each can be sent its own fault."""
 
-import contextlib
-import random
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from conftest import free_port
 from harness import Child, Fault, start
-
-
-def free_port() -> int:
-    """A port that nothing uses. It is below those that the system gives to outgoing connections,
-    one of which might take it before process 0 does."""
-    while True:
-        with contextlib.suppress(OSError), socket.socket() as free:
-            free.bind(("127.0.0.1", random.SystemRandom().randrange(12_000, 32_000)))
-            return int(free.getsockname()[1])
 
 
 def start_ranks(
