@@ -37,7 +37,7 @@ _BY_NAME: tuple[tuple[str, str], ...] = (
         "attention",
     ),
     (
-        r"log_softmax|nll_loss|cross_entropy|logsumexp|_softmax_kernel|linear_cross",
+        r"log_softmax|nll_loss|cross_entropy|logsumexp|_softmax_kernel|linear_cross|amax_.*_log2_",
         "cross-entropy",
     ),
     (r"layer_norm|gelu|native_dropout", "LayerNorm, GELU, residual"),
@@ -107,7 +107,7 @@ def part_of(name: str, shapes: Shapes, plan: Plan) -> str:
 
 def _product_part(kind: str, shapes: Shapes, plan: Plan) -> str:
     """The part of a matrix product, found by its weight: two of the three dimensions are the
-    weight's, the third is the number of tokens."""
+    weight's, the third is a number of tokens. Only the head's product has the vocabulary's."""
     if "bmm" in kind:
         if {side for shape in shapes for side in shape[1:]} <= {plan.n_embd, 4 * plan.n_embd}:
             return "optimiser and clipping"  # Muon, over stacked weights
@@ -116,13 +116,14 @@ def _product_part(kind: str, shapes: Shapes, plan: Plan) -> str:
     if len(a) < 1 or len(b) < 2:
         return "other operators"
     m, k, n = math.prod(a[:-1]), a[-1], b[0] if "linear" in kind else b[-1]
+    if {m, k, n} & _vocabulary(plan):
+        return "head products"
     C = plan.n_embd
     maps = {
         frozenset({C, 3 * C}): "qkv products",
         frozenset({C}): "attention projection",
         frozenset({C, 4 * C}): "MLP products",
     }
-    maps |= {frozenset({C, V}): "head products" for V in _vocabulary(plan)}
     tokens = plan.micro_batch_size * plan.context
     ways = [(n, {m, k}), (k, {m, n}), (m, {k, n})]  # the last is the forward's
     ways.sort(key=lambda way: way[0] == tokens)

@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from outpace.bench.profile import named_kernels
 from outpace.bench.profile_parts import OTHERS, PRODUCTS, Roof, floor_ms, part_of, table
 from outpace.cli import bench_profile
 from outpace.model.gpt2 import GPT2
+from outpace.ops.cross_entropy.in_place import softmax_gradient_
 from outpace.train.plan import Plan
 from tests.conftest import TINY
 
@@ -51,6 +53,7 @@ def test_the_products_that_a_linear_layer_makes_go_to_its_part(plan, part, insid
     ("name", "shapes", "part"),
     [
         ("aten::mm", [[M, C], [C, V], [M, V]], "head products"),  # the compiler's, with its output
+        ("aten::mm", [[V, 4 * C], [4 * C, C]], "head products"),  # of a chunk of as many tokens
         ("aten::addmm", [[4 * C], [M, C], [C, 4 * C]], "MLP products"),
         ("aten::bmm", [[4, 64, 32], [4, 32, 64]], "attention"),
         ("aten::baddbmm", [[12, C, 4 * C], [12, C, C], [12, C, 4 * C]], "optimiser and clipping"),
@@ -69,6 +72,17 @@ def test_the_products_that_a_linear_layer_makes_go_to_its_part(plan, part, insid
 )
 def test_operators_and_kernels_go_to_their_part(plan, name, shapes, part):
     assert part_of(name, shapes, plan) == part
+
+
+def test_the_kernel_that_the_compiler_makes_of_the_softmax_is_cross_entropy(plan):
+    logits, targets = torch.randn(M, V).bfloat16(), torch.randint(300, (M,))
+    with named_kernels(logits.device):
+        softmax_gradient_(logits.clone(), targets, 300, compiled=True)
+        with torch.profiler.profile() as recorded:
+            softmax_gradient_(logits, targets, 300, compiled=True)
+    kernels = [e.key for e in recorded.key_averages() if "cpp_fused" in e.key]
+    assert kernels
+    assert {part_of(name, [], plan) for name in kernels} == {"cross-entropy"}
 
 
 def test_what_no_operator_took_is_a_row_of_its_own_and_the_rows_are_the_step(plan):
