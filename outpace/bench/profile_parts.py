@@ -40,7 +40,7 @@ _BY_NAME: tuple[tuple[str, str], ...] = (
         r"log_softmax|nll_loss|cross_entropy|logsumexp|_softmax_kernel|linear_cross|amax_.*_log2_",
         "cross-entropy",
     ),
-    (r"layer_norm|gelu|native_dropout", "LayerNorm, GELU, residual"),
+    (r"layer_norm|gelu|sigmoid|native_dropout", "LayerNorm, GELU, residual"),
     (r"embedding|index_put", "embeddings"),
     (r"softmax|masked_fill|tril|where", "attention"),
     (r"copy_|_to_copy|memcpy|memset|fill_|zero_|contiguous|clone", "copies and casts"),

@@ -1,13 +1,20 @@
 """The second half of GPT-2's MLP."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
-    """GPT-2's GELU, a tanh approximation."""
-    return F.gelu(x, approximate="tanh")
+    """GPT-2's GELU, a tanh approximation: x (1 + tanh u) / 2, which is x sigmoid(2u). Compiled for
+    a CPU, the sigmoid takes a quarter of the tanh's time."""
+    if x.device.type != "cpu" or not torch.compiler.is_compiling():
+        return F.gelu(x, approximate="tanh")
+    y = x.to(torch.promote_types(x.dtype, torch.float32))
+    u = math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)
+    return (y * torch.sigmoid(2 * u)).to(x.dtype)
 
 
 def gelu_linear(
