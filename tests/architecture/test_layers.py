@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "model": {"core", "config", "ops"},
     "optim": {"core", "config"},
     "checkpoint": {"core", "config", "runtime"},
-    "evals": {"core", "config", "tokenizer", "runtime"},
+    "evals": {"core", "config", "tokenizer", "ops", "runtime"},
     "generate": {"core", "config", "tokenizer", "model"},
     "interop": {"core", "config", "model", "tokenizer"},  # a folder for others holds its tokenizer
     "train": BELOW_TRAIN,

@@ -8,7 +8,14 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from outpace.ops import fp8
-from outpace.ops.cross_entropy import IGNORE, LOSSES, chunked, compute_dtype
+from outpace.ops.cross_entropy import (
+    IGNORE,
+    LOSSES,
+    chunked,
+    compute_dtype,
+    cross_entropy_sum,
+    token_losses,
+)
 from outpace.ops.cross_entropy.in_place import softmax_gradient_, softmax_gradient_fp8
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
@@ -249,6 +256,22 @@ def test_the_compiled_softmax_of_bf16_equals_the_eager_one_on_a_cpu():
         assert torch.allclose(found, losses, rtol=1e-5, atol=1e-5)
         assert torch.allclose(z[:, :300].float(), gradient, rtol=2**-8, atol=1e-6)
         assert not z[:, 300:].any() and not z[5].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("N", [0, 1, 67])
+def test_losses_of_a_few_rows_at_a_time_equal_those_of_all(N, dtype):
+    logits = 4 * torch.randn(N, 40, generator=torch.Generator().manual_seed(N)).to(dtype)
+    logits[:, 37:] = float("-inf")
+    targets = torch.arange(N) % 37
+    targets[1::7] = IGNORE
+    with torch.no_grad():
+        losses = token_losses(logits, targets)
+        total = cross_entropy_sum(logits, targets, 37)
+    exact = F.cross_entropy(logits.double(), targets, ignore_index=IGNORE, reduction="none")
+    assert losses.dtype == total.dtype == torch.promote_types(dtype, torch.float32)
+    assert torch.allclose(losses.double(), exact, rtol=1e-6, atol=1e-6)
+    assert float(total) == pytest.approx(float(exact.sum()), rel=1e-6)
 
 
 def test_an_evaluation_compiles_no_loss(monkeypatch):
