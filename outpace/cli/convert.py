@@ -42,12 +42,14 @@ def run(argv: list[str]) -> int:
     transformers.utils.logging.disable_progress_bar()
     import torch
 
-    from outpace.tools.convert import convert
+    from outpace.tools.convert import check_target, convert
     from outpace.train.load_model import load_model
 
     to = BY_SUFFIX.get(target.suffix, "huggingface") if options.to == "auto" else options.to
+    dtype: torch.dtype = getattr(torch, options.dtype)
+    check_target(to, target, dtype)  # before a large model is read
     loaded = load_model(options.source, torch.device("cpu"))
-    difference = convert(loaded, to, target, getattr(torch, options.dtype))
+    difference = convert(loaded, to, target, dtype)
     if options.json:
         result = {
             "path": str(target),

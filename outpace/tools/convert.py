@@ -49,11 +49,8 @@ def convert(loaded: LoadedModel, to: str, path: Path, dtype: torch.dtype) -> flo
     CheckpointError when the logits differ; then nothing is left. A source that transformers reads
     too is first compared with its reading."""
     target = TARGETS[to]
-    _refuse_impossible(loaded, to, target, dtype)
-    if target.suffix and path.suffix != target.suffix:
-        raise UsageError(
-            "NAME", f"{path.name} is not a valid name for {to}", do=f"end it in {target.suffix}"
-        )
+    check_target(to, path, dtype)
+    _refuse_impossible(loaded, to, target)
     model = loaded.model
     weights = {
         name: w.to(dtype).float() if target.is_rounded(name, w) else w
@@ -97,7 +94,19 @@ def _compare(ours: GPT2, theirs: Any, what: str) -> float:
     return difference
 
 
-def _refuse_impossible(loaded: LoadedModel, to: str, target: Target, dtype: torch.dtype) -> None:
+def check_target(to: str, path: Path, dtype: torch.dtype) -> None:
+    """UsageError if no model at all can be written as a `to` of that dtype at `path`."""
+    target = TARGETS[to]
+    if dtype not in target.dtypes:
+        names = ", ".join(str(d).removeprefix("torch.") for d in target.dtypes)
+        raise UsageError("DTYPE", f"{to} is not written in {dtype}", do=f"--dtype {names}")
+    if target.suffix and path.suffix != target.suffix:
+        raise UsageError(
+            "NAME", f"{path.name} is not a valid name for {to}", do=f"end it in {target.suffix}"
+        )
+
+
+def _refuse_impossible(loaded: LoadedModel, to: str, target: Target) -> None:
     if not target.any_variant and (why := why_not_plain(loaded.model.shape)):
         raise UsageError(
             "VARIANT", f"{to} holds GPT-2 alone: {why}", do="--to outpace keeps every variant"
@@ -108,9 +117,6 @@ def _refuse_impossible(loaded: LoadedModel, to: str, target: Target, dtype: torc
             f"the model reads {loaded.tokenizer}, not gpt2",
             do="--to outpace, llmc or nanogpt",
         )
-    if dtype not in target.dtypes:
-        names = ", ".join(str(d).removeprefix("torch.") for d in target.dtypes)
-        raise UsageError("DTYPE", f"{to} is not written in {dtype}", do=f"--dtype {names}")
 
 
 def _huggingface(path: Path, loaded: LoadedModel, weights: Tensors, dtype: torch.dtype) -> Any:

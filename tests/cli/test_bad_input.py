@@ -420,6 +420,8 @@ def test_a_conversion_never_overwrites(refused, done, folder):
     (folder / "out").mkdir()
     refused(2, "EXISTS", "convert", "run", "out", "--to", "outpace")
     refused(2, "TOKENIZER", "convert", "run", "other", "--to", "huggingface")
+    refused(2, "NAME", "convert", "not-there", "other", "--to", "gguf")  # before the model is read
+    refused(2, "DTYPE", "convert", "not-there", "other.gguf", "--dtype", "bfloat16")
 
 
 def test_hellaswag_is_refused_for_a_model_with_another_tokenizer(refused, done, folder):
