@@ -135,7 +135,7 @@ def _race(options: Options) -> Path:
     from outpace.bench.peers import Job, check_checkout
     from outpace.bench.throughput import Race, compare_speed
     from outpace.bench.turns import Pace
-    from outpace.train.assemble import choose_device
+    from outpace.runtime.device import choose_device
     from outpace.train.corpus import open_named
 
     checkouts: dict[str, Path | None] = {

@@ -50,8 +50,8 @@ def run(argv: list[str]) -> int:
     preset = size(options.model_size)
 
     from outpace.bench.kernels import Kernels, measure
+    from outpace.runtime.device import choose_device
     from outpace.runtime.hardware import detect
-    from outpace.train.assemble import choose_device
 
     device = choose_device(options.device, 0)
     on_gpu, precision = device.type == "cuda", options.precision

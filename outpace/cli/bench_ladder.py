@@ -66,8 +66,9 @@ def run(argv: list[str]) -> int:
 
     from outpace.bench.ladder import Climb, climb
     from outpace.bench.rungs import BY_DEVICE, pick
+    from outpace.runtime.device import choose_device
     from outpace.runtime.hardware import detect
-    from outpace.train.assemble import capabilities, choose_device
+    from outpace.train.capabilities import capabilities
     from outpace.train.corpus import open_named
 
     device = choose_device(options.device, 0)

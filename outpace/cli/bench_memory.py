@@ -54,7 +54,7 @@ def run(argv: list[str]) -> int:
 
     from outpace.bench import attention_memory, step_memory
     from outpace.bench.result import check_writable, write_result
-    from outpace.train.assemble import choose_device
+    from outpace.runtime.device import choose_device
 
     device = choose_device(options.device, 0)
     name = "attention" if "attention" in options.parts else "step"

@@ -89,10 +89,10 @@ def run(argv: list[str]) -> int:
 
     from outpace.evals.rolling import read_text
     from outpace.model.matrices import for_inference
+    from outpace.runtime.device import choose_device
     from outpace.runtime.distributed import Group, from_environment
     from outpace.runtime.hardware import detect
     from outpace.train.alike import check_model, question_hash
-    from outpace.train.assemble import choose_device
     from outpace.train.corpus import open_mixture
     from outpace.train.load_model import load_model
 

@@ -33,10 +33,10 @@ def run(argv: list[str]) -> int:
     options: Options = parse_flags(Options, argv, prog="outpace replay")
 
     from outpace.checkpoint import store
+    from outpace.runtime.device import choose_device
     from outpace.runtime.precision import precision_name
     from outpace.tokenizer import get_tokenizer
     from outpace.tools.replay import find, read, replay, weights_before
-    from outpace.train.assemble import choose_device
 
     folder = RunFolder(options.run)
     incident = find(folder, options.step)

@@ -66,9 +66,9 @@ def run(argv: list[str]) -> int:
     from outpace.generate.samples import Sample, sample
     from outpace.generate.sampling import Sampling
     from outpace.generate.weights import with_weights
+    from outpace.runtime.device import choose_device
     from outpace.runtime.seeds import generator
     from outpace.tokenizer import get_tokenizer
-    from outpace.train.assemble import choose_device
     from outpace.train.load_model import load_model
 
     loaded = load_model(options.model, choose_device(options.device, 0))

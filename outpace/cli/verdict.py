@@ -65,11 +65,11 @@ def run(argv: list[str]) -> int:
 
     from outpace.evals.task import Task
     from outpace.evals.tasks import TASKS
+    from outpace.runtime.device import choose_device
     from outpace.runtime.distributed import Group, from_environment
     from outpace.tools import verdict as v
     from outpace.tools.questions import check_protocols, questions
     from outpace.train.alike import check_model, question_hash
-    from outpace.train.assemble import choose_device
 
     task: Task = TASKS.load(options.task)
     protocols = check_protocols(options.protocol)

@@ -6,11 +6,12 @@ from typing import Any
 from outpace.config.load import SetBy
 from outpace.config.schema import RunConfig
 from outpace.runtime import calibration
+from outpace.runtime.device import choose_device
 from outpace.runtime.distributed import from_environment
 from outpace.runtime.hardware import Machine
 from outpace.runtime.machines import by_device_name
 from outpace.tools.elsewhere import plan_elsewhere
-from outpace.train.assemble import choose_device, make_loader
+from outpace.train.assemble import make_loader
 from outpace.train.corpus import OPENWEBTEXT, facts_of, is_default_prepared
 from outpace.train.forecast import Forecast, forecast, rates_here, sheet_rates
 from outpace.train.initial import take_shape

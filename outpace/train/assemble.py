@@ -1,6 +1,5 @@
 """From a plan to the objects that train."""
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -8,29 +7,23 @@ from torch.nn.parallel import DistributedDataParallel
 
 from outpace.checkpoint.retention import Retention
 from outpace.checkpoint.saver import Saver
-from outpace.config.presets import GPT2Shape
 from outpace.config.schema import RunConfig
-from outpace.core.errors import UsageError
-from outpace.core.log import warn
 from outpace.core.runfolder import RunFolder
 from outpace.data.loader import BatchShape, Loader
 from outpace.data.mixture import Mixture
 from outpace.data.verify import BackgroundCheck
 from outpace.model.gpt2 import GPT2, Compute
-from outpace.ops import attention, cross_entropy, fp8
+from outpace.ops import attention, cross_entropy
 from outpace.optim import OPTIMIZERS
 from outpace.optim.groups import parameter_groups
 from outpace.runtime.compile import compiled
-from outpace.runtime.compile import why_not as compile_why_not
-from outpace.runtime.cpu_memory import keep_memory, use_huge_pages
 from outpace.runtime.distributed import Group
-from outpace.runtime.driver import unusable_gpu
-from outpace.runtime.precision import DTYPES, grad_scaler, use_tf32
+from outpace.runtime.precision import grad_scaler, use_tf32
 from outpace.runtime.seeds import use_deterministic_kernels
 from outpace.tokenizer import Tokenizer, get_tokenizer
 from outpace.train.guard import Guard
 from outpace.train.initial import initialise
-from outpace.train.plan import Capabilities, Plan
+from outpace.train.plan import Plan
 from outpace.train.step import Trainable
 from outpace.train.stop import StopRequest
 from outpace.train.watchdog import Watchdog
@@ -67,74 +60,6 @@ def make_loader(plan: Plan, mixture: Mixture, rank: int, device: torch.device) -
     micro, accumulation = plan.micro_batch_size, plan.gradient_accumulation_steps
     shape = BatchShape(micro, accumulation, rank, plan.world_size)
     return Loader(mixture, shape, plan.order, device=device)
-
-
-def choose_device(asked: str, local_rank: int) -> torch.device:
-    """The device of this process; UsageError when a GPU was asked for and there is none."""
-    if asked != "cpu" and torch.cuda.is_available():
-        if local_rank >= (gpus := torch.cuda.device_count()):
-            raise UsageError(
-                "TOO-FEW-GPUS",
-                f"process {local_rank} of this host has no GPU of its own: there are {gpus}",
-                do=f"start at most {gpus} processes per host, or add --device cpu",
-            )
-        torch.cuda.set_device(local_rank)
-        return torch.device("cuda", local_rank)
-    if asked != "cpu":
-        why_not = unusable_gpu()
-        if asked == "cuda":
-            what, do = why_not or ("PyTorch sees no GPU", "--device cpu")
-            raise UsageError("NO-GPU", f"--device cuda, but {what}", do=do)
-        if why_not and local_rank == 0:
-            what, do = why_not
-            warn(f"this runs on the CPU; there is a GPU, but {what}: {do}, or add --device cpu")
-    use_huge_pages()
-    keep_memory()
-    return torch.device("cpu")
-
-
-def capabilities(device: torch.device) -> Capabilities:
-    """What this machine can do, found out by probing it."""
-
-    def backend(
-        name: str, precision: str, shape: GPT2Shape, masked: bool
-    ) -> tuple[str | None, str]:
-        module, where = attention.BACKENDS.load(name), (device, DTYPES[precision], shape.head_dim)
-        if not masked:
-            return module.why_not(*where), module.kernel(*where, shape.dropout)
-        if no_mask := attention.document_mask_why_not(name):
-            return no_mask, ""
-        return module.why_not(*where), module.kernel(*where, shape.dropout, masked)
-
-    def fastest_attention(precision: str, shape: GPT2Shape) -> tuple[str, str]:
-        H, T, D = shape.n_head, shape.context, shape.head_dim
-        return attention.choose(device, DTYPES[precision], H, T, D)
-
-    def fastest_cross_entropy(
-        precision: str, shape: GPT2Shape, compiled: bool, eight_bits: bool
-    ) -> tuple[str, str]:
-        C, V = shape.n_embd, shape.padded_vocab_size
-        return cross_entropy.choose(device, DTYPES[precision], C, V, compiled, eight_bits)
-
-    def cross_entropy_why_not(
-        row: str, precision: str, compiled: bool, eight_bits: bool
-    ) -> str | None:
-        why: str | None = cross_entropy.LOSSES.load(row).why_not(
-            device, DTYPES[precision], compiled, eight_bits
-        )
-        return why
-
-    def fp8_why_not(precision: str, shape: GPT2Shape) -> str | None:
-        return fp8.why_not(device, DTYPES[precision], shape.n_embd, shape.padded_vocab_size)
-
-    return Capabilities(
-        attention=backend,
-        compile_why_not=functools.cache(lambda: compile_why_not(device)),
-        fastest_attention=fastest_attention,
-        fastest_cross_entropy=fastest_cross_entropy,
-        cross_entropy_why_not=cross_entropy_why_not,
-        fp8_why_not=fp8_why_not,
-    )
 
 
 def build_trainable(

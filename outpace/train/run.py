@@ -30,10 +30,12 @@ from outpace.core.secrets import redact
 from outpace.core.units import duration, gib
 from outpace.data.mixture import Mixture
 from outpace.runtime import distributed
+from outpace.runtime.device import choose_device
 from outpace.runtime.hardware import Machine, detect
 from outpace.runtime.switches import switches_put_back
 from outpace.train.alike import check_alike
-from outpace.train.assemble import Session, assemble, capabilities, choose_device
+from outpace.train.assemble import Session, assemble
+from outpace.train.capabilities import capabilities
 from outpace.train.corpus import facts_of, open_mixture
 from outpace.train.environment import describe_environment, versions
 from outpace.train.forecast import checkpoint_bytes, checkpoints_kept

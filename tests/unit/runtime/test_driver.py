@@ -8,7 +8,7 @@ import torch
 
 from outpace.core.errors import UsageError
 from outpace.runtime import driver
-from outpace.train.assemble import choose_device
+from outpace.runtime.device import choose_device
 
 ANSWER = "1755, 2619, 612.43, 700.00, 58, [N/A], 0x0000000000000004"
 
