@@ -1,7 +1,5 @@
 """Training state to tensors by name, and back: weights and the optimiser's moments."""
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -47,12 +45,3 @@ def load_weights(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
     if faults := mismatch(own, {name: tuple(t.shape) for name, t in tensors.items()}):
         raise CheckpointError("CKPT-MODEL", faults, do="use the model it was made with")
     model.load_state_dict(tensors, strict=True)
-
-
-def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """`name: then -> now` for every setting that changed."""
-    return [
-        f"{key}: {then.get(key)} -> {now.get(key)}"
-        for key in sorted({*then, *now})
-        if then.get(key) != now.get(key)
-    ]

@@ -8,7 +8,6 @@ from typing import Any
 
 from outpace.checkpoint import store
 from outpace.checkpoint.retention import on_the_way
-from outpace.checkpoint.state import differences
 from outpace.config.load import load as load_config
 from outpace.core.errors import CheckpointError, DataError, UsageError
 from outpace.core.runfolder import RunFolder
@@ -18,7 +17,7 @@ from outpace.train.assemble import assemble
 from outpace.train.corpus import trained_on
 from outpace.train.environment import describe_environment
 from outpace.train.loop import train
-from outpace.train.plan import LEGACY_DEFAULTS, identity
+from outpace.train.plan import identity, identity_changes
 from outpace.train.progress import Progress
 from outpace.train.resume import environment_changes, load_checkpoint
 from outpace.train.run import plan_run
@@ -80,7 +79,7 @@ def _prove(folder: RunFolder, scratch: Path, at: int | None) -> Proof | None:
             do="restore the dataset on which it was trained",
         )
     same = identity(config, plan, mixture.fingerprint)
-    if changed := differences(LEGACY_DEFAULTS | target.state["identity"], LEGACY_DEFAULTS | same):
+    if changed := identity_changes(target.state["identity"], same):
         processes = target.state["environment"]["world_size"]
         raise UsageError(
             "OTHER-RUN",

@@ -5,7 +5,6 @@ would be wrong, or one would wait for a sum in which the others do not take part
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from outpace.checkpoint.state import differences
 from outpace.checkpoint.store import weights_sha256
 from outpace.core.errors import UsageError
 from outpace.core.files import sha256_json
@@ -13,6 +12,7 @@ from outpace.evals.task import Item, Task
 from outpace.model.gpt2 import GPT2
 from outpace.runtime.distributed import Group
 from outpace.train.environment import software
+from outpace.train.plan import differences
 
 MOST_NAMED = 4
 

@@ -147,7 +147,7 @@ def assemble(
         loader=make_loader(plan, mixture, ranks.rank, group.device),
         stop=stop,
         identity=identity,
-        guard=_guard(config, plan),
+        guard=build_guard(config, plan),
         saver=Saver(background=config.run.async_save),
         retention=Retention(
             last=config.run.keep_checkpoints,
@@ -159,17 +159,8 @@ def assemble(
     )
 
 
-def initial_weights(s: Session) -> None:
-    """Reset the model, the optimiser and the guard to the beginning of the run."""
-    fresh = GPT2(s.plan.shape)
-    # On the CPU, as the first time, for equal bits.
-    initialise(fresh, s.config.model.init_from, s.plan.seed)
-    s.model.load_state_dict(fresh.state_dict())
-    s.trainable.optimizer.state.clear()
-    s.guard = _guard(s.config, s.plan)  # beside later losses the first ones would be spikes
-
-
-def _guard(config: RunConfig, plan: Plan) -> Guard:
+def build_guard(config: RunConfig, plan: Plan) -> Guard:
+    """The guard of a run that has no history yet."""
     safety = config.safety
     most = safety.max_skipped_steps
     if most == "auto":

@@ -235,6 +235,20 @@ def identity(config: RunConfig, plan: Plan, fingerprint: str) -> dict[str, Any]:
     }
 
 
+def identity_changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The `differences` between two identities; empty if they are of the same run."""
+    return differences(LEGACY_DEFAULTS | then, LEGACY_DEFAULTS | now)
+
+
+def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """`name: then -> now` for every setting that changed."""
+    return [
+        f"{key}: {then.get(key)} -> {now.get(key)}"
+        for key in sorted({*then, *now})
+        if then.get(key) != now.get(key)
+    ]
+
+
 def run_name(plan: Plan, dataset: str, identity: dict[str, Any]) -> str:
     """`SIZE-DATASET-HASH`, so that the same settings find the same run again. Special characters in
     a dataset's name become dashes."""

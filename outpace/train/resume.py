@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from outpace.checkpoint import store
-from outpace.checkpoint.state import differences, load_optimizer, load_weights
+from outpace.checkpoint.state import load_optimizer, load_weights
 from outpace.config.presets import GPT2Shape
 from outpace.config.schema import RunConfig
 from outpace.core.errors import CheckpointError, DataError, UsageError
@@ -24,7 +24,7 @@ from outpace.evals.probe import changed_since
 from outpace.interop.declared import check_shape
 from outpace.runtime.distributed import Group
 from outpace.train.assemble import Session
-from outpace.train.plan import LEGACY_DEFAULTS, Plan
+from outpace.train.plan import Plan, differences, identity_changes
 from outpace.train.progress import Progress
 from outpace.train.save import save
 
@@ -104,7 +104,7 @@ def check_startable(
             kept=f"the run, at step {checkpoint.step}",
             do="continue where it was trained, or without --strict_resume",
         )
-    changed = differences(LEGACY_DEFAULTS | checkpoint.state["identity"], LEGACY_DEFAULTS | same)
+    changed = identity_changes(checkpoint.state["identity"], same)
     if not changed:
         return
     if any(c.startswith("dataset:") for c in changed):

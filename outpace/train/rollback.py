@@ -4,8 +4,10 @@ from outpace.checkpoint import store
 from outpace.checkpoint.retention import is_due, on_the_way
 from outpace.core.errors import NumericsError
 from outpace.core.log import warn
-from outpace.train.assemble import Session, initial_weights
+from outpace.model.gpt2 import GPT2
+from outpace.train.assemble import Session, build_guard
 from outpace.train.guard import Diverged
+from outpace.train.initial import initialise
 from outpace.train.progress import Progress
 from outpace.train.resume import load_checkpoint
 
@@ -32,7 +34,7 @@ def roll_back(s: Session, progress: Progress, diverged: Diverged) -> Progress:
     if checkpoint is not None:
         then = load_checkpoint(s, checkpoint)
     else:
-        initial_weights(s)
+        _start_over(s)
         then = Progress(run=progress.run)
     s.guard.forget_streak()
     back = Progress(
@@ -60,6 +62,15 @@ def roll_back(s: Session, progress: Progress, diverged: Diverged) -> Progress:
             data_shift=back.data_shift,
         )
     return back
+
+
+def _start_over(s: Session) -> None:
+    """Model, optimiser and guard as at the beginning of the run."""
+    fresh = GPT2(s.plan.shape)  # on the CPU, as the first time, for equal bits
+    initialise(fresh, s.config.model.init_from, s.plan.seed)
+    s.model.load_state_dict(fresh.state_dict())
+    s.trainable.optimizer.state.clear()
+    s.guard = build_guard(s.config, s.plan)  # beside later losses the first ones would be spikes
 
 
 def _before(s: Session, progress: Progress, step: int) -> tuple[store.Checkpoint | None, int]:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from outpace.checkpoint import store
-from outpace.checkpoint.state import differences
 from outpace.config.load import SetBy, to_toml
 from outpace.config.schema import RunConfig, flat
 from outpace.core.crash import explain
@@ -42,7 +41,7 @@ from outpace.train.forecast import checkpoint_bytes, checkpoints_kept
 from outpace.train.guard import Diverged
 from outpace.train.initial import take_shape
 from outpace.train.loop import agree, train
-from outpace.train.plan import DatasetFacts, Plan, identity, run_name
+from outpace.train.plan import DatasetFacts, Plan, differences, identity, run_name
 from outpace.train.plan_lines import data_line, print_plan
 from outpace.train.planner import make_plan
 from outpace.train.progress import Progress

@@ -31,7 +31,7 @@ def test_time_data_and_pieces_stay_and_the_streak_of_bad_steps_does_not(tmp_path
         retention=Retention(),
         group=Group(Ranks(), torch.device("cpu")),
     )
-    monkeypatch.setattr(rollback, "initial_weights", lambda s: None)
+    monkeypatch.setattr(rollback, "_start_over", lambda s: None)
     before = Progress(step=23, elapsed_s=50.0, left_at=[10], oldest=5, data_shift=2, pieces=4)
     diverged = Diverged(21, 23, Incident(BAD, "not finite", math.inf, math.inf))
     back = rollback.roll_back(session, before, diverged)
