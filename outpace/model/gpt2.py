@@ -30,7 +30,7 @@ class Compute:
 
     attend: Attend = sdpa.attend
     loss_sum: Callable[..., torch.Tensor] = eager.loss_sum
-    """A row of the cross-entropy table: (hidden, weight, targets, vocab_size, fp8) -> scalar."""
+    """One of `ops/cross_entropy/`: (hidden, weight, targets, vocab_size, fp8) -> scalar."""
     bf16_residual: bool = False
     """Under bf16 autocast, the residual stream in bf16 too."""
     checkpointing: str = "none"
@@ -79,6 +79,9 @@ class CausalSelfAttention(nn.Module):
         mask: Any = None,
         attend: Attend | None = None,
     ) -> torch.Tensor:
+        """x (B, T, C) -> (B, T, C). With a cache, its S - T earlier tokens of this layer are seen,
+        too. `mask` is what `attend` takes; None for causal attention alone. `attend` replaces the
+        backend of `Compute`."""
         B, T, C = x.shape
         q, k, v = (
             part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, D)
@@ -104,6 +107,7 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(4 * shape.n_embd, shape.n_embd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (B, T, C) -> (B, T, C)."""
         proj, recompute = self.c_proj, self.recompute and self.training
         x = gelu_linear(self.c_fc(x), proj.weight, proj.bias, recompute=recompute)  # (B, T, C)
         return F.dropout(x, self.dropout, self.training)
@@ -119,9 +123,16 @@ class Block(nn.Module):
         self.ln_2 = LayerNorm(shape.n_embd, eps=1e-5)
         self.mlp = MLP(shape, compute)
 
-    def forward(self, x: torch.Tensor, *how: Any) -> torch.Tensor:
-        """x (B, T, C) -> (B, T, C); `how` is what attention takes beside its input."""
-        x = x + self.attn(self.ln_1(x), *how)
+    def forward(
+        self,
+        x: torch.Tensor,
+        cache: KVCache | None,
+        layer: int,
+        mask: Any = None,
+        attend: Attend | None = None,
+    ) -> torch.Tensor:
+        """x (B, T, C) -> (B, T, C); the rest is for attention."""
+        x = x + self.attn(self.ln_1(x), cache, layer, mask, attend)
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -189,12 +200,12 @@ class GPT2(nn.Module):
             mask = self._document_mask(idx)
         recompute = self.compute.checkpointing == "block" and self.training
         for layer, block in enumerate(self.h):
-            how = cache, layer, mask, attend
+            inputs = x, cache, layer, mask, attend
             if recompute:
                 keep = self.shape.dropout > 0
-                x = checkpoint(block, x, *how, use_reentrant=False, preserve_rng_state=keep)
+                x = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=keep)
             else:
-                x = block(x, *how)
+                x = block(*inputs)
         if cache is not None:
             cache.length += T
         out: torch.Tensor = self.ln_f(x)

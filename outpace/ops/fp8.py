@@ -17,9 +17,9 @@ import torch
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 MULTIPLE = 16
 """cuBLASLt's fp8 products want sizes in multiples of 16."""
-LOSS_GRADIENT = torch.finfo(E5M2).max
-"""The factor that the gradient of a summed cross-entropy is stored with. Softmax minus one-hot is
-at most 1 in magnitude, so its scale is known without a pass over it."""
+LOSS_GRADIENT_FACTOR = torch.finfo(E5M2).max
+"""What the gradient of a summed cross-entropy is multiplied by before it is stored. Softmax minus
+one-hot is at most 1 in magnitude, so this needs no pass over it."""
 
 
 class Scaled(NamedTuple):
@@ -80,9 +80,9 @@ def quantise(x: torch.Tensor, dtype: torch.dtype) -> Scaled:
     return Scaled((x.float() / scale).to(dtype), scale)
 
 
-def of_loss(g: torch.Tensor) -> Scaled:
-    """The gradient of a summed cross-entropy, g (N, V) in e5m2 times LOSS_GRADIENT."""
-    return Scaled(g, torch.full((), 1 / LOSS_GRADIENT, dtype=torch.float32, device=g.device))
+def scaled_loss_gradient(g: torch.Tensor) -> Scaled:
+    """From g (N, V) as `in_place.py` makes it: in e5m2, times LOSS_GRADIENT_FACTOR."""
+    return Scaled(g, torch.full((), 1 / LOSS_GRADIENT_FACTOR, dtype=torch.float32, device=g.device))
 
 
 class _Linear(torch.autograd.Function):

@@ -17,10 +17,10 @@ import torch
 MOMENTUM = 0.95
 RMS = 0.2
 """Root mean square of AdamW's update, before the learning rate (Liu et al. 2025, section 2.2)."""
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Coefficients of the iteration a X + b (X X') X + c (X X')^2 X, which brings the singular values
-close to 1 in a few rounds (kellerjordan.github.io/posts/muon)."""
-ROUNDS = 5
+close to 1 in a few Newton-Schulz steps (kellerjordan.github.io/posts/muon)."""
+NS_STEPS = 5
 
 
 def build(
@@ -48,20 +48,21 @@ class Muon(torch.optim.AdamW):
         return loss
 
     def _step(self, group: dict[str, Any]) -> None:
+        """Update a group's matrices, all those of one shape together."""
         skip = getattr(self, "found_inf", None)
-        done = 1.0 if skip is None else 1.0 - skip  # 0 leaves all as it is
+        applied = 1.0 if skip is None else 1.0 - skip  # 0 leaves all as it is
         for weights in _of_one_shape(group["params"]):
             rows, columns = weights[0].shape
             rows //= group["matrices"]
-            momenta = torch.stack([self._momentum(p, skip, done) for p in weights])
-            updates = orthogonal(momenta.view(-1, rows, columns)).view_as(momenta)  # (n, R, C)
-            rate = group["lr"] * RMS * math.sqrt(max(rows, columns)) * done
+            momenta = torch.stack([self._momentum(p, skip, applied) for p in weights])
+            updates = orthogonalise(momenta.view(-1, rows, columns)).view_as(momenta)  # (n, R, C)
+            rate = group["lr"] * RMS * math.sqrt(max(rows, columns)) * applied
             for p, update in zip(weights, updates, strict=True):
-                p.mul_(1.0 - group["lr"] * group["weight_decay"] * done)
+                p.mul_(1.0 - group["lr"] * group["weight_decay"] * applied)
                 p.sub_(update.float() * rate)
 
     def _momentum(
-        self, p: torch.Tensor, skip: torch.Tensor | None, done: torch.Tensor | float
+        self, p: torch.Tensor, skip: torch.Tensor | None, applied: torch.Tensor | float
     ) -> torch.Tensor:
         """Update the moving average of the gradient; returns Nesterov's momentum in bf16."""
         assert p.grad is not None
@@ -73,17 +74,17 @@ class Muon(torch.optim.AdamW):
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(p)
         average = state["momentum_buffer"]
-        average.lerp_(gradient, (1 - MOMENTUM) * done)
+        average.lerp_(gradient, (1 - MOMENTUM) * applied)
         return gradient.lerp(average, MOMENTUM).bfloat16()
 
 
-def orthogonal(x: torch.Tensor) -> torch.Tensor:
+def orthogonalise(x: torch.Tensor) -> torch.Tensor:
     """Orthogonalise x (n, R, C) in bf16: for x = U S V' about U V', singular values 0.7 to 1.2."""
     if tall := x.size(1) > x.size(2):
         x = x.mT
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    a, b, c = NEWTON_SCHULZ
-    for _ in range(ROUNDS):
+    a, b, c = NS_COEFFICIENTS
+    for _ in range(NS_STEPS):
         gram = x @ x.mT  # (n, r, r), r the smaller side
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x

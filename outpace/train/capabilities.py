@@ -36,8 +36,8 @@ def capabilities(device: torch.device) -> Capabilities:
         C, V = shape.n_embd, shape.padded_vocab_size
         return cross_entropy.choose(device, DTYPES[precision], C, V, compiled, fp8)
 
-    def cross_entropy_why_not(row: str, precision: str, compiled: bool, fp8: bool) -> str | None:
-        why: str | None = cross_entropy.LOSSES.load(row).why_not(
+    def cross_entropy_why_not(name: str, precision: str, compiled: bool, fp8: bool) -> str | None:
+        why: str | None = cross_entropy.LOSSES.load(name).why_not(
             device, DTYPES[precision], compiled, fp8
         )
         return why

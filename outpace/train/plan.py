@@ -54,9 +54,9 @@ class Capabilities:
     fastest_attention: Callable[[str, GPT2Shape], tuple[str, str]]
     """(precision, shape) -> the fastest backend here, and how that is known."""
     fastest_cross_entropy: Callable[[str, GPT2Shape, bool, bool], tuple[str, str]]
-    """(precision, shape, compiled, fp8) -> the fastest row, and how that is known."""
+    """(precision, shape, compiled, fp8) -> the fastest loss, and how that is known."""
     cross_entropy_why_not: Callable[[str, str, bool, bool], str | None]
-    """(row, precision, compiled, fp8) -> why it cannot be used, or None."""
+    """(loss, precision, compiled, fp8) -> why it cannot be used, or None."""
     fp8_why_not: Callable[[str, GPT2Shape], str | None]
     """(precision, shape) -> why the head cannot be computed in fp8, or None."""
     compile_reason: str = "a probe compiled and ran"

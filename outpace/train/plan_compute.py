@@ -171,17 +171,17 @@ def compiled(p: Planning, precision: str, tokens: float) -> bool:
 
 
 def cross_entropy(p: Planning, precision: str, compiled: bool, fp8: bool) -> str:
-    row = p.config.compute.cross_entropy
-    if row == "auto":
-        row, reason = p.can.fastest_cross_entropy(precision, p.shape, compiled, fp8)
-        return p.choose("cross_entropy", row, reason)
-    if why_not := p.can.cross_entropy_why_not(row, precision, compiled, fp8):
+    name = p.config.compute.cross_entropy
+    if name == "auto":
+        name, reason = p.can.fastest_cross_entropy(precision, p.shape, compiled, fp8)
+        return p.choose("cross_entropy", name, reason)
+    if why_not := p.can.cross_entropy_why_not(name, precision, compiled, fp8):
         raise UsageError(
             "NO-CROSS-ENTROPY",
-            f"--cross_entropy {row} cannot be used here: {why_not}",
+            f"--cross_entropy {name} cannot be used here: {why_not}",
             do="leave it at auto",
         )
-    return row
+    return name
 
 
 def micro_batch_memory(p: Planning, settings: StepSettings, compiled: bool | None) -> Memory:
@@ -189,12 +189,12 @@ def micro_batch_memory(p: Planning, settings: StepSettings, compiled: bool | Non
     asked = p.config.compute.cross_entropy
     moments: list[Moment] = []
     for way in (False, True) if compiled is None else (compiled,):
-        row = asked
-        if row == "auto":
-            row, _ = p.can.fastest_cross_entropy(
+        name = asked
+        if name == "auto":
+            name, _ = p.can.fastest_cross_entropy(
                 settings.precision, p.shape, way, settings.fp8_head
             )
-        moments += training_memory(replace(settings, compiled=way, cross_entropy=row)).moments
+        moments += training_memory(replace(settings, compiled=way, cross_entropy=name)).moments
     return Memory(tuple(moments))
 
 

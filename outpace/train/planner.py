@@ -59,9 +59,9 @@ def make_plan(
     max_steps = plan_schedule.max_steps(p, tokens_per_step)
     if compiled is None:
         compiled = plan_compute.compiled(p, precision, max_steps * tokens_per_step)
-    loss_row = plan_compute.cross_entropy(p, precision, compiled, fp8_head)
+    cross_entropy = plan_compute.cross_entropy(p, precision, compiled, fp8_head)
     settings = replace(
-        settings, compiled=compiled, cross_entropy=loss_row, accumulates=accumulation > 1
+        settings, compiled=compiled, cross_entropy=cross_entropy, accumulates=accumulation > 1
     )
     lr = plan_schedule.learning_rate(p, tokens_per_step)
     warmup = plan_schedule.warmup_steps(p, max_steps)
@@ -91,7 +91,7 @@ def make_plan(
         tf32=plan_compute.tf32(p, precision),
         attention_backend=backend,
         attention_kernel=kernel,
-        cross_entropy=loss_row,
+        cross_entropy=cross_entropy,
         bf16_residual=bf16_residual,
         activation_checkpointing=c.compute.activation_checkpointing,
         fp8_head=fp8_head,

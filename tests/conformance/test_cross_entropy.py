@@ -197,7 +197,7 @@ def test_the_gradient_in_eight_bits_is_that_in_bf16_rounded():
     losses, gradient = softmax_gradient_fp8(z, targets, 31)
     over = z.clone()
     assert torch.equal(losses, softmax_gradient_(over, targets, 31))
-    values, scale = (x.float() for x in fp8.of_loss(gradient))
+    values, scale = (x.float() for x in fp8.scaled_loss_gradient(gradient))
     assert torch.allclose(values * scale, over.float(), rtol=0.125, atol=1e-9)
     assert values[0, 1] < 0 and not values[1].any() and not values[:, 31].any()
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from outpace.ops.cross_entropy import IGNORE
-from outpace.ops.fp8 import E5M2, LOSS_GRADIENT
+from outpace.ops.fp8 import E5M2, LOSS_GRADIENT_FACTOR
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -60,16 +60,16 @@ def test_the_gradient_in_eight_bits(V):
     exact[2] = 0
 
     found = torch.empty_like(logits, dtype=E5M2)
-    softmax_gradient(logits, targets, V - 2, found, LOSS_GRADIENT)
+    softmax_gradient(logits, targets, V - 2, found, LOSS_GRADIENT_FACTOR)
     assert torch.equal(logits, before)
     assert not found[:, V - 2 :].float().any()
-    want = (exact * LOSS_GRADIENT).float().to(E5M2)
+    want = (exact * LOSS_GRADIENT_FACTOR).float().to(E5M2)
     bits = want.view(torch.uint8)
     same = found[:, : V - 2].view(torch.uint8) == bits
     if INTERPRETED:  # which loses the carry to the next power of two, and rounds subnormals down
         same |= (bits & 0b11 == 0) | (bits & 0b1111100 == 0)
     assert same.float().mean() > 0.999
-    assert found[0, V - 3].float() == want[0, V - 3].float() < -0.5 * LOSS_GRADIENT
+    assert found[0, V - 3].float() == want[0, V - 3].float() < -0.5 * LOSS_GRADIENT_FACTOR
 
 
 def test_logits_that_are_rows_of_a_wider_tensor():

@@ -94,7 +94,7 @@ def test_steps_are_those_of_torchs_muon_and_adamw():
 @pytest.mark.parametrize("shape", [(4, 48, 48), (2, 192, 48), (3, 48, 192)])
 def test_orthogonal_brings_singular_values_near_one(shape):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    y = muon.orthogonal(x.bfloat16())
+    y = muon.orthogonalise(x.bfloat16())
     assert y.shape == x.shape
     u, s, v = torch.linalg.svd(x, full_matrices=False)
     singular = torch.linalg.svdvals(y.float())

@@ -1,6 +1,6 @@
 """The cross-entropy table: tied output head and next-token loss in one, over a padded vocabulary.
 
-A row is a module with two functions:
+An implementation is a module with two functions:
 
     loss_sum(hidden, weight, targets, vocab_size, *, fp8=False) -> scalar
     why_not(device, dtype, compiled, fp8=False) -> why it cannot be used there, or None
@@ -9,7 +9,7 @@ hidden (N, C), weight (V, C), targets (N,) -> the sum of -log p(target) in nats,
 equal to IGNORE do not count, and columns from vocab_size on get no probability. Under autocast the
 products have its dtype; gradients have the dtype of their parameter. `fp8` computes the head's
 products in fp8 (see `ops/fp8.py`). `compiled` says whether the model around it is compiled.
-Every row is tested, forward and backward, against the closed form in fp32.
+Every one is tested, forward and backward, against the closed form in fp32.
 """
 
 from collections.abc import Sequence
@@ -97,8 +97,8 @@ FP8_TOLERANCE = 0.2
 def choose(
     device: torch.device, dtype: torch.dtype, C: int, V: int, compiled: bool, fp8: bool = False
 ) -> tuple[str, str]:
-    """The row for training when none was asked for, and why. `dtype` is that of the products;
-    `compiled` says whether the model is. On a GPU the rows are measured, once per machine and
+    """The implementation for training when none was asked for, and why. `dtype` is that of the
+    products; `compiled` says whether the model is. On a GPU all are measured, once per machine and
     shape."""
     if device.type != "cuda":
         return "chunked", "on a CPU reusing one buffer of logits is faster than allocating them all"
@@ -125,7 +125,7 @@ def _candidates(
     names: list[str],
     fp8: bool = False,
 ) -> tuple[fastest.Work, dict[str, fastest.Work]]:
-    """Forward and backward of the reference (eager in fp32) and of each row under autocast."""
+    """Forward and backward of the reference (eager in fp32) and of each one under autocast."""
     N, C, V = shape.values()
     generator = torch.Generator(device).manual_seed(0)
     hidden = torch.randn(N, C, device=device, generator=generator).requires_grad_()

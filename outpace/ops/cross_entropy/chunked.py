@@ -1,4 +1,4 @@
-"""The row that needs least memory: logits of a few thousand tokens at a time, whose gradient is
+"""The loss that needs least memory: logits of a few thousand tokens at a time, whose gradient is
 computed at once, in the forward. Memory is O(chunk x V) instead of O(N x V), and no product is
 computed twice.
 
@@ -25,7 +25,7 @@ def loss_sum(
     *,
     fp8: bool = False,
 ) -> torch.Tensor:
-    """See the table."""
+    """See `ops/cross_entropy/__init__.py`."""
     dtype = compute_dtype(hidden)
     size = chunk_tokens(hidden)
     if torch.is_grad_enabled():

@@ -18,7 +18,7 @@ def loss_sum(
     *,
     fp8: bool = False,
 ) -> torch.Tensor:
-    """See the table."""
+    """See `ops/cross_entropy/__init__.py`."""
     if torch.compiler.is_compiling():
         return eager.loss_sum(hidden, weight, targets, vocab_size, fp8=fp8)
     if not torch.is_grad_enabled():

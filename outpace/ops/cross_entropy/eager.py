@@ -16,8 +16,8 @@ def loss_sum(
     *,
     fp8: bool = False,
 ) -> torch.Tensor:
-    """See the table. As a row of its own it stays outside a compiled model's graph
-    (`train/assemble.py`)."""
+    """See `ops/cross_entropy/__init__.py`. Chosen by this name, it stays outside a compiled model's
+    graph (`train/assemble.py`)."""
     dtype = compute_dtype(hidden)
     logits = head.linear(hidden.to(dtype), weight.to(dtype), fp8)  # (N, V)
     return cross_entropy_sum(logits, targets, vocab_size)

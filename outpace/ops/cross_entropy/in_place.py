@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from outpace.ops.cross_entropy import IGNORE, accumulation_dtype
-from outpace.ops.fp8 import E5M2, LOSS_GRADIENT
+from outpace.ops.fp8 import E5M2, LOSS_GRADIENT_FACTOR
 
 
 def loss_and_gradient(
@@ -98,11 +98,11 @@ def _fake(
 def softmax_gradient_fp8(
     logits: torch.Tensor, targets: torch.Tensor, vocab_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The losses, and the gradient in e5m2 times LOSS_GRADIENT: half the bytes of bf16, and no
-    separate pass to convert it."""
+    """The losses (N,), and the gradient (N, V) in e5m2 times LOSS_GRADIENT_FACTOR: half the bytes
+    of bf16, and no separate pass to convert it."""
     gradient = logits.clone()
     losses = softmax_gradient_(gradient, targets, vocab_size)
-    return losses, (gradient.float() * LOSS_GRADIENT).to(E5M2)
+    return losses, (gradient.float() * LOSS_GRADIENT_FACTOR).to(E5M2)
 
 
 @softmax_gradient_fp8.register_kernel("cuda")
@@ -112,7 +112,9 @@ def _cuda_fp8(
     from outpace.ops.cross_entropy import softmax_kernel
 
     gradient = torch.empty_like(logits, dtype=E5M2)
-    losses = softmax_kernel.softmax_gradient(logits, targets, vocab_size, gradient, LOSS_GRADIENT)
+    losses = softmax_kernel.softmax_gradient(
+        logits, targets, vocab_size, gradient, LOSS_GRADIENT_FACTOR
+    )
     return losses, gradient
 
 

@@ -19,7 +19,7 @@ def loss_sum(
     *,
     fp8: bool = False,
 ) -> torch.Tensor:
-    """See the table."""
+    """See `ops/cross_entropy/__init__.py`."""
     assert not fp8, "F.linear_cross_entropy makes its own products"
     dtype = compute_dtype(hidden)
     losses = F.linear_cross_entropy(

@@ -1,4 +1,4 @@
-"""The fastest row on a GPU: the loss kernel writes the gradient over the logits, so there is only
+"""The fastest loss on a GPU: the loss kernel writes the gradient over the logits, so there is only
 one copy of them (2 bytes each in bf16, read and written once), and the backward is two products.
 
 The same idea as Liger-Kernel's (Hsu et al. 2024, arXiv 2410.10989), without its chunks.
@@ -21,7 +21,7 @@ def loss_sum(
     *,
     fp8: bool = False,
 ) -> torch.Tensor:
-    """See the table."""
+    """See `ops/cross_entropy/__init__.py`."""
     loss: torch.Tensor = _InPlace.apply(
         hidden, weight, targets, vocab_size, compute_dtype(hidden), fp8
     )
