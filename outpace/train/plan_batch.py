@@ -1,4 +1,8 @@
-"""The plan's batch: micro-batch, accumulation and tokens per step, within the machine's memory."""
+"""The plan's batch: micro-batch, accumulation and tokens per step, within the machine's memory.
+
+M micro_batch_size   T context   A gradient_accumulation_steps   W world size
+S tokens_per_step = M T A W
+"""
 
 from typing import Any
 
@@ -19,7 +23,9 @@ STEPS_A_PASS = 4
 
 
 def batch(p: Planning, memory: Memory) -> tuple[int, int]:
-    """Micro-batch and accumulation that keep the invariant with every value that was asked for."""
+    """Micro-batch and accumulation that keep the invariant with every value that was asked for;
+    `memory` is what a micro-batch needs. UsageError if these contradict each other, OutOfMemory if
+    they cannot fit."""
     b, T, W = p.config.batch, p.shape.context, p.world_size
     S, A, M = b.tokens_per_step, b.gradient_accumulation_steps, b.micro_batch_size
     if S != "auto" and A != "auto" and M != "auto":

@@ -9,6 +9,8 @@ from outpace.train.plan import Planning
 
 NOT_DETERMINISTIC = ("cudnn", "flash_attn")
 """Attention backends whose backward may add in any order on a GPU."""
+DETERMINISTIC = ("flash", "efficient")
+"""Fused backends whose backward has a deterministic form, in order of preference."""
 CPU_FLOPS_PER_CORE = 100e9
 """Rough speed of one core, to judge whether compiling pays."""
 NO_BF16_CODE = "PyTorch compiles no bf16 for a GPU without it"
@@ -16,6 +18,7 @@ NO_BF16_CODE = "PyTorch compiles no bf16 for a GPU without it"
 
 
 def deterministic(p: Planning) -> bool:
+    """Whether only kernels that give the same bits each time are used."""
     asked, on_gpu = p.config.compute.deterministic, p.machine.device == "cuda"
     if asked != "auto":
         return asked == "on"
@@ -24,6 +27,7 @@ def deterministic(p: Planning) -> bool:
 
 
 def precision(p: Planning) -> cost.Precision:
+    """The type of matrix products; warns of a bf16 that was asked for and is slow here."""
     asked, machine = p.config.compute.mixed_precision, p.machine
     if asked != "auto":
         if asked == "bf16" and not machine.bf16:
@@ -39,23 +43,11 @@ def precision(p: Planning) -> cost.Precision:
 
 
 def attention(p: Planning, precision: str, deterministic: bool) -> tuple[str, str]:
+    """The attention backend, and the name of the kernel that it runs. UsageError if the one asked
+    for cannot be used here, or would store the T x T matrix against a flag; a warning if it stores
+    it and no flag forbids that."""
     compute, shape = p.config.compute, p.shape
-    backend, reason = compute.attention_backend, "as asked"
-    deterministic &= p.machine.device == "cuda"
-    if deterministic and backend in NOT_DETERMINISTIC:
-        raise UsageError(
-            "NOT-DETERMINISTIC",
-            f"the backward of --attention_backend {backend} may differ from run to run",
-            do="leave it at auto, or leave --deterministic off",
-        )
-    if backend == "auto" and compute.use_flash_attention and deterministic:
-        rows = ("flash", "efficient")
-        can = [row for row in rows if not p.can.attention(row, precision, shape, False)[0]]
-        backend, reason = [*can, "sdpa"][0], "its backward has a deterministic form"
-    elif backend == "auto" and compute.use_flash_attention:
-        backend, reason = p.can.fastest_attention(precision, shape)
-    elif backend == "auto":
-        backend, reason = "reference", "no flash attention was asked for"
+    backend, reason = _attention_backend(p, precision, deterministic)
     masked = p.config.data.document_mask
     if masked:
         backend, reason = _masking(p, backend, reason, precision)
@@ -79,6 +71,27 @@ def attention(p: Planning, precision: str, deterministic: bool) -> tuple[str, st
         p.warnings.append(f"attention will store the T x T matrix: {reason}")
     p.choose("attention_backend", f"{backend} ({kernel})", reason)
     return backend, kernel
+
+
+def _attention_backend(p: Planning, precision: str, deterministic: bool) -> tuple[str, str]:
+    """The backend that is asked for, or else the best here, and why; document masks aside."""
+    compute = p.config.compute
+    backend = compute.attention_backend
+    deterministic &= p.machine.device == "cuda"
+    if deterministic and backend in NOT_DETERMINISTIC:
+        raise UsageError(
+            "NOT-DETERMINISTIC",
+            f"the backward of --attention_backend {backend} may differ from run to run",
+            do="leave it at auto, or leave --deterministic off",
+        )
+    if backend != "auto":
+        return backend, "as asked"
+    if not compute.use_flash_attention:
+        return "reference", "no flash attention was asked for"
+    if deterministic:
+        usable = (n for n in DETERMINISTIC if not p.can.attention(n, precision, p.shape, False)[0])
+        return next(usable, "sdpa"), "its backward has a deterministic form"
+    return p.can.fastest_attention(precision, p.shape)
 
 
 def _without_flash(p: Planning, precision: str) -> str:
@@ -117,6 +130,8 @@ def _masking(p: Planning, backend: str, reason: str, precision: str) -> tuple[st
 
 
 def bf16_residual(p: Planning, precision: str) -> bool:
+    """Whether the residual stream is in bf16. UsageError if that is asked for in another
+    precision."""
     asked = p.config.compute.bf16_residual
     if asked == "on" and precision != "bf16":
         raise UsageError(
@@ -132,6 +147,7 @@ def bf16_residual(p: Planning, precision: str) -> bool:
 
 
 def tf32(p: Planning, precision: str) -> bool:
+    """Whether fp32 products use TF32. UsageError if that is asked for where there is none."""
     asked = p.config.compute.tf32
     has_units = p.machine.device == "cuda" and p.machine.bf16  # both came with Ampere
     if asked == "on" and not has_units:
@@ -141,6 +157,7 @@ def tf32(p: Planning, precision: str) -> bool:
 
 
 def fp8_head(p: Planning, precision: str) -> bool:
+    """Whether the output head is in fp8. UsageError if that is asked for where it cannot be."""
     if not p.config.compute.fp8_head:
         return False
     if why_not := p.can.fp8_why_not(precision, p.shape):
@@ -149,6 +166,8 @@ def fp8_head(p: Planning, precision: str) -> bool:
 
 
 def compiled(p: Planning, precision: str, tokens: float) -> bool:
+    """Whether to compile the model of a run of so many tokens. UsageError if that is asked for and
+    does not work."""
     asked = p.config.compute.compile
     if asked == "off":
         return False
@@ -171,6 +190,7 @@ def compiled(p: Planning, precision: str, tokens: float) -> bool:
 
 
 def cross_entropy(p: Planning, precision: str, compiled: bool, fp8: bool) -> str:
+    """The name of the loss. UsageError if the one asked for cannot be used here."""
     name = p.config.compute.cross_entropy
     if name == "auto":
         name, reason = p.can.fastest_cross_entropy(precision, p.shape, compiled, fp8)

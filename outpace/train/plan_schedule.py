@@ -20,6 +20,7 @@ fine-tuning: 0.02 to 0.2)."""
 
 
 def max_steps(p: Planning, tokens_per_step: int) -> int:
+    """Optimiser steps of the run. UsageError if --max_tokens is less than one."""
     s = p.config.schedule
     given = [name for name in ("max_tokens", "max_steps") if getattr(s, name) != "auto"]
     flags = [name for name in given if p.set_by.get(name) == "flag"]
@@ -48,6 +49,7 @@ def max_steps(p: Planning, tokens_per_step: int) -> int:
 
 
 def epochs(p: Planning, tokens: int) -> float:
+    """How often `tokens` tokens read the data; warns where that is too often to teach anything."""
     epochs = tokens / p.dataset.pass_tokens
     if epochs > MANY_EPOCHS:
         p.warnings.append(
@@ -59,6 +61,7 @@ def epochs(p: Planning, tokens: int) -> float:
 
 
 def learning_rate(p: Planning, tokens_per_step: int) -> float:
+    """The peak learning rate."""
     if p.config.schedule.lr != "auto":
         return p.config.schedule.lr
     name, channels = p.config.model.model_size, p.shape.n_embd
@@ -77,6 +80,7 @@ def learning_rate(p: Planning, tokens_per_step: int) -> float:
 
 
 def warmup_steps(p: Planning, max_steps: int) -> int:
+    """Steps of linear warm-up; warns if the run is no longer than they are."""
     asked = p.config.schedule.warmup_steps
     if asked == "auto":
         return min(700, round(0.04 * max_steps))
@@ -89,6 +93,7 @@ def warmup_steps(p: Planning, max_steps: int) -> int:
 
 
 def val_tokens(p: Planning) -> int:
+    """Targets of a validation loss; 0, and a warning, if no text was held back."""
     asked, T = p.config.evaluation.val_tokens, p.shape.context
     available = max(0, p.dataset.val_tokens - 1)
     if not available:
@@ -109,6 +114,7 @@ def val_tokens(p: Planning) -> int:
 
 
 def bos_aligned(p: Planning) -> bool:
+    """Whether samples begin where documents do; says what that leaves unread."""
     if not p.config.data.bos_aligned:
         return False
     unread = f"leaves {p.dataset.unread:.0%} of the text unread: what is cut off documents"
