@@ -90,7 +90,7 @@ def run(argv: list[str]) -> int:
     from outpace.evals.rolling import read_text
     from outpace.model.matrices import for_inference
     from outpace.runtime.device import choose_device
-    from outpace.runtime.distributed import Group, from_environment
+    from outpace.runtime.distributed import Group, ranks_from_environment
     from outpace.runtime.hardware import detect
     from outpace.train.alike import check_model, question_hash
     from outpace.train.corpus import open_mixture
@@ -98,7 +98,7 @@ def run(argv: list[str]) -> int:
 
     # Before anything slow, so that a bad file is refused at once.
     asked, dirty = _questions(options, tasks), _contamination(options, tasks)
-    ranks = from_environment()
+    ranks = ranks_from_environment()
     device = choose_device(options.device, ranks.local_rank)
     precision = options.mixed_precision
     if precision == "auto":

@@ -12,13 +12,13 @@ def run(argv: list[str]) -> int:
     from outpace.core.errors import StorageError
     from outpace.core.log import say, warn
     from outpace.core.runfolder import RunFolder
-    from outpace.runtime.distributed import from_environment
+    from outpace.runtime.distributed import ranks_from_environment
     from outpace.train.run import run as train
     from outpace.train.stop import StopRequest
 
     with StopRequest(config.schedule.max_hours) as stop:
         code, folder = train(config, set_by, ["train", *argv], stop)
-        if from_environment().is_main:
+        if ranks_from_environment().is_main:
             try:
                 from outpace.report.page import write_report
 

@@ -66,7 +66,7 @@ def run(argv: list[str]) -> int:
     from outpace.evals.task import Task
     from outpace.evals.tasks import TASKS
     from outpace.runtime.device import choose_device
-    from outpace.runtime.distributed import Group, from_environment
+    from outpace.runtime.distributed import Group, ranks_from_environment
     from outpace.tools import verdict as v
     from outpace.tools.questions import check_protocols, questions
     from outpace.train.alike import check_model, question_hash
@@ -75,7 +75,7 @@ def run(argv: list[str]) -> int:
     protocols = check_protocols(options.protocol)
     if options.task != "hellaswag":
         protocols = [task.protocols[0]]
-    ranks = from_environment()
+    ranks = ranks_from_environment()
     device = choose_device(options.device, ranks.local_rank)
     dirty = v.find_contamination(options.contamination, options.model, options.task)
     if dirty and dirty.task != options.task:

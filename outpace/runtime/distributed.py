@@ -32,7 +32,7 @@ class Ranks:
         return self.rank == 0
 
 
-def from_environment() -> Ranks:
+def ranks_from_environment() -> Ranks:
     """The ranks set by torchrun, or a single process. UsageError if only some of the variables are
     set."""
     if "RANK" not in os.environ:
@@ -103,7 +103,9 @@ def lost_peer(error: Exception, ranks: Ranks) -> PeerLost | None:
 
 
 class Group:
-    """The few collective operations that training needs; one process gets back its input."""
+    """The few collective operations that training needs: `sum` on the device, the others on the
+    host, over gloo. Every process must call them in the same order, except `anyone` and
+    `exchange_failure`; a single process gets back its input."""
 
     def __init__(self, ranks: Ranks, device: torch.device, timeout_s: float = 600.0) -> None:
         """PeerLost if the other processes do not join."""
@@ -154,7 +156,7 @@ class Group:
             dist.all_reduce(value)
         return value
 
-    def largest(self, value: int) -> int:
+    def max(self, value: int) -> int:
         """Maximum of one host integer over all processes."""
         if self._control is None:
             return value
@@ -162,7 +164,11 @@ class Group:
         dist.all_reduce(box, dist.ReduceOp.MAX, group=self._control)
         return int(box.item())
 
-    def gather(self, value: Any) -> list[Any]:
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        self.max(0)
+
+    def all_gather(self, value: Any) -> list[Any]:
         """The values of all processes, in rank order."""
         if self._control is None:
             return [value]
@@ -170,7 +176,7 @@ class Group:
         dist.all_gather_object(found, value, group=self._control)
         return found
 
-    def from_first(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The value of process 0; those of the others do not matter."""
         if self._control is None:
             return value
@@ -178,12 +184,12 @@ class Group:
         dist.broadcast_object_list(box, src=0, group=self._control)
         return box[0]
 
-    def tensors_from_first(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def broadcast_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The named tensors, on the CPU, of process 0; the others may pass none."""
         if self._control is None:
             return dict(tensors)
         found = {}
-        for name, shape, dtype in self.from_first(
+        for name, shape, dtype in self.broadcast(
             [(name, t.shape, t.dtype) for name, t in tensors.items()]
         ):
             box = (
@@ -195,7 +201,7 @@ class Group:
             found[name] = box
         return found
 
-    def word_on(self, error: Exception) -> OutpaceError | None:
+    def exchange_failure(self, error: Exception) -> OutpaceError | None:
         """If `error` means a lost process: PEER-FAILED if that process has reported its failure,
         else PeerLost. Any other error is our own: report it to the others, and return None."""
         lost, store = lost_peer(error, self.ranks), self._store
@@ -224,7 +230,7 @@ class Group:
 
     def agrees(self, value: int) -> bool:
         """Whether all processes have the same host integer."""
-        return self.largest(value) == -self.largest(-value)
+        return self.max(value) == -self.max(-value)
 
     def __enter__(self) -> Self:
         return self
@@ -232,7 +238,7 @@ class Group:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, *_: object
     ) -> None:
-        word = self.word_on(error) if isinstance(error, Exception) else None
+        word = self.exchange_failure(error) if isinstance(error, Exception) else None
         self.leave(failed=error is not None)
         if word is not None and word is not error:
             raise word from error

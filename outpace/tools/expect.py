@@ -7,7 +7,7 @@ from outpace.config.load import SetBy
 from outpace.config.schema import RunConfig
 from outpace.runtime import calibration
 from outpace.runtime.device import choose_device
-from outpace.runtime.distributed import from_environment
+from outpace.runtime.distributed import ranks_from_environment
 from outpace.runtime.hardware import Machine
 from outpace.runtime.machines import by_device_name
 from outpace.tools.elsewhere import plan_elsewhere
@@ -17,7 +17,7 @@ from outpace.train.forecast import Forecast, forecast, rates_here, sheet_rates
 from outpace.train.initial import take_shape
 from outpace.train.plan import DatasetFacts, Plan
 from outpace.train.plan_lines import assumed, data_line
-from outpace.train.resume import begun_shape
+from outpace.train.resume import saved_shape
 from outpace.train.run import plan_for, plan_run
 
 
@@ -45,8 +45,8 @@ class Expected:
 def expect(config: RunConfig, set_by: SetBy, price_per_hour: float) -> Expected:
     """The plan and forecast for this machine, predicted from its calibration, else from its data
     sheet. DataError if the dataset is too small for a step, as in `outpace train`."""
-    config = take_shape(config, set_by, begun_shape(config, []))
-    ranks = from_environment()
+    config = take_shape(config, set_by, saved_shape(config, []))
+    ranks = ranks_from_environment()
     if config.data.dataset == "auto" and not is_default_prepared():
         device = choose_device(config.compute.device, ranks.local_rank)
         facts = OPENWEBTEXT

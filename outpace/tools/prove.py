@@ -70,7 +70,7 @@ def _prove(folder: RunFolder, scratch: Path, at: int | None) -> Proof | None:
     dataset, fingerprint = trained_on(folder)
     flags = _flags(folder, scratch, dataset, target.state["max_steps"])
     config, set_by = load_config(flags, "outpace prove-resume")
-    ranks = distributed.from_environment()
+    ranks = distributed.ranks_from_environment()
     plan, machine, mixture, device = plan_run(config, set_by, ranks)
     if mixture.fingerprint != fingerprint:
         raise DataError(
@@ -78,8 +78,8 @@ def _prove(folder: RunFolder, scratch: Path, at: int | None) -> Proof | None:
             f"{dataset} has other tokens than {folder.root} was trained on",
             do="restore the dataset on which it was trained",
         )
-    same = identity(config, plan, mixture.fingerprint)
-    if changed := identity_changes(target.state["identity"], same):
+    run_identity = identity(config, plan, mixture.fingerprint)
+    if changed := identity_changes(target.state["identity"], run_identity):
         processes = target.state["environment"]["world_size"]
         raise UsageError(
             "OTHER-RUN",
@@ -97,7 +97,7 @@ def _prove(folder: RunFolder, scratch: Path, at: int | None) -> Proof | None:
             group=group,
             mixture=mixture,
             stop=StopRequest(),
-            identity=same,
+            identity=run_identity,
             watchdog=Watchdog(0.0, scratch, ranks.rank, lambda error: None),
             fresh=begin is None,
         )

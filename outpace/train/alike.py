@@ -20,7 +20,7 @@ MOST_NAMED = 4
 def check_alike(group: Group, told: dict[str, Any], measured: Collection[str] = ()) -> None:
     """UsageError, in all processes, if one differs from the first, be it in its software only.
     `measured` are settings that each host may have measured for itself."""
-    first, *others = group.gather(told | software())
+    first, *others = group.all_gather(told | software())
     for rank, other in enumerate(others, 1):
         if not (changed := differences(first, other)):
             continue

@@ -73,7 +73,7 @@ class Evaluation:
         everything = {"validation", "hellaswag", "sample"}
         yield from self._run(everything - self._recorded(), samples=FINAL_SAMPLES)
         yield from self.share.summary()
-        self.complete = not self.s.group.largest(int(self.s.stop.requested))
+        self.complete = not self.s.group.max(int(self.s.stop.requested))
 
     def _run(self, tasks: set[str], *, samples: int) -> Iterator[str]:
         if not tasks:
@@ -128,7 +128,7 @@ class Evaluation:
             done.discard("hellaswag")
         if any(r.get("step") == step for r in read_json_lines(folder.samples)):
             done.add("sample")
-        return set(self.s.group.from_first(done))
+        return set(self.s.group.broadcast(done))
 
     def _validate(self) -> Iterator[str]:
         s = self.s
@@ -265,7 +265,7 @@ class _TimeShare:
         """Whether to skip an evaluation whose interval is `auto`, because evaluations would take
         more than their share; the same answer in all processes."""
         allowed = max(ALWAYS_S, self.s.config.evaluation.eval_time_share * self._trained)
-        return bool(self.s.group.largest(int(self._took + self._last > allowed)))
+        return bool(self.s.group.max(int(self._took + self._last > allowed)))
 
     def why(self, step: int) -> Iterator[str]:
         """Why one is skipped; said once."""

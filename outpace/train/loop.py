@@ -119,7 +119,7 @@ def agree(s: Session, code: int = CONTINUE) -> int:
     s.watchdog.beat()
     error = _failure(s)
     code = max(code, s.stop.code) if error is None else FAILED + error.exit_code
-    everyone = s.group.largest(code)
+    everyone = s.group.max(code)
     if error is not None:
         raise error
     if everyone >= FAILED:

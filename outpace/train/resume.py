@@ -28,16 +28,13 @@ from outpace.train.plan import Plan, differences, identity_changes
 from outpace.train.progress import Progress
 from outpace.train.save import save
 
-NO_PATH = "auto", "never"
-"""Values of `--resume` that are not a checkpoint."""
-
 
 def check_startable(
     config: RunConfig,
     plan: Plan,
     folder: RunFolder,
     mixture: Mixture,
-    same: dict[str, Any],
+    run_identity: dict[str, Any],
     environment: dict[str, Any],
 ) -> None:
     """Before anything is written, refuse a run folder that is in use, one that holds a run if a new
@@ -104,7 +101,7 @@ def check_startable(
             kept=f"the run, at step {checkpoint.step}",
             do="continue where it was trained, or without --strict_resume",
         )
-    changed = identity_changes(checkpoint.state["identity"], same)
+    changed = identity_changes(checkpoint.state["identity"], run_identity)
     if not changed:
         return
     if any(c.startswith("dataset:") for c in changed):
@@ -127,7 +124,7 @@ def check_elsewhere(group: Group, config: RunConfig, folder: RunFolder) -> None:
     process's, which alone reads and writes them."""
     newest = next(reversed(store.paths(folder.checkpoints)), None)
     told = (None, None) if newest is None else (store.run_of(newest), store.place(newest))
-    (here, run, place, path), *others = group.gather((socket.gethostname(), *told, newest))
+    (here, run, place, path), *others = group.all_gather((socket.gethostname(), *told, newest))
     for host, its_run, its_place, its_path in others:
         if config.run.resume == "never" or its_place is None:
             continue
@@ -142,12 +139,12 @@ def check_elsewhere(group: Group, config: RunConfig, folder: RunFolder) -> None:
             )
 
 
-def goes_on(config: RunConfig, folder: RunFolder) -> bool:
+def will_resume(config: RunConfig, folder: RunFolder) -> bool:
     """Whether the run continues from a checkpoint, which `resume` then loads or refuses."""
-    return config.run.resume not in NO_PATH or bool(store.paths(folder.checkpoints))
+    return config.run.resume not in ("auto", "never") or bool(store.paths(folder.checkpoints))
 
 
-def begun_shape(config: RunConfig, argv: list[str]) -> GPT2Shape | None:
+def saved_shape(config: RunConfig, argv: list[str]) -> GPT2Shape | None:
     """The shape in the checkpoints of the `--init_from` run that this command continues, or None.
     Without --run_dir that is the run that the same command began."""
     if not config.model.init_from or config.run.resume == "never":
@@ -172,8 +169,8 @@ def resume(s: Session, environment: dict[str, Any]) -> Progress:
     main, is_own = s.group.ranks.is_main, True
     checkpoint = _to_resume(s.config.run.resume, s.folder, set_aside=True) if main else None
     if checkpoint is not None:
-        is_own = _is_of(checkpoint.path, s.folder)
-    checkpoint, is_own = s.group.from_first((checkpoint, is_own))
+        is_own = _belongs_to(checkpoint.path, s.folder)
+    checkpoint, is_own = s.group.broadcast((checkpoint, is_own))
     if checkpoint is None:
         if main:
             s.folder.forget_after(0)  # of a run that died before its first checkpoint
@@ -223,6 +220,8 @@ def environment_changes(checkpoint: store.Checkpoint, environment: dict[str, Any
 def _to_resume(
     resume: str, folder: RunFolder, *, set_aside: bool = False
 ) -> store.Checkpoint | None:
+    """The checkpoint that `--resume` means, verified; None for a new run. With `set_aside`, which
+    needs the run's lock, newer bad ones are renamed. CheckpointError if it is bad or missing."""
     if resume == "never":
         return None
     if resume == "auto":
@@ -244,7 +243,7 @@ def _to_resume(
 def _continuation(path: Path, folder: RunFolder, *, set_aside: bool) -> store.Checkpoint | None:
     """The newest checkpoint of `folder`, if a run resumed from `path` has already continued there.
     The same command then continues from it, even if `path` is gone."""
-    if _is_of(path, folder):
+    if _belongs_to(path, folder):
         return None
     own = store.latest(folder.checkpoints, set_aside=set_aside)
     if own is None or not own.run:
@@ -260,7 +259,7 @@ def _continuation(path: Path, folder: RunFolder, *, set_aside: bool) -> store.Ch
     return None
 
 
-def _is_of(path: Path, folder: RunFolder) -> bool:
+def _belongs_to(path: Path, folder: RunFolder) -> bool:
     return path.resolve().parent == folder.checkpoints.resolve()
 
 
@@ -269,8 +268,8 @@ def load_checkpoint(s: Session, checkpoint: store.Checkpoint) -> Progress:
     read by the first process, and sent to the others. CheckpointError if its hashes are right but
     its state is not one that a run has written."""
     state, main = checkpoint.state, s.group.ranks.is_main
-    load_weights(s.model, s.group.tensors_from_first(checkpoint.model() if main else {}))
-    moments = s.group.tensors_from_first(checkpoint.optimizer() if main else {})
+    load_weights(s.model, s.group.broadcast_tensors(checkpoint.model() if main else {}))
+    moments = s.group.broadcast_tensors(checkpoint.optimizer() if main else {})
     load_optimizer(s.model, s.trainable.optimizer, moments)
     try:
         s.trainable.scaler.load_state_dict(state["scaler"])

@@ -30,7 +30,7 @@ def roll_back(s: Session, progress: Progress, diverged: Diverged) -> Progress:
             + "; `outpace replay RUN` looks into the batch",
         )
     found = _before(s, progress, diverged.first - 1) if s.group.ranks.is_main else None
-    checkpoint, oldest = s.group.from_first(found)  # the others may not have the run folder
+    checkpoint, oldest = s.group.broadcast(found)  # the others may not have the run folder
     if checkpoint is not None:
         then = load_checkpoint(s, checkpoint)
     else:

@@ -46,7 +46,7 @@ from outpace.train.plan_lines import data_line, print_plan
 from outpace.train.planner import make_plan
 from outpace.train.progress import Progress
 from outpace.train.reminders import tell_of_other_code, tell_of_other_size, tell_of_others
-from outpace.train.resume import begun_shape, check_elsewhere, check_startable, goes_on, resume
+from outpace.train.resume import check_elsewhere, check_startable, resume, saved_shape, will_resume
 from outpace.train.rollback import roll_back
 from outpace.train.stop import StopRequest
 from outpace.train.watchdog import Watchdog
@@ -77,13 +77,13 @@ def plan_for(
     device: torch.device,
 ) -> tuple[Plan, Machine]:
     """The plan of a run on this machine, on a dataset with these facts."""
-    machine = _share(detect(device.type), ranks)
+    machine = _as_one_process_sees(detect(device.type), ranks)
     plan = make_plan(config, set_by, machine, facts, ranks.world_size, capabilities(device))
     return plan, machine
 
 
-def _share(machine: Machine, ranks: distributed.Ranks) -> Machine:
-    """The machine as one process sees it: processes on the CPU of one host share its memory."""
+def _as_one_process_sees(machine: Machine, ranks: distributed.Ranks) -> Machine:
+    """Processes on the CPU of one host share its memory."""
     here = ranks.local_world_size
     if machine.device != "cpu" or here == 1:
         return machine
@@ -98,30 +98,30 @@ def _share(machine: Machine, ranks: distributed.Ranks) -> Machine:
 def run(config: RunConfig, set_by: SetBy, argv: list[str], stop: StopRequest) -> tuple[int, Path]:
     """Train. Returns the exit code (0 or 75) and the run folder, or raises OutpaceError."""
     # Before a dataset is made, or anything measured.
-    config = take_shape(config, set_by, begun_shape(config, argv))
-    ranks = distributed.from_environment()
+    config = take_shape(config, set_by, saved_shape(config, argv))
+    ranks = distributed.ranks_from_environment()
     plan, machine, mixture, device = plan_run(config, set_by, ranks, make_data=True)
-    same = identity(config, plan, mixture.fingerprint)
+    run_identity = identity(config, plan, mixture.fingerprint)
     root = config.run.run_dir
     if root == "auto":
-        root = str(RUNS / run_name(plan, mixture.name, same))
+        root = str(RUNS / run_name(plan, mixture.name, run_identity))
     folder = RunFolder(Path(root))
     if config.run.run_dir == "auto" and ranks.is_main:
         tell_of_others(config, folder, argv)
     environment = describe_environment(plan, machine)
     lock = None
     if ranks.is_main:
-        check_startable(config, plan, folder, mixture, same, environment)
+        check_startable(config, plan, folder, mixture, run_identity, environment)
         tell_of_other_code(folder)
         _check_hellaswag(config, set_by, plan, mixture)
         print_plan(plan, machine, data_line(mixture, plan), folder)
         _check_room(config, plan, folder)
     group = session = None
-    before = failed = False
+    was_finished = failed = False
     try:
         group = distributed.Group(ranks, device, 60 * config.safety.peer_timeout_minutes)
         if ranks.world_size > 1:
-            check_alike(group, same | _told(config, plan), MEASURED)
+            check_alike(group, run_identity | _common_settings(config, plan), MEASURED)
             check_elsewhere(group, config, folder)
         watchdog = _watchdog(config, folder, ranks)
         # Assemble first: it refuses an unusable model, optimiser or dataset before anything is
@@ -133,9 +133,9 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str], stop: StopRequest) ->
             group=group,
             mixture=mixture,
             stop=stop,
-            identity=same,
+            identity=run_identity,
             watchdog=watchdog,
-            fresh=not group.from_first(goes_on(config, folder)),
+            fresh=not group.broadcast(will_resume(config, folder)),
         )
         if ranks.is_main:
             tell_of_other_size(session)
@@ -143,13 +143,13 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str], stop: StopRequest) ->
             lock = folder.lock()
             store.sweep(folder.root)
             store.sweep(folder.checkpoints)
-            before = _is_finished(folder, plan)
-            if not before:
+            was_finished = _is_finished(folder, plan)
+            if not was_finished:
                 _write_start(session, set_by, machine, environment, argv)
         stop.listen()  # from here on a signal saves; before, there is nothing to save
         watchdog.start()
         progress = resume(session, environment)
-        progress.run = group.from_first(progress.run)  # a new one was made up by each process
+        progress.run = group.broadcast(progress.run)  # a new one was made up by each process
         while True:
             try:
                 finished = train(session, progress, machine, environment)
@@ -160,14 +160,14 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str], stop: StopRequest) ->
         watchdog.beat("ending")
         code = DONE if finished else STOPPED_RESUMABLE
         if ranks.is_main:
-            _write_end(session, progress, finished, before)
-        group.largest(0)  # torchrun ends the others when one leaves with 75
+            _write_end(session, progress, finished, was_finished)
+        group.barrier()  # torchrun ends the others when one leaves with 75
         return code, folder.root
     except Exception as error:
         failed = True
         known = distributed.lost_peer(error, ranks) or explain(error, folder.root)
         if group is not None:
-            known = group.word_on(known) or known
+            known = group.exchange_failure(known) or known
         if lock is not None:  # the run folder is ours to write in
             with contextlib.suppress(OSError, OutpaceError):  # its disk may be what failed
                 _write_failure(folder, known)
@@ -243,7 +243,7 @@ def _watchdog(config: RunConfig, folder: RunFolder, ranks: distributed.Ranks) ->
     return Watchdog(60 * minutes, folder.root, ranks.rank, give_up)
 
 
-def _told(config: RunConfig, plan: Plan) -> dict[str, Any]:
+def _common_settings(config: RunConfig, plan: Plan) -> dict[str, Any]:
     """What must be equal in all processes, beside the run's identity."""
     evaluation = {k: v for k, v in vars(config.evaluation).items() if k != "hellaswag_path"}
     questions = Path(config.evaluation.hellaswag_path)
@@ -288,14 +288,14 @@ def _changed_settings(folder: RunFolder, config: RunConfig) -> list[str]:
     )
 
 
-def _write_end(s: Session, progress: Progress, finished: bool, before: bool) -> None:
-    """Print and record how the run ended. If it was finished `before`, its record stays that of the
+def _write_end(s: Session, progress: Progress, finished: bool, was_finished: bool) -> None:
+    """Print and record how the run ended. If it `was_finished` before, its record stays that of the
     process that trained it."""
     last = _last_checkpoint(s.folder)
     where = f"{progress.step:,} of {s.plan.max_steps:,} steps"
     if finished:
         digest = store.weights_sha256(dict(s.model.named_parameters()))
-        if not before:
+        if not was_finished:
             s.folder.event("finished", step=progress.step, weights_sha256=digest)
             s.folder.write_status(
                 "finished", code=DONE, last_step=progress.step, weights_sha256=digest, **last

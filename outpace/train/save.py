@@ -47,7 +47,7 @@ def save(
         "tokens": step * s.plan.tokens_per_step,
         "elapsed_s": progress.elapsed_s,
         "progress": asdict(progress),
-        "policy": guard_state,
+        "policy": guard_state,  # an older name of the guard
         "max_steps": s.plan.max_steps,
         "shape": asdict(s.plan.shape),
         "tokenizer": s.tokenizer.name,

@@ -109,8 +109,8 @@ def test_compiled_processes_equal_one_that_is_not(tiny_dataset, tmp_path):
 def test_an_evaluation_whose_peer_is_lost_says_so(single, tmp_path):
     """The other one joins, and is gone."""
     join = (
-        "import os, torch; from outpace.runtime.distributed import Group, from_environment\n"
-        "Group(from_environment(), torch.device('cpu')); os._exit(1)"
+        "import os, torch; from outpace.runtime.distributed import Group, ranks_from_environment\n"
+        "Group(ranks_from_environment(), torch.device('cpu')); os._exit(1)"
     )
     argv = ["-m", "outpace", "evaluate", str(single), "--tasks", "loss", "--device", "cpu"]
     codes, told = as_ranks([argv, ["-c", join]], tmp_path)

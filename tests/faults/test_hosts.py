@@ -233,7 +233,7 @@ def test_a_store_that_no_longer_answers_does_not_hold_up_the_end():
         os.kill(host.pid or 0, signal.SIGSTOP)
         began = time.monotonic()
         lost = PeerLost("PEER-LOST", "gone")
-        assert group.word_on(lost) is lost
+        assert group.exchange_failure(lost) is lost
         with pytest.raises(RuntimeError, match="timed out"):
             group.anyone(False)
         assert time.monotonic() - began < 30

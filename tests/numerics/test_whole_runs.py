@@ -17,7 +17,7 @@ from outpace.cli.main import main
 from outpace.config.load import load
 from outpace.interop.huggingface import to_huggingface, transformers_config
 from outpace.model.gpt2 import GPT2
-from outpace.runtime.distributed import from_environment
+from outpace.runtime.distributed import ranks_from_environment
 from outpace.tokenizer import get_tokenizer
 from outpace.train.assemble import make_loader
 from outpace.train.initial import initialise
@@ -74,7 +74,7 @@ def test_a_run_is_that_of_an_independent_loop(seed, tiny_dataset, tmp_path):
     logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
 
     config, set_by = load(argv)
-    plan, _, mixture, device = plan_run(config, set_by, from_environment())
+    plan, _, mixture, device = plan_run(config, set_by, ranks_from_environment())
     loader = make_loader(plan, mixture, 0, device)
     first = GPT2(plan.shape)
     initialise(first, "", plan.seed)
