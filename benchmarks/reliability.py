@@ -44,6 +44,7 @@ from outpace.optim.groups import parameter_groups
 from outpace.runtime import distributed
 from outpace.train import loop
 from outpace.train.assemble import Session, assemble
+from outpace.train.lagged_guard import LaggedGuard
 from outpace.train.progress import Progress
 from outpace.train.run import plan_run
 from outpace.train.step import train_step
@@ -220,7 +221,7 @@ def cost(folder: Path) -> dict[str, Any]:
     shape = ["--n_layer", "4", "--n_head", "4", "--n_embd", "256", "--context", "128"]
     with session(folder, [*TINY, *shape, "--micro_batch_size", "4", "--lr", "1e-4"]) as s:
         progress = Progress()
-        guard = loop.LaggedGuard(s, progress)
+        guard = LaggedGuard(s, progress)
         s.watchdog.start()
         times: dict[bool, list[float]] = {True: [], False: []}
         steps = s.loader.steps(0, 2 * (PAIRS + WARM_UP))

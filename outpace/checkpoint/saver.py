@@ -67,12 +67,12 @@ class Saver:
             raise error
 
     def wait(self) -> None:
-        """Return when nothing is being written; raises if a save failed."""
-        self.close()
+        """`join`, then `poll`."""
+        self.join()
         self.poll()
 
-    def close(self) -> None:
-        """Return when nothing is being written."""
+    def join(self) -> None:
+        """Return when nothing is being written. A failure stays for `poll`."""
         if self._thread is not None:
             started = time.perf_counter()
             self._thread.join()

@@ -83,7 +83,7 @@ class Display:
         else:
             say(f"step {step}/{self.total}  {text}")
 
-    def passing(self, text: str) -> None:
+    def transient(self, text: str) -> None:
         """The progress of an evaluation: shown in the live line, elsewhere now and then."""
         if self._progress:
             self._progress.update(self._task, text=text)

@@ -35,7 +35,8 @@ ALWAYS_S = 20.0
 
 
 class Evaluation:
-    """Evaluations of one run, each due at its own interval and all at the end."""
+    """Evaluations of one run, each due at its own interval and all at the end. What begins with
+    `run_` works while its lines are iterated over."""
 
     def __init__(self, s: Session, progress: Progress, watch: Callable[[str], None]) -> None:
         """`watch` gets the progress of an evaluation, as text."""
@@ -47,28 +48,28 @@ class Evaluation:
 
     def is_due(self, step: int) -> bool:
         """Whether any evaluation is due at this step."""
-        return bool(self._falls_on(step))
+        return bool(self._due_at(step))
 
-    def due(self, step: int) -> Iterator[str]:
+    def run_due(self, step: int) -> Iterator[str]:
         """Run what is due at this step; yields lines to show."""
-        tasks = self._falls_on(step)
+        tasks = self._due_at(step)
         ours = self.s.config.evaluation.eval_every_steps == "auto"
         if ours and "validation" in tasks and self.share.refuses():
             tasks -= {"validation"}
             yield from self.share.why(step)
         yield from self._run(tasks, samples=1)
 
-    def missed(self) -> Iterator[str]:
+    def run_missed(self) -> Iterator[str]:
         """After a resume, run what was due at this step and was interrupted. When fine-tuning,
         measure the loss before the first step."""
         step = self.progress.step
-        tasks = self._falls_on(step)
+        tasks = self._due_at(step)
         if step == 0:
             tasks &= {"validation"} if self.s.plan.init_from else set()
         if step != self.s.plan.max_steps:
             yield from self._run(tasks - self._recorded(), samples=1)
 
-    def final(self) -> Iterator[str]:
+    def run_final(self) -> Iterator[str]:
         """Run what has not been recorded for the last step; `complete` unless told to stop."""
         everything = {"validation", "hellaswag", "sample"}
         yield from self._run(everything - self._recorded(), samples=FINAL_SAMPLES)
@@ -105,7 +106,8 @@ class Evaluation:
                 where = f"{task} at step {self.progress.step:,}"
                 warn(f"[{error.name}] {where} is {failed} and left out; training goes on")
 
-    def _falls_on(self, step: int) -> set[str]:
+    def _due_at(self, step: int) -> set[str]:
+        """The tasks whose interval ends at this step."""
         e = self.s.config.evaluation
         every = {
             "validation": self.s.plan.eval_every_steps,

@@ -3,8 +3,7 @@
 import contextlib
 import gc
 import math
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -17,14 +16,15 @@ from outpace.data.loader import MicroBatch
 from outpace.optim.schedules import multiplier as lr_multiplier
 from outpace.runtime.hardware import Machine, memory_in_use
 from outpace.runtime.rollcall import peer_failed
-from outpace.train import incident
 from outpace.train.assemble import Session
+from outpace.train.clock import Clock
 from outpace.train.display import Display
 from outpace.train.evaluate import Evaluation
-from outpace.train.guard import Diverged, Incident, Values
+from outpace.train.guard import Values
+from outpace.train.lagged_guard import LaggedGuard
 from outpace.train.progress import Progress
 from outpace.train.save import save
-from outpace.train.step import Reading, StepResult, TooLarge, train_step, try_micro_batch
+from outpace.train.step import StepResult, TooLarge, train_step, try_micro_batch
 from outpace.train.stop import CONTINUE, FAILED, OUT_OF_MEMORY, SAVE, STOP
 
 Batches = Sequence[MicroBatch]
@@ -50,23 +50,23 @@ def train(
         nonlocal saved_at
         if progress.step > saved_at:
             s.watchdog.beat(f"saving step {progress.step}")
-            s.saver.close()
+            s.saver.join()
             agree(s)  # raises, in all processes, if the previous save failed
             save(s, progress, guard.guard_state(), environment)
             saved_at = progress.step
 
     shown = s.group.ranks.is_main and until is None
     with Display(progress.step, plan.max_steps, shown) as display:
-        evaluation = Evaluation(s, progress, display.passing)
+        evaluation = Evaluation(s, progress, display.transient)
         rest = end - progress.step
         steps = s.loader.steps(progress.data_step, progress.data_step + rest)
         try:
             if s.trainable.ddp and rest:
                 _fit_together(s, progress)
-            for line in evaluation.missed():
+            for line in evaluation.run_missed():
                 display.line(line)
             asked = agree(s)
-            clock = _Clock(progress)
+            clock = Clock(progress)
             while progress.step < end and asked < STOP:
                 s.watchdog.beat(f"step {progress.step + 1}")
                 batches = next(steps)
@@ -82,7 +82,7 @@ def train(
                 last = step == end
 
                 if last or step == 1 or _due(step, plan.log_every_steps):
-                    record = measure(s, progress, guard.newest(), lr, clock, machine)
+                    record = metrics_record(s, progress, guard.newest(), lr, clock, machine)
                     if s.group.ranks.is_main:
                         s.folder.record(s.folder.metrics, record)
                     display.show(record, eta_s=clock.eta(plan.max_steps - step))
@@ -93,20 +93,20 @@ def train(
                         if saves:
                             s.stop.wants_save = False
                             commit()
-                        for line in evaluation.due(step):
+                        for line in evaluation.run_due(step):
                             display.line(line)
                 asked = agree(s)
             finished = until is None and progress.step == plan.max_steps
             clock.settle()
             commit()
             if finished:
-                guard.close()
+                guard.flush()
         finally:
             steps.close()
-            s.saver.close()
+            s.saver.join()
         agree(s)  # no process leaves before the first has written the checkpoint, or failed to
         if finished:
-            for line in evaluation.final():
+            for line in evaluation.run_final():
                 display.line(line)
             finished = evaluation.complete
     return finished
@@ -213,66 +213,15 @@ def _halve(s: Session, progress: Progress) -> None:
         )
 
 
-class LaggedGuard:
-    """Gives each step's numbers to the guard one step late, when the device has long computed them,
-    so that the host never waits for it; keeps the batches of bad steps."""
-
-    def __init__(self, s: Session, progress: Progress) -> None:
-        self.s, self.progress = s, progress
-        self._waiting, s.guard.pending = s.guard.pending, None
-        """The step that the guard has not seen yet."""
-        self._reading: tuple[int, Reading] | None = None
-        """The newest step, until its numbers have arrived."""
-        self._newest = self._waiting
-        self._data_step = progress.data_step - 1
-
-    def enter(self, result: StepResult) -> None:
-        """Note a step that was just queued, and give the one before it to the guard. Raises
-        Diverged."""
-        self.close()
-        self._reading = self.progress.step, Reading(result)
-        self._data_step = self.progress.data_step - 1
-
-    def newest(self) -> Values:
-        """Wait for the device and return the newest step's numbers."""
-        if self._reading is not None:
-            step, reading = self._reading
-            self._newest = self._waiting = Values(step, *reading.wait())
-            self._reading = None
-        assert self._newest is not None
-        return self._newest
-
-    def guard_state(self) -> dict[str, Any]:
-        """The guard's state, for a checkpoint of the newest step."""
-        self.newest()
-        return self.s.guard.state(self._waiting)
-
-    def close(self) -> None:
-        """Give the newest step to the guard, too. Raises Diverged."""
-        if self._reading is not None:
-            self.newest()
-        if self._waiting is not None:
-            values, self._waiting = self._waiting, None
-            try:
-                self._record(self.s.guard.absorb(values))
-            except Diverged as diverged:
-                self._record(diverged.incident)
-                raise
-
-    def _record(self, found: Incident | None) -> None:
-        if found is not None and self.s.config.safety.guard:
-            incident.record(self.s, self.progress, found, self._data_step)
-
-
-def measure(
+def metrics_record(
     s: Session,
     progress: Progress,
     values: Values,
     lr: float,
-    clock: "_Clock",
+    clock: Clock,
     machine: Machine,
 ) -> dict[str, Any]:
-    """One record of metrics.jsonl."""
+    """One record of metrics.jsonl. The speed is that of the steps since the last record."""
     plan = s.plan
     rate = clock.steps_per_second()
     tokens_per_second = rate * plan.tokens_per_step if rate else None
@@ -293,45 +242,3 @@ def measure(
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-class _Clock:
-    """Time spent in steps, without evaluation and saving. The first step, which compiles, counts as
-    training time but not for the speed."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-        self._mark = time.perf_counter()
-        self._steps_at_mark = progress.step
-        self._first = True
-        self._rate: float | None = None
-        self._spent = 0.0
-
-    def settle(self) -> None:
-        """Count the time until now as training."""
-        now = time.perf_counter()
-        self._spent += now - self._mark
-        self.progress.elapsed_s += now - self._mark
-        self._mark = now
-
-    def steps_per_second(self) -> float | None:
-        """Steps a second since the last call; None after the first step of a process."""
-        self.settle()
-        steps = self.progress.step - self._steps_at_mark
-        rate = None if self._first or not steps else steps / self._spent
-        self._steps_at_mark, self._spent, self._first = self.progress.step, 0.0, False
-        if rate:
-            self._rate = rate if self._rate is None else 0.7 * self._rate + 0.3 * rate
-        return rate
-
-    def eta(self, steps: int) -> float | None:
-        return None if not self._rate or math.isinf(self._rate) else steps / self._rate
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time inside does not count."""
-        self.settle()
-        try:
-            yield
-        finally:
-            self._mark = time.perf_counter()

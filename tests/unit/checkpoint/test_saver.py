@@ -131,7 +131,7 @@ def test_a_lack_of_space_is_not_tried_again():
 def test_what_failed_is_raised_once_and_by_the_next_save_at_the_latest():
     saver, write = Saver(background=True), Writer(ValueError("a bug"))
     saver.save(files(), write, lambda *_: None)
-    saver.close()
+    saver.join()
     with pytest.raises(ValueError, match="a bug"):
         saver.save(files(2.0), write, lambda *_: None)
     assert write.written == []

@@ -136,7 +136,7 @@ def test_what_comes_before_the_first_step_is_no_training(tiny_dataset, tmp_path,
         return []
 
     monkeypatch.setattr(time, "perf_counter", lambda: real() + late[0])
-    monkeypatch.setattr(evaluate.Evaluation, "missed", missed)
+    monkeypatch.setattr(evaluate.Evaluation, "run_missed", missed)
     run = train(tiny_dataset, tmp_path / "run", 2, *QUIET)
     assert all(r["elapsed_s"] < 1e6 for r in read_json_lines(run / "metrics.jsonl"))
 

@@ -9,15 +9,15 @@ from conftest import TINY
 from outpace.cli.main import main
 from outpace.core.files import read_json_lines
 from outpace.runtime.hardware import Machine
-from outpace.train import loop
+from outpace.train import clock as training_clock
 from outpace.train.progress import Progress
 
 
 def test_the_clock_counts_what_is_spent_in_steps(monkeypatch):
     now = 1000.0
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(training_clock.time, "perf_counter", lambda: now)
     progress = Progress(step=40, elapsed_s=7.0)  # of a run that was resumed
-    clock = loop._Clock(progress)
+    clock = training_clock.Clock(progress)
     assert clock.eta(10) is None
     now += 100.0  # the first step compiles
     progress.step += 1
