@@ -33,7 +33,7 @@ from outpace.ops.attention import eager, reference, sdpa
 from outpace.ops.cross_entropy import LOSSES, chunked
 from outpace.optim import OPTIMIZERS
 from outpace.optim.groups import parameter_groups
-from outpace.runtime.compile import compiled
+from outpace.runtime.compile import compile_module
 from outpace.runtime.precision import grad_scaler
 from outpace.train.step import Trainable, train_step
 
@@ -105,7 +105,7 @@ def _trainable(s: StepSettings, device: torch.device) -> Trainable:
     )
     return Trainable(
         model=model.train(),
-        forward=compiled(model, "default") if s.compiled else model,
+        forward=compile_module(model, "default") if s.compiled else model,
         optimizer=optimizer,
         scaler=grad_scaler(device, "no"),
         device=device,

@@ -44,19 +44,20 @@ class Retention:
         left lineage i; `losses` is the validation loss by step. Deletes nothing if the newest does
         not verify, or if fewer than two good ones would be left."""
         candidates = [p for p in store.paths(folder) if store.run_of(p) in (run, None)]
-        way = [p for p in candidates if on_the_way(p, left_at)]
-        if not way or not self._good(way[-1]):
+        history = [p for p in candidates if is_ancestor(p, left_at)]
+        if not history or not self._good(history[-1]):
             return []
-        due = [p for p in way if is_due(p)]
-        stay = {way[-1]} | self._newest(due)
+        due = [p for p in history if is_due(p)]
+        stay = {history[-1]} | self._newest(due)
         if len(stay) < max(self.last, LEAST):
-            stay |= self._newest(way)
+            stay |= self._newest(history)
         if len(stay) < max(self.last, LEAST):
             return []
-        stay |= {p for p in way if self._is_milestone(p)}
-        if self.best and (scored := [p for p in due if store.step_of(p) in (losses or {})]):
-            stay.add(min(scored, key=lambda p: (losses or {})[store.step_of(p)]))
-        return [p for p in candidates if p not in stay and self._let_go(p)]
+        stay |= {p for p in history if self._is_milestone(p)}
+        losses = losses or {}
+        if self.best and (scored := [p for p in due if store.step_of(p) in losses]):
+            stay.add(min(scored, key=lambda p: losses[store.step_of(p)]))
+        return [p for p in candidates if p not in stay and self._delete(p)]
 
     def lasting(self, due: Sequence[Path], oldest: int = 0) -> tuple[list[Path], int]:
         """Those of `due`, oldest first, that exist whatever the losses were and however the run was
@@ -71,7 +72,7 @@ class Retention:
         good = (path for path in reversed(paths) if self._good(path))
         return set(itertools.islice(good, max(self.last, LEAST)))
 
-    def _let_go(self, path: Path) -> bool:
+    def _delete(self, path: Path) -> bool:
         """Delete a checkpoint; warn if that fails, which is no reason to stop training."""
         try:
             store.discard(path)
@@ -92,7 +93,7 @@ class Retention:
         return path in self.verified
 
 
-def on_the_way(path: Path, left_at: Sequence[int]) -> bool:
+def is_ancestor(path: Path, left_at: Sequence[int]) -> bool:
     """Whether a run that left lineage i at step `left_at[i]` went through this checkpoint."""
     lineage, step = store.place(path) or (0, 0)
     return lineage <= len(left_at) and all(step <= left for left in left_at[lineage:])

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from outpace.runtime.precision import use_tf32
-from outpace.runtime.switches import products_put_back
+from outpace.runtime.switches import restored_fp32_precision, use_tf32
 
 PROBE_TOKENS = 64
 RELATIVE_TOLERANCE = 1e-4
@@ -77,7 +76,7 @@ def _exact(model: nn.Module) -> Iterator[None]:
     training = model.training
     model.eval()
     try:
-        with products_put_back():
+        with restored_fp32_precision():
             use_tf32(False)
             yield
     finally:

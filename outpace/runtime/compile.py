@@ -36,7 +36,7 @@ TUNED: dict[str, str | int | bool | Callable[..., Any]] = {
 """Inductor's `max-autotune-no-cudagraphs` plus a search over each kernel's launch parameters."""
 
 
-def compiled(module: torch.nn.Module, mode: str) -> torch.nn.Module:
+def compile_module(module: torch.nn.Module, mode: str) -> torch.nn.Module:
     """torch.compile for constant shapes, in the mode `default` or `tuned`. With deterministic
     algorithms on, no kernel that affects the result is chosen by timing."""
     keep_compiled_code()

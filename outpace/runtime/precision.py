@@ -24,10 +24,3 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 def grad_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
     """A loss scaler, active only for fp16."""
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-
-
-def use_tf32(on: bool) -> None:
-    """Use TF32 or full fp32 for fp32 products on CUDA; a CPU has no TF32. Uses the one function
-    that sets all of PyTorch's related flags: the compiler refuses to run if only some of them are
-    set."""
-    torch.set_float32_matmul_precision("high" if on else "highest")

@@ -5,20 +5,8 @@ the run was interrupted, evaluated in between, or spread over a different number
 """
 
 import hashlib
-import os
 
 import torch
-
-
-def use_deterministic_kernels(on: bool) -> None:
-    """Let torch use only kernels whose result does not depend on thread timing, or raise. (If it
-    may only warn, attention's backward on a GPU does not change.) Affects compiled code, too:
-    Inductor's own backward of an embedding uses atomic adds, in any order."""
-    if on:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
-    torch.use_deterministic_algorithms(on)
-    # A debugging aid, and slow.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def derive(seed: int, *where: int | str) -> int:

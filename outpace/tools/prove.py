@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from outpace.checkpoint import store
-from outpace.checkpoint.retention import on_the_way
+from outpace.checkpoint.retention import is_ancestor
 from outpace.config.load import load as load_config
 from outpace.core.errors import CheckpointError, DataError, UsageError
 from outpace.core.runfolder import RunFolder
@@ -144,7 +144,7 @@ def _pair(folder: RunFolder, at: int | None) -> tuple[store.Checkpoint | None, s
     left_at = newest.state.get("progress", {}).get("left_at", [])
     there = newest.place
     found = [p for p in store.paths(folder.checkpoints) if (store.place(p) or there) < there]
-    way = [p for p in (*found, newest.path) if on_the_way(p, left_at)]
+    way = [p for p in (*found, newest.path) if is_ancestor(p, left_at)]
     here = way[-2] if len(way) > 1 else None
     if at is not None:
         here = next((p for p in way if store.step_of(p) == at), None)

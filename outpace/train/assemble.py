@@ -16,10 +16,10 @@ from outpace.model.gpt2 import GPT2, Compute
 from outpace.ops import attention, cross_entropy
 from outpace.optim import OPTIMIZERS
 from outpace.optim.groups import parameter_groups
-from outpace.runtime.compile import compiled
+from outpace.runtime.compile import compile_module
 from outpace.runtime.distributed import Group
-from outpace.runtime.precision import grad_scaler, use_tf32
-from outpace.runtime.seeds import use_deterministic_kernels
+from outpace.runtime.precision import grad_scaler
+from outpace.runtime.switches import use_deterministic_kernels, use_tf32
 from outpace.tokenizer import Tokenizer, get_tokenizer
 from outpace.train.guard import Guard
 from outpace.train.initial import initialise
@@ -95,7 +95,7 @@ def build_trainable(
         ddp = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
     forward: torch.nn.Module = ddp or model
     if plan.compile:
-        forward = compiled(forward, plan.compile_mode)
+        forward = compile_module(forward, plan.compile_mode)
     o = config.optimizer
     optimizer = OPTIMIZERS.load(o.optimizer)(
         parameter_groups(model, o.weight_decay), plan.lr, betas=(o.beta1, o.beta2), eps=o.eps

@@ -1,7 +1,7 @@
 """Rolling back after too many bad steps: to an older checkpoint, then on past the bad data."""
 
 from outpace.checkpoint import store
-from outpace.checkpoint.retention import is_due, on_the_way
+from outpace.checkpoint.retention import is_ancestor, is_due
 from outpace.core.errors import NumericsError
 from outpace.core.log import warn
 from outpace.model.gpt2 import GPT2
@@ -82,7 +82,7 @@ def _before(s: Session, progress: Progress, step: int) -> tuple[store.Checkpoint
         for path in store.paths(s.folder.checkpoints)
         if store.run_of(path) == progress.run
         and is_due(path)
-        and on_the_way(path, progress.left_at)
+        and is_ancestor(path, progress.left_at)
         and store.fault(path) is None
     ]
     good, oldest = s.retention.lasting(due, progress.oldest)

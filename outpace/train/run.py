@@ -31,7 +31,7 @@ from outpace.data.mixture import Mixture
 from outpace.runtime import distributed
 from outpace.runtime.device import choose_device
 from outpace.runtime.hardware import Machine, detect
-from outpace.runtime.switches import switches_put_back
+from outpace.runtime.switches import restored_switches
 from outpace.train.alike import check_alike
 from outpace.train.assemble import Session, assemble
 from outpace.train.capabilities import capabilities
@@ -94,7 +94,7 @@ def _as_one_process_sees(machine: Machine, ranks: distributed.Ranks) -> Machine:
     )
 
 
-@switches_put_back()
+@restored_switches()
 def run(config: RunConfig, set_by: SetBy, argv: list[str], stop: StopRequest) -> tuple[int, Path]:
     """Train. Returns the exit code (0 or 75) and the run folder, or raises OutpaceError."""
     # Before a dataset is made, or anything measured.

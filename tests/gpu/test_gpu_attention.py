@@ -9,7 +9,7 @@ from outpace.generate.engine import generate
 from outpace.generate.sampling import Sampling
 from outpace.model.gpt2 import GPT2, Compute
 from outpace.ops.attention import BACKENDS
-from outpace.runtime.seeds import use_deterministic_kernels
+from outpace.runtime.switches import use_deterministic_kernels
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from outpace.checkpoint import store
-from outpace.checkpoint.retention import LEAST, Retention, is_due, on_the_way
+from outpace.checkpoint.retention import LEAST, Retention, is_ancestor, is_due
 
 
 def save(folder: Path, *steps: int, run: str = "us", lineage: int = 0, every: int = 0) -> None:
@@ -132,7 +132,7 @@ def test_one_that_cannot_be_deleted_is_warned_of_and_the_others_go(tmp_path, mon
 )
 def test_the_way_of_a_run_through_its_rollbacks(name, left_at, expected):
     """Lineage i ends at left_at[i], and sooner when a later rollback went back further."""
-    assert on_the_way(Path(name), left_at) is expected
+    assert is_ancestor(Path(name), left_at) is expected
 
 
 def test_the_step_of_a_name():

@@ -73,10 +73,10 @@ COMPILES = """if True:
     from outpace.config.presets import GPT2Shape
     from outpace.model.gpt2 import GPT2, Compute
     from outpace.ops.cross_entropy import triton
-    from outpace.runtime.compile import compiled
+    from outpace.runtime.compile import compile_module
     idx = torch.ones(2, 8, dtype=torch.long)
     model = GPT2(GPT2Shape(1, 2, 16, 8, 100), Compute(loss_sum=triton.loss_sum))
-    compiled(model, "default")(idx, idx).backward()
+    compile_module(model, "default")(idx, idx).backward()
     found = counters["inductor"] + counters["aot_autograd"]
     kinds = ("hit", "miss", "bypass")
     print(json.dumps({kind: found[f"autograd_cache_{kind}"] for kind in kinds}))
