@@ -28,7 +28,7 @@ def linear_maps(shape: GPT2Shape) -> dict[str, int]:
     return maps | {"head": shape.padded_vocab_size * C}
 
 
-def matrices(shape: GPT2Shape) -> int:
+def block_weights(shape: GPT2Shape) -> int:
     """Weights of the linear maps in the blocks: what Muon updates."""
     return 12 * shape.n_layer * shape.n_embd**2
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from outpace.config.presets import GPT2Shape
-from outpace.model.cost import Precision, matrices, parameters
+from outpace.model.cost import Precision, block_weights, parameters
 
 CHUNK_TOKENS = {"cuda": 8192, "cpu": 1024}
 """Tokens whose logits exist at a time in the chunked losses (`ops/cross_entropy/chunked.py`)."""
@@ -93,7 +93,7 @@ def training_memory(s: StepSettings) -> Memory:
     # Weights and two moments in fp32 (one for Muon's matrices); gradients of earlier micro-steps;
     # DDP's buckets, in which gradients live from the last backward on.
     buckets = 4 * N if s.ddp else 0
-    weights = 12 * N - (4 * matrices(shape) if s.optimizer == "muon" else 0)
+    weights = 12 * N - (4 * block_weights(shape) if s.optimizer == "muon" else 0)
     always = weights + (4 * N if s.accumulates else 0) + buckets + WORKSPACE
     kept = _kept(s)
     blocks = 1 if s.checkpointing == "block" else shape.n_layer  # whose insides are kept at a time

@@ -18,7 +18,7 @@ What is counted:
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from outpace.model.cost import attention_flops_per_token, linear_maps, matrices, parameters
+from outpace.model.cost import attention_flops_per_token, block_weights, linear_maps, parameters
 from outpace.model.memory import StepSettings
 
 BANDWIDTH_SHARE = 0.85
@@ -30,7 +30,7 @@ RESIDUAL_PASSES = 10
 """More of them with the residual stream in fp32."""
 LOGIT_PASSES = {"eager": 18, "compiled": 3, "triton": 2, "chunked": 2, "linear": 6}
 """Passes over the logits in the compute type, beside the products; eager's are mostly of fp32.
-A row that is not here counts as eager."""
+A loss that is not here counts as eager."""
 FP8_LOGIT_BYTES = 1
 """More a logit with the head in fp8: its gradient takes a byte and not two, and is transposed once.
 At the least: where the loss is not in place, it is also made of bf16's."""
@@ -41,8 +41,8 @@ ADAMW_BYTES = {"adamw": 28, "adamw_foreach": 70}
 MUON_BYTES = 80
 """A weight of the blocks: `optim/muon.py` operation by operation, fp32 and bf16."""
 MUON_FLOPS = 300
-"""Of its five rounds, a layer, in units of C^3: 60 a round, 6 for each of q, k, v and the
-projection and 18 for each matrix of the MLP."""
+"""Of its five Newton-Schulz steps, a layer, in units of C^3: 60 a step, 6 for each of q, k, v and
+the projection and 18 for each matrix of the MLP."""
 LINK_SHARE = 0.8
 """Of a link's bandwidth that an all-reduce of hundreds of megabytes gets (NCCL tests)."""
 OVERLAP = 0.6
@@ -117,7 +117,7 @@ def _update(s: StepSettings, r: Rates) -> float:
     N, C = parameters(s.shape, padded=True), s.shape.n_embd
     if s.optimizer != "muon":
         return ADAMW_BYTES.get(s.optimizer, ADAMW_BYTES["adamw"]) * N / r.bandwidth
-    muons = matrices(s.shape)
+    muons = block_weights(s.shape)
     moved = MUON_BYTES * muons + ADAMW_BYTES["adamw"] * (N - muons)
     return moved / r.bandwidth + MUON_FLOPS * s.shape.n_layer * C**3 / r.products["fc"]
 

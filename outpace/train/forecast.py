@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from outpace.config.schema import RunConfig
 from outpace.core.units import count, duration, gb
-from outpace.model.cost import Precision, matrices
+from outpace.model.cost import Precision, block_weights
 from outpace.model.memory import StepSettings
 from outpace.model.roofline import BANDWIDTH_SHARE, LINK_SHARE, Rates, StepTime, step_time
 from outpace.runtime.calibration import MAPS, Calibration
@@ -165,7 +165,7 @@ def forecast(
 
 def checkpoint_bytes(config: RunConfig, plan: Plan) -> int:
     """Size of a checkpoint: weights and moments; Muon's matrices have only one moment."""
-    muons = matrices(plan.shape) if config.optimizer.optimizer == "muon" else 0
+    muons = block_weights(plan.shape) if config.optimizer.optimizer == "muon" else 0
     return STATE_BYTES * plan.parameters - 4 * muons
 
 

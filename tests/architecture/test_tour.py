@@ -47,6 +47,18 @@ def test_the_code_of_the_library_runs(tmp_path, capsys):
     assert "NO-DATASET" in capsys.readouterr().out
 
 
+def test_what_decides_a_behaviour_stands_where_the_table_says():
+    text = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
+    table = text.partition("| what | file | name |")[2].partition("\n\n")[0]
+    rows = [line.split("|")[2:4] for line in table.splitlines()[2:]]
+    assert len(rows) >= 20
+    for files, names in rows:
+        for file, of_file in zip(files.split(";"), names.split(";"), strict=True):
+            code = (ROOT / "outpace" / file.strip(" `")).read_text(encoding="utf-8")
+            for name in re.findall(r"`(\w+)`", of_file):
+                assert re.search(rf"^ *(?:def|class) {name}\b|^{name}\b", code, re.M), name
+
+
 @pytest.mark.parametrize(
     ("command", "flag", "names"),
     [
