@@ -67,21 +67,42 @@ def check_startable(
     for name, kind in (("identity", dict), ("environment", dict), ("max_steps", int)):
         if not isinstance(checkpoint.state.get(name, kind()), kind):
             raise _no_state(checkpoint, f"{name} is not a {kind.__name__}")
+    if config.run.resume != "auto":
+        _check_alone(checkpoint, folder)
+    _check_settings(checkpoint, config, plan, folder, mixture, run_identity, environment)
+
+
+def _check_alone(checkpoint: store.Checkpoint, folder: RunFolder) -> None:
+    """UsageError if the run folder has checkpoints of another run than the one that `--resume`
+    names, or newer ones."""
     runs = {store.run_of(path) for path in store.paths(folder.checkpoints)}
-    if config.run.resume != "auto" and runs - {checkpoint.run, "", None}:
+    if runs - {checkpoint.run, "", None}:
         raise UsageError(
             "RUN-DIR-USED",
             f"{folder.root} holds a different run from that of {checkpoint.path}",
             do="choose another --run_dir",
         )
-    newest = checkpoint.place
-    newer = [p for p in store.paths(folder.checkpoints) if (store.place(p) or newest) > newest]
-    if newer and config.run.resume != "auto":
+    place = checkpoint.place
+    newer = [p for p in store.paths(folder.checkpoints) if (store.place(p) or place) > place]
+    if newer:
         raise UsageError(
             "RESUME-OLDER",
             f"{folder.root} has newer checkpoints than {checkpoint.path.name} ({newer[-1].name})",
             do="continue with --resume auto, or from the older one in another --run_dir",
         )
+
+
+def _check_settings(
+    checkpoint: store.Checkpoint,
+    config: RunConfig,
+    plan: Plan,
+    folder: RunFolder,
+    mixture: Mixture,
+    run_identity: dict[str, Any],
+    environment: dict[str, Any],
+) -> None:
+    """Refuse to continue from `checkpoint` beyond the end of the plan, without its optimiser, with
+    other settings or data or, under --strict_resume, in another environment."""
     if checkpoint.step > plan.max_steps:
         raise UsageError(
             "SHORTER",
