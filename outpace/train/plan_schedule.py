@@ -1,4 +1,6 @@
-"""The plan's length, learning rate and validation."""
+"""The plan's length and learning rate, and how much and how often it evaluates, saves and logs."""
+
+import math
 
 from outpace.config.presets import REFERENCE_TOKENS_PER_STEP, size
 from outpace.core.errors import UsageError
@@ -119,3 +121,31 @@ def bos_aligned(p: Planning) -> bool:
         return False
     unread = f"leaves {p.dataset.unread:.0%} of the text unread: what is cut off documents"
     return p.choose("bos_aligned", True, unread)
+
+
+def eval_every_steps(p: Planning, max_steps: int) -> int:
+    """Steps between validation losses; 0: at the end only."""
+    asked = p.config.evaluation.eval_every_steps
+    return math.ceil(max_steps / 20) if asked == "auto" else asked
+
+
+def hellaswag_limit(p: Planning) -> int | None:
+    """HellaSwag questions to score; None: all."""
+    asked = p.config.evaluation.hellaswag_limit
+    if asked != "auto":
+        return asked
+    return None if p.machine.device == "cuda" else 500
+
+
+def save_every_steps(p: Planning, max_steps: int) -> int:
+    """Steps between checkpoints; 0: at the end only."""
+    asked = p.config.run.save_every_steps
+    return min(1000, max(1, max_steps // 10)) if asked == "auto" else asked
+
+
+def log_every_steps(p: Planning) -> int:
+    """Steps between lines of metrics.jsonl."""
+    asked = p.config.run.log_every_steps
+    if asked != "auto":
+        return asked
+    return 10 if p.machine.device == "cuda" else 1

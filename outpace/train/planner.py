@@ -1,6 +1,6 @@
-"""How a plan is made: here every `auto` setting is decided, the important ones with a reason.
-Kernels are chosen in `plan_compute.py`, the batch in `plan_batch.py`, length and learning rate in
-`plan_schedule.py`.
+"""How a plan is made: every `auto` setting is decided, the important ones with a reason. Kernels
+are chosen in `plan_compute.py`, the batch in `plan_batch.py`, length, learning rate and intervals
+in `plan_schedule.py`.
 
 `make_plan` is pure: it depends only on the config, the machine, the dataset's size and what
 `Capabilities` says about kernels and compilers, so any machine can be planned for.
@@ -65,12 +65,6 @@ def make_plan(
     )
     lr = plan_schedule.learning_rate(p, tokens_per_step)
     warmup = plan_schedule.warmup_steps(p, max_steps)
-    run, on_gpu = c.run, p.machine.device == "cuda"
-    save_every, log_every = run.save_every_steps, run.log_every_steps
-    eval_every = c.evaluation.eval_every_steps
-    often = int(min(1000, max(1, max_steps // 10)))
-    asked = c.evaluation.hellaswag_limit
-    limit = asked if asked != "auto" else None if on_gpu else 500
     return Plan(
         model_size=p.size_name,
         **vars(shape),
@@ -103,13 +97,13 @@ def make_plan(
         phase=c.data.phase,
         bos_aligned=plan_schedule.bos_aligned(p),
         document_mask=c.data.document_mask,
-        seed=run.seed,
+        seed=c.run.seed,
         predicted_memory_bytes=training_memory(settings).peak(micro * shape.context),
         val_tokens=plan_schedule.val_tokens(p),
-        eval_every_steps=math.ceil(max_steps / 20) if eval_every == "auto" else eval_every,
-        hellaswag_limit=limit,
-        save_every_steps=often if save_every == "auto" else save_every,
-        log_every_steps=(10 if on_gpu else 1) if log_every == "auto" else log_every,
+        eval_every_steps=plan_schedule.eval_every_steps(p, max_steps),
+        hellaswag_limit=plan_schedule.hellaswag_limit(p),
+        save_every_steps=plan_schedule.save_every_steps(p, max_steps),
+        log_every_steps=plan_schedule.log_every_steps(p),
         init_from=c.model.init_from,
         choices=p.choices,
         warnings=p.warnings,
