@@ -1,2 +1,1 @@
-"""Level 6: measurements. Each writes one JSON file that names its machine, versions and
-settings."""
+"""Measurements. Each writes one JSON file that names its machine, versions and settings."""

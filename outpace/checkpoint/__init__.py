@@ -1,1 +1,1 @@
-"""Level 4: checkpoints that are either whole and verified or do not exist."""
+"""Checkpoints that are either whole and verified or do not exist."""

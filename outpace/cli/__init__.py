@@ -1,1 +1,1 @@
-"""Level 7: one file per command. Heavy imports stay inside `run`, so `--help` is instant."""
+"""One file per command. Heavy imports stay inside `run`, so `--help` is instant."""

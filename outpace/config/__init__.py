@@ -1,1 +1,1 @@
-"""Level 1: what was asked for. No torch, so `--help` is instant."""
+"""What was asked for. No torch, so `--help` is instant."""

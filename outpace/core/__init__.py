@@ -1,3 +1,3 @@
-"""Level 0: what every other package may use. Depends on rich, filelock and huggingface_hub; never
-on torch.
+"""What every other package may use. Depends on rich, filelock and huggingface_hub; never on
+torch.
 """

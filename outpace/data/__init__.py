@@ -1,1 +1,1 @@
-"""Level 3: documents to shards, shards to batches."""
+"""Documents to shards, shards to batches."""

@@ -1,4 +1,4 @@
-"""Level 4: evaluation. It never touches the random numbers of training."""
+"""Evaluation. It never touches the random numbers of training."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol

@@ -1,1 +1,1 @@
-"""Level 4: text from a model."""
+"""Text from a model."""

@@ -1,1 +1,1 @@
-"""Level 4: reading other programs' model files, and writing them."""
+"""Reading other programs' model files, and writing them."""

@@ -1,1 +1,1 @@
-"""Level 3: GPT-2, its cache and its cost."""
+"""GPT-2, its cache and its cost."""

@@ -1,1 +1,1 @@
-"""Level 2: pure tensor functions. Letters: B batch, T time, H heads, D head dim, V vocabulary."""
+"""Pure tensor functions. Letters: B batch, T time, H heads, D head dim, V vocabulary."""

@@ -1,4 +1,4 @@
-"""Level 3: parameter groups, optimisers and schedules."""
+"""Parameter groups, optimisers and schedules."""
 
 from outpace.core.registry import Registry
 

@@ -1,7 +1,7 @@
 """The run report: the records of one or several runs as one self-contained HTML page.
 
-Level 6, but it uses only `core` and `config`: it reads the files of a run folder, never live
-objects, and never imports torch, so a report can be made anywhere, also of a run in progress.
+It uses only `core` and `config`: it reads the files of a run folder, never live objects, and never
+imports torch, so a report can be made anywhere, also of a run in progress.
 
     load     a run folder -> Run, even if the folder is incomplete or damaged
     summary  Run -> the headline numbers

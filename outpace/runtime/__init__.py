@@ -1,1 +1,1 @@
-"""Level 2: the machine, the process group, precision, compilation and seeds."""
+"""The machine, the process group, precision, compilation and seeds."""

@@ -1,4 +1,4 @@
-"""Level 2: text to token ids and back. One table; every entry has the same few methods."""
+"""Text to token ids and back. One table; every entry has the same few methods."""
 
 from typing import TYPE_CHECKING, Protocol
 

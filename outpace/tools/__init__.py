@@ -1,2 +1,2 @@
-"""Level 6: what is done beside training: plans, verdicts, conversion, proofs and checks of runs,
+"""What is done beside training: plans, verdicts, conversion, proofs and checks of runs,
 checkpoints and machines."""

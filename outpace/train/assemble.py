@@ -34,7 +34,7 @@ MOST_SKIPPED = {"fp16": 30, "bf16": 5, "no": 5}
 
 @dataclass
 class Session:
-    """All that the loop works with."""
+    """All that the loop works with; `s` in the functions that take it."""
 
     config: RunConfig
     plan: Plan

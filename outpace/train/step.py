@@ -22,7 +22,7 @@ CLIP_EPS = 1e-6
 
 @dataclass
 class Trainable:
-    """Everything that a step needs: what it updates and what it computes with."""
+    """Everything that a step needs: what it updates and what it computes with. `t` below."""
 
     model: GPT2
     """The bare model, which is saved and evaluated."""
@@ -32,9 +32,13 @@ class Trainable:
     scaler: torch.amp.GradScaler
     device: torch.device
     precision: str
+    """Of the products: no (fp32), bf16 or fp16."""
     grad_clip: float
+    """Largest global gradient norm; 0: no clipping."""
     seed: int
+    """The run's, from which dropout is seeded."""
     ddp: DistributedDataParallel | None = None
+    """The wrapper inside `forward`, if there are several processes."""
     dropout: float = 0.0
     group: Group = field(default_factory=lambda: Group(Ranks(), torch.device("cpu")))
     guard: bool = True
@@ -104,7 +108,7 @@ def train_step(
     loss_sum = torch.zeros((), device=t.device)
     code = CONTINUE
     for i, batch in enumerate(batches):
-        if _ended(t, agree(code)):
+        if _abandoned(t, agree(code)):
             return None
         on_micro_step(i)
         synchronise = i == len(batches) - 1 and t.ddp is not None
@@ -117,7 +121,7 @@ def train_step(
             if synchronise or not is_out_of_memory(error):
                 raise
             code = OUT_OF_MEMORY
-        if code == OUT_OF_MEMORY and _ended(t, agree(code)):
+        if code == OUT_OF_MEMORY and _abandoned(t, agree(code)):
             return None
 
     for group in t.optimizer.param_groups:
@@ -175,8 +179,9 @@ def try_micro_batch(t: Trainable, batch: MicroBatch, *, synchronise: bool = Fals
     return fits
 
 
-def _ended(t: Trainable, code: int) -> bool:
-    """Whether to abandon this step, by the code that all follow; TooLarge when memory ran out."""
+def _abandoned(t: Trainable, code: int) -> bool:
+    """Whether the code that all follow ends this step; its gradient is then dropped. TooLarge when
+    memory ran out."""
     if code < STOP:
         return False
     t.optimizer.zero_grad(set_to_none=True)
