@@ -109,7 +109,7 @@ def run(argv: list[str]) -> int:
         asked = []
     mixture = open_mixture(_dataset_of(options)) if LOSS in tasks else None
     text = read_text(options.text) if options.text else ""
-    told = {
+    settings = {
         "tasks": tasks,
         "protocol": options.protocol,
         "mixed_precision": precision,
@@ -120,7 +120,7 @@ def run(argv: list[str]) -> int:
         "questions": question_hash(asked),
     }
     with Group(ranks, device) as group:
-        check_model(group, loaded.model, told)
+        check_model(group, loaded.model, settings)
         if not options.compile:
             loaded = replace(loaded, model=for_inference(loaded.model, precision))
         out = _Results(options, loaded, precision, group)

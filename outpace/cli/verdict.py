@@ -101,11 +101,13 @@ def run(argv: list[str]) -> int:
                 limit=options.limit,
             )
         )
-    told: dict[str, Any] = {"metrics": metrics, "questions": question_hash(asked)}
-    told |= {"protocols": protocols, "mixed_precision": options.mixed_precision}
+    settings: dict[str, Any] = {"metrics": metrics, "questions": question_hash(asked)}
+    settings |= {"protocols": protocols, "mixed_precision": options.mixed_precision}
     with Group(ranks, device) as group:
         for one in (model, against):
-            check_model(group, one.loaded.model if one.loaded else None, {**told, "kind": one.kind})
+            check_model(
+                group, one.loaded.model if one.loaded else None, {**settings, "kind": one.kind}
+            )
         for side, name in ((model, "model"), (against, "baseline")):
             examples = v.score(side, asked, precision=options.mixed_precision, group=group)
             if options.details and ranks.is_main:

@@ -17,10 +17,10 @@ from outpace.train.plan import differences
 MOST_NAMED = 4
 
 
-def check_alike(group: Group, told: dict[str, Any], measured: Collection[str] = ()) -> None:
-    """UsageError, in all processes, if one differs from the first, be it in its software only.
+def check_alike(group: Group, settings: dict[str, Any], measured: Collection[str] = ()) -> None:
+    """UsageError, in all processes, if `settings` or the software of one differ from the first's.
     `measured` are settings that each host may have measured for itself."""
-    first, *others = group.all_gather(told | software())
+    first, *others = group.all_gather(settings | software())
     for rank, other in enumerate(others, 1):
         if not (changed := differences(first, other)):
             continue
@@ -37,15 +37,17 @@ def check_alike(group: Group, told: dict[str, Any], measured: Collection[str] = 
         )
 
 
-def check_model(group: Group, model: GPT2 | None, told: dict[str, Any]) -> None:
+def check_model(group: Group, model: GPT2 | None, settings: dict[str, Any]) -> None:
     """The same before scoring a model, with its weights: a run in progress may save newer ones
     after one process has loaded them and before another does."""
     if group.ranks.world_size > 1 and model is not None:
-        told = told | {"weights": weights_sha256(dict(model.named_parameters()))[:16]}
-    check_alike(group, told)
+        settings = settings | {"weights": weights_sha256(dict(model.named_parameters()))[:16]}
+    check_alike(group, settings)
 
 
 def question_hash(asked: Iterable[tuple[Task, str, list[Item]]]) -> str:
     """A hash of the questions and their rendering."""
-    told = [[task.name, protocol, [item.keys for item in items]] for task, protocol, items in asked]
-    return sha256_json(told)[:16]
+    rendered = [
+        [task.name, protocol, [item.keys for item in items]] for task, protocol, items in asked
+    ]
+    return sha256_json(rendered)[:16]
