@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import outpace.train
 from outpace.cli import prepare_source
 from outpace.cli.main import main
 from outpace.config.load import shipped_recipes
@@ -57,6 +58,11 @@ def test_what_decides_a_behaviour_stands_where_the_table_says():
             code = (ROOT / "outpace" / file.strip(" `")).read_text(encoding="utf-8")
             for name in re.findall(r"`(\w+)`", of_file):
                 assert re.search(rf"^ *(?:def|class) {name}\b|^{name}\b", code, re.M), name
+
+
+def test_the_map_of_the_package_train_names_every_file_of_it():
+    files = {path.stem for path in (ROOT / "outpace" / "train").glob("[a-z]*.py")}
+    assert not files - set(re.findall(r"\w+", outpace.train.__doc__ or ""))
 
 
 @pytest.mark.parametrize(
