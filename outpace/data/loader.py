@@ -139,10 +139,11 @@ class Loader:
         return known.samples[at : at + rows]
 
     def micro_batch(self, step: int, micro_step: int) -> MicroBatch:
-        """Read a single micro-batch of this rank into host memory."""
+        """Read a single micro-batch of this rank into host memory; `steps` may read ahead."""
         s = self.shape
         position = s.rank * s.gradient_accumulation_steps + micro_step
         rows = np.empty((s.micro_batch_size, self.spec.context + 1), np.uint16)
+        # Not by `_samples`, whose memory belongs to the thread that reads ahead.
         first = step * s.sequences_per_step + position * s.micro_batch_size
         self.read(self.order.samples(first, len(rows)), rows)
         return MicroBatch(torch.from_numpy(rows.astype(np.int64)), position)
