@@ -95,7 +95,7 @@ class Retention:
 
 def is_ancestor(path: Path, left_at: Sequence[int]) -> bool:
     """Whether a run that left lineage i at step `left_at[i]` went through this checkpoint."""
-    lineage, step = store.place(path) or (0, 0)
+    lineage, step = store.place_of(path)
     return lineage <= len(left_at) and all(step <= left for left in left_at[lineage:])
 
 

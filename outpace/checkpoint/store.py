@@ -206,15 +206,20 @@ def name_of(step: int, lineage: int) -> str:
     return f"step-{step:08d}" + (f"-r{lineage}" if lineage else "")
 
 
-def place(path: Path) -> tuple[int, int] | None:
-    """(lineage, step) of a checkpoint's name; None for any other name."""
-    match = _NAME.fullmatch(path.name)
-    return (int(match[2] or 0), int(match[1])) if match else None
+def place_of(path: Path) -> tuple[int, int]:
+    """(lineage, step) in a checkpoint's name: the higher, the newer."""
+    return _parse_name(path) or (0, 0)
 
 
 def step_of(path: Path) -> int:
     """Step in a checkpoint's name."""
-    return (place(path) or (0, 0))[1]
+    return place_of(path)[1]
+
+
+def _parse_name(path: Path) -> tuple[int, int] | None:
+    """(lineage, step) of a checkpoint's name; None for any other name."""
+    match = _NAME.fullmatch(path.name)
+    return (int(match[2] or 0), int(match[1])) if match else None
 
 
 def fault(path: Path) -> str | None:
@@ -224,7 +229,7 @@ def fault(path: Path) -> str | None:
         manifest = read_manifest(path)
         if manifest["format"] not in READABLE:
             return f"{UNKNOWN_FORMAT} {manifest['format']!r} and none of {READABLE}"
-        named = place(path)
+        named = _parse_name(path)
         if named and named != written_place(manifest):
             return "it has another checkpoint's name"
         if {p.name for p in path.iterdir()} != {MANIFEST, *manifest["files"]}:
@@ -357,7 +362,9 @@ def paths(folder: Path) -> list[Path]:
         names = list(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
-    found = [(key, p) for p in names if (key := place(p)) and p.is_dir() and not p.is_symlink()]
+    found = [
+        (key, p) for p in names if (key := _parse_name(p)) and p.is_dir() and not p.is_symlink()
+    ]
     return [path for _, path in sorted(found)]
 
 

@@ -142,8 +142,7 @@ def _pair(folder: RunFolder, at: int | None) -> tuple[store.Checkpoint | None, s
             "NO-CKPT", f"{folder.root} has no checkpoint yet", do="let it reach its first one"
         )
     left_at = newest.state.get("progress", {}).get("left_at", [])
-    there = newest.place
-    found = [p for p in store.paths(folder.checkpoints) if (store.place(p) or there) < there]
+    found = [p for p in store.paths(folder.checkpoints) if store.place_of(p) < newest.place]
     way = [p for p in (*found, newest.path) if is_ancestor(p, left_at)]
     here = way[-2] if len(way) > 1 else None
     if at is not None:

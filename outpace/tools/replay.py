@@ -82,12 +82,8 @@ def weights_before(folder: RunFolder, incident: Path) -> Path:
         raise UsageError(
             "NO-CKPT", f"{folder.root} has no checkpoint", do="choose a model with --model"
         )
-    there = store.place(incident) or (0, 0)
-    early = [
-        path
-        for path in good
-        if (store.place(path) or there) < there and store.step_of(path) < there[1]
-    ]
+    place = store.place_of(incident)
+    early = [p for p in good if store.place_of(p) < place and store.step_of(p) < place[1]]
     return (early or good[:1])[-1]
 
 

@@ -82,8 +82,7 @@ def _check_alone(checkpoint: store.Checkpoint, folder: RunFolder) -> None:
             f"{folder.root} holds a different run from that of {checkpoint.path}",
             do="choose another --run_dir",
         )
-    place = checkpoint.place
-    newer = [p for p in store.paths(folder.checkpoints) if (store.place(p) or place) > place]
+    newer = [p for p in store.paths(folder.checkpoints) if store.place_of(p) > checkpoint.place]
     if newer:
         raise UsageError(
             "RESUME-OLDER",
@@ -144,7 +143,7 @@ def check_elsewhere(group: Group, config: RunConfig, folder: RunFolder) -> None:
     """CheckpointError, in all processes, if a host has newer checkpoints of the run than the first
     process's, which alone reads and writes them."""
     newest = next(reversed(store.paths(folder.checkpoints)), None)
-    told = (None, None) if newest is None else (store.run_of(newest), store.place(newest))
+    told = (None, None) if newest is None else (store.run_of(newest), store.place_of(newest))
     (here, run, place, path), *others = group.all_gather((socket.gethostname(), *told, newest))
     for host, its_run, its_place, its_path in others:
         if config.run.resume == "never" or its_place is None:

@@ -105,7 +105,7 @@ def test_k3_a_kill_while_an_old_one_is_let_go(tiny_dataset, tmp_path, fault):
     child = call(*command(tiny_dataset, run), cwd=tmp_path, faults=[fault])
     assert child.code == -signal.SIGKILL
     newest = [p for p in store.paths(RunFolder(run).checkpoints) if store.fault(p) is None]
-    assert [store.place(p) for p in newest][-2:] == [(0, 2), (0, 3)]
+    assert [store.place_of(p) for p in newest][-2:] == [(0, 2), (0, 3)]
     half = [name for name in trials.remains(run) if name.startswith(".del-")]
     assert len(half) == (fault.action == "kill-after" or fault.call == "unlink")
     assert call(*command(tiny_dataset, run, steps=4), cwd=tmp_path).code == 0
