@@ -35,13 +35,18 @@ ALWAYS_S = 20.0
 
 
 class Evaluation:
-    """Evaluations of one run, each due at its own interval and all at the end. What begins with
-    `run_` works while its lines are iterated over."""
+    """Evaluations of one run, each due at its own interval and all at the end."""
 
-    def __init__(self, s: Session, progress: Progress, watch: Callable[[str], None]) -> None:
-        """`watch` gets the progress of an evaluation, as text."""
-        self.s, self.progress, self.watch = s, progress, watch
-        self.complete = False
+    def __init__(
+        self,
+        s: Session,
+        progress: Progress,
+        *,
+        tell: Callable[[str], None],
+        watch: Callable[[str], None],
+    ) -> None:
+        """`tell` gets results, and `watch` the progress of an evaluation, as text."""
+        self.s, self.progress, self.tell, self.watch = s, progress, tell, watch
         self.questions_fault = ""
         self.asked = self._questions()
         self.share = _TimeShare(s, progress)
@@ -50,16 +55,16 @@ class Evaluation:
         """Whether any evaluation is due at this step."""
         return bool(self._due_at(step))
 
-    def run_due(self, step: int) -> Iterator[str]:
-        """Run what is due at this step; yields lines to show."""
+    def run_due(self, step: int) -> None:
+        """Run what is due at this step."""
         tasks = self._due_at(step)
         ours = self.s.config.evaluation.eval_every_steps == "auto"
         if ours and "validation" in tasks and self.share.refuses():
             tasks -= {"validation"}
-            yield from self.share.why(step)
-        yield from self._run(tasks, samples=1)
+            self.share.say_why(step, self.tell)
+        self._run(tasks, samples=1)
 
-    def run_missed(self) -> Iterator[str]:
+    def run_missed(self) -> None:
         """After a resume, run what was due at this step and was interrupted. When fine-tuning,
         measure the loss before the first step."""
         step = self.progress.step
@@ -67,32 +72,29 @@ class Evaluation:
         if step == 0:
             tasks &= {"validation"} if self.s.plan.init_from else set()
         if step != self.s.plan.max_steps:
-            yield from self._run(tasks - self._recorded(), samples=1)
+            self._run(tasks - self._recorded(), samples=1)
 
-    def run_final(self) -> Iterator[str]:
-        """Run what has not been recorded for the last step; `complete` unless told to stop."""
+    def run_final(self) -> bool:
+        """Run what has not been recorded for the last step. Returns False if told to stop."""
         everything = {"validation", "hellaswag", "sample"}
-        yield from self._run(everything - self._recorded(), samples=FINAL_SAMPLES)
-        yield from self.share.summary()
-        self.complete = not self.s.group.max(int(self.s.stop.requested))
+        self._run(everything - self._recorded(), samples=FINAL_SAMPLES)
+        self.share.summarise(self.tell)
+        return not self.s.group.max(int(self.s.stop.requested))
 
-    def _run(self, tasks: set[str], *, samples: int) -> Iterator[str]:
+    def _run(self, tasks: set[str], *, samples: int) -> None:
         if not tasks:
             return
         self.s.watchdog.beat(f"evaluating step {self.progress.step}")
         with self.share.counted("validation" in tasks):
-            yield from self._each(tasks, samples)
-
-    def _each(self, tasks: set[str], samples: int) -> Iterator[str]:
-        if "validation" in tasks:
-            with self._giving_up("validation"):
-                yield from self._validate()
-        if "hellaswag" in tasks:
-            with self._giving_up("hellaswag"):
-                yield from self._hellaswag()
-        if "sample" in tasks:
-            with self._giving_up("sample"):
-                yield from self._sample(samples)
+            if "validation" in tasks:
+                with self._giving_up("validation"):
+                    self._validate()
+            if "hellaswag" in tasks:
+                with self._giving_up("hellaswag"):
+                    self._hellaswag()
+            if "sample" in tasks:
+                with self._giving_up("sample"):
+                    self._sample(samples)
 
     @contextlib.contextmanager
     def _giving_up(self, task: str) -> Iterator[None]:
@@ -132,7 +134,7 @@ class Evaluation:
             done.add("sample")
         return set(self.s.group.broadcast(done))
 
-    def _validate(self) -> Iterator[str]:
+    def _validate(self) -> None:
         s = self.s
 
         def score(stream: TokenStream, tokens: int) -> Loss | None:
@@ -154,9 +156,9 @@ class Evaluation:
         record = result.record()
         self._record(record)
         line = loss_line(record, s.mixture.name, s.mixture.unigram_entropy)
-        yield f"step {self.progress.step}: {line}"
+        self.tell(f"step {self.progress.step}: {line}")
 
-    def _hellaswag(self) -> Iterator[str]:
+    def _hellaswag(self) -> None:
         s = self.s
         if self.questions_fault:
             self._record({"task": "hellaswag", "failed": self.questions_fault})
@@ -173,9 +175,9 @@ class Evaluation:
                 return
             record, _ = result
             self._record(record)
-            yield f"step {self.progress.step}: {task_line(record)}"
+            self.tell(f"step {self.progress.step}: {task_line(record)}")
 
-    def _sample(self, number: int) -> Iterator[str]:
+    def _sample(self, number: int) -> None:
         s, e = self.s, self.s.config.evaluation
         if not e.sample_tokens or not s.group.ranks.is_main:
             return
@@ -207,7 +209,7 @@ class Evaluation:
                 "top_k": how.top_k,
             }
             s.folder.record(s.folder.samples, record)
-            yield f"sample {i + 1}: {e.sample_prompt}{text}"
+            self.tell(f"sample {i + 1}: {e.sample_prompt}{text}")
 
     def _record(self, record: dict[str, Any]) -> None:
         if self.s.group.ranks.is_main:
@@ -269,20 +271,20 @@ class _TimeShare:
         allowed = max(ALWAYS_S, self.s.config.evaluation.eval_time_share * self._trained)
         return bool(self.s.group.max(int(self._took + self._last > allowed)))
 
-    def why(self, step: int) -> Iterator[str]:
-        """Why one is skipped; said once."""
+    def say_why(self, step: int, tell: Callable[[str], None]) -> None:
+        """Tell, once, why an evaluation is skipped."""
         if not self._said:
             self._said = True
             share = f"{self.s.config.evaluation.eval_time_share:.0%}"
-            yield (
+            tell(
                 f"step {step}: not evaluated, to keep evaluations within {share} of the training "
                 "time (--eval_time_share, or set --eval_every_steps)"
             )
 
-    def summary(self) -> Iterator[str]:
-        """The totals."""
+    def summarise(self, tell: Callable[[str], None]) -> None:
+        """Tell the totals."""
         if self._took and self._trained:
-            yield f"evaluation took {self._took:.1f} s, training {self._trained:.1f} s"
+            tell(f"evaluation took {self._took:.1f} s, training {self._trained:.1f} s")
 
     @property
     def _trained(self) -> float:

@@ -57,14 +57,13 @@ def train(
 
     shown = s.group.ranks.is_main and until is None
     with Display(progress.step, plan.max_steps, shown) as display:
-        evaluation = Evaluation(s, progress, display.transient)
+        evaluation = Evaluation(s, progress, tell=display.line, watch=display.transient)
         rest = end - progress.step
         steps = s.loader.steps(progress.data_step, progress.data_step + rest)
         try:
             if s.trainable.ddp and rest:
                 _fit_together(s, progress)
-            for line in evaluation.run_missed():
-                display.line(line)
+            evaluation.run_missed()
             asked = agree(s)
             clock = Clock(progress)
             while progress.step < end and asked < STOP:
@@ -93,8 +92,7 @@ def train(
                         if saves:
                             s.stop.wants_save = False
                             commit()
-                        for line in evaluation.run_due(step):
-                            display.line(line)
+                        evaluation.run_due(step)
                 asked = agree(s)
             finished = until is None and progress.step == plan.max_steps
             clock.settle()
@@ -106,9 +104,7 @@ def train(
             s.saver.join()
         agree(s)  # no process leaves before the first has written the checkpoint, or failed to
         if finished:
-            for line in evaluation.run_final():
-                display.line(line)
-            finished = evaluation.complete
+            finished = evaluation.run_final()
     return finished
 
 

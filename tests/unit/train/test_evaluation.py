@@ -131,9 +131,8 @@ def test_what_comes_before_the_first_step_is_no_training(tiny_dataset, tmp_path,
     """Encoding questions, say, or an evaluation that was missed."""
     late, real = [0.0], time.perf_counter
 
-    def missed(self: object) -> list[str]:
+    def missed(self: object) -> None:
         late[0] += 1e6
-        return []
 
     monkeypatch.setattr(time, "perf_counter", lambda: real() + late[0])
     monkeypatch.setattr(evaluate.Evaluation, "run_missed", missed)
