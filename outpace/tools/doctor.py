@@ -30,7 +30,7 @@ from outpace.core.runstate import is_held, last_step, read_state
 from outpace.core.units import GIB, MIB, gib
 from outpace.data.shards import MANIFEST, open_dataset
 from outpace.evals.tasks import hellaswag
-from outpace.ops.attention import sdpa
+from outpace.ops.attention import is_materialised, sdpa
 from outpace.runtime.compile import why_not as compile_why_not
 from outpace.runtime.driver import driver_version, unusable_gpu
 from outpace.runtime.hardware import detect
@@ -174,7 +174,7 @@ def _kernels(device: torch.device) -> Iterator[Finding]:
     half = "bf16" if device.type == "cpu" or detect(device.type).bf16 else "fp16"
     kernels = {p: sdpa.kernel(device, DTYPES[p], 64, 0.0) for p in ("no", half)}
     found = f"fp32 {kernels['no']}, {half} {kernels[half]} on {device.type}"
-    if sdpa.MATERIALISING & set(kernels.values()):
+    if any(map(is_materialised, kernels.values())):
         yield warning("attention", found, "this torch has no fused kernel here: use another")
     else:
         yield Finding("attention", found)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from outpace.core.errors import UsageError
 from outpace.model import cost
 from outpace.model.memory import Attention, Memory, Moment, StepSettings, training_memory
+from outpace.ops.attention import is_materialised
 from outpace.train.plan import Planning
 
 NOT_DETERMINISTIC = ("cudnn", "flash_attn")
@@ -216,11 +217,6 @@ def micro_batch_memory(p: Planning, settings: StepSettings, compiled: bool | Non
             )
         moments += training_memory(replace(settings, compiled=way, cross_entropy=name)).moments
     return Memory(tuple(moments))
-
-
-def is_materialised(kernel: str) -> bool:
-    """Whether the T x T matrix is stored: by plain operators, or by PyTorch's fallback."""
-    return kernel in ("MATH", "ERROR") or kernel.startswith("materialised")
 
 
 def attention_kind(backend: str, kernel: str) -> Attention:

@@ -41,11 +41,17 @@ BACKENDS = Registry(
 )
 
 MATERIALISING = ("math", "eager", "reference")
-"""Rows that always store the T x S matrix."""
+"""Backends that always store the T x S matrix."""
 
 MEASURED_BATCHES = (32, 8)
 """Batch sizes to measure with, the second if the first does not fit: large enough that a call takes
 longer on the device than on the host. With 12 heads of 1,024 tokens the reference needs 8 GB."""
+
+
+def is_materialised(kernel: str) -> bool:
+    """Whether the kernel of this name stores the T x S matrix: plain operators do, and PyTorch's
+    fallback."""
+    return kernel in ("MATH", "ERROR") or kernel.startswith("materialised")
 
 
 def document_mask_why_not(name: str) -> str | None:

@@ -31,7 +31,7 @@ def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, dropout_p: float = 0.0
 ) -> torch.Tensor:
     """q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D)."""
-    version, function = _suits(torch.cuda.get_device_capability(q.device))
+    version, function = _best_package(torch.cuda.get_device_capability(q.device))
     extra = {"dropout_p": dropout_p} if version == 2 else {}
     if function is None or q.dtype not in HALF or (dropout_p and not extra):
         return sdpa.attend(q, k, v, dropout_p=dropout_p)
@@ -48,7 +48,7 @@ def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | No
         return f"flash-attn computes in bf16 or fp16, not in {dtype}"
     if head_dim % 8 or head_dim > 256:
         return f"flash-attn needs a head size that is a multiple of 8, at most 256, not {head_dim}"
-    if _suits(torch.cuda.get_device_capability(device))[1] is None:
+    if _best_package(torch.cuda.get_device_capability(device))[1] is None:
         return "no flash-attn package that suits this GPU is installed"
     return None
 
@@ -57,13 +57,13 @@ def kernel(device: torch.device, dtype: torch.dtype, head_dim: int, dropout_p: f
     """Name of the kernel that runs."""
     if device.type == "cpu":
         return sdpa.kernel(device, dtype, head_dim, dropout_p)
-    version, _ = _suits(torch.cuda.get_device_capability(device))
+    version, _ = _best_package(torch.cuda.get_device_capability(device))
     if dropout_p and version != 2:
         return sdpa.kernel(device, dtype, head_dim, dropout_p)
     return f"FLASH_ATTN_{version}"
 
 
-def _suits(capability: tuple[int, int]) -> tuple[int, Callable[..., Any] | None]:
+def _best_package(capability: tuple[int, int]) -> tuple[int, Callable[..., Any] | None]:
     """Version and function of the best package for a GPU of this compute capability."""
     major = capability[0]
     if major == 9 and flash_attn_3 is not None:

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend
 
-from outpace.ops.attention import reference
+from outpace.ops.attention import is_materialised, reference
 
-MATERIALISING = {SDPBackend.MATH.name, SDPBackend.ERROR.name}
 BF16_UNITS = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 """Whether this CPU multiplies bf16. Where it does not, its backward in bf16 takes 5.4 times as long
 as in fp32 (84 against 15 ms at (4, 6, 256, 64) with AVX2, torch 2.13)."""
@@ -79,7 +78,7 @@ def document_mask(documents: torch.Tensor) -> torch.Tensor:
 
 def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
     """A reason if only the materialising fallback would run, leaving dropout aside."""
-    if kernel(device, dtype, head_dim, 0.0) in MATERIALISING:
+    if is_materialised(kernel(device, dtype, head_dim, 0.0)):
         return f"PyTorch has no fused kernel for {dtype} with head size {head_dim} on {device.type}"
     return None
 

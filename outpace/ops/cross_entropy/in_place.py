@@ -37,7 +37,7 @@ def softmax_gradient_(
     """Overwrite logits (N, V padded) with their gradient, zero where the target is IGNORE and in
     columns from vocab_size on; returns the losses (N,) in nats, fp32. With `compiled` the softmax
     of bf16 and fp16 logits on a CPU is compiled, and needs no fp32 copy."""
-    counts = (targets != IGNORE).unsqueeze(1)  # (N, 1)
+    counted = (targets != IGNORE).unsqueeze(1)  # (N, 1)
     target = targets.clamp_min(0).unsqueeze(1)  # (N, 1)
     logits[:, vocab_size:] = float("-inf")
     at_target = logits.gather(1, target).to(accumulation_dtype(logits))
@@ -45,12 +45,12 @@ def softmax_gradient_(
         log_total = _softmax_by_rows_(logits)  # (N, 1)
     else:
         log_total = (_compiled() if compiled else _softmax_)(logits)  # (N, 1)
-    losses = (log_total - at_target).masked_fill_(~counts, 0.0).squeeze(1)
+    losses = (log_total - at_target).masked_fill_(~counted, 0.0).squeeze(1)
     # Not scatter_, which copies all of the logits twice on a CPU.
     rows = torch.arange(len(logits), device=logits.device).unsqueeze(1)  # (N, 1)
     logits[rows, target] = (at_target - log_total).exp_().sub_(1.0).to(logits.dtype)
-    if not bool(counts.all()):
-        logits.masked_fill_(~counts, 0.0)
+    if not bool(counted.all()):
+        logits.masked_fill_(~counted, 0.0)
     return losses
 
 

@@ -54,9 +54,9 @@ def _kernel(  # type: ignore[no-untyped-def]
     logits += row * row_stride
     out += row * out_stride
     target = tl.load(targets + row * target_stride)
-    counts = target != IGNORED
+    counted = target != IGNORED
     # Loaded before the first reduction, whose barrier orders it before every store over the logits.
-    at_target = tl.load(logits + target, mask=counts, other=0.0).to(tl.float32)
+    at_target = tl.load(logits + target, mask=counted, other=0.0).to(tl.float32)
 
     largest = -float("inf")
     total = 0.0
@@ -70,7 +70,7 @@ def _kernel(  # type: ignore[no-untyped-def]
         total = total * tl.exp(largest - larger) + tl.sum(tl.exp(z - larger), 0)
         largest = larger
     log_total = largest + tl.log(total)
-    tl.store(losses + row, tl.where(counts, log_total - at_target, 0.0))
+    tl.store(losses + row, tl.where(counted, log_total - at_target, 0.0))
 
     for start in range(0, columns, BLOCK):
         column = start + tl.arange(0, BLOCK)
@@ -78,6 +78,6 @@ def _kernel(  # type: ignore[no-untyped-def]
         z = tl.load(logits + column, mask=within, other=0.0, eviction_policy="evict_first")
         p = tl.exp(z.to(tl.float32) - log_total)
         gradient = tl.where(column == target, p - 1.0, p)
-        gradient = tl.where(counts & (column < vocab_size), gradient, 0.0)
+        gradient = tl.where(counted & (column < vocab_size), gradient, 0.0)
         gradient = (gradient * SCALE).to(out.dtype.element_ty)
         tl.store(out + column, gradient, mask=within, eviction_policy="evict_first")
