@@ -15,7 +15,7 @@ DETERMINISTIC = ("flash", "efficient")
 CPU_FLOPS_PER_CORE = 100e9
 """Rough speed of one core, to judge whether compiling pays."""
 NO_BF16_CODE = "PyTorch compiles no bf16 for a GPU without it"
-"""It says so once a graph, and runs what it was given (`compile_fx`, SkipFrame)."""
+"""It warns of that once a graph, and runs the graph uncompiled (`compile_fx`, SkipFrame)."""
 
 
 def deterministic(p: Planning) -> bool:
@@ -53,7 +53,7 @@ def attention(p: Planning, precision: str, deterministic: bool) -> tuple[str, st
     if masked:
         backend, reason = _masking(p, backend, reason, precision)
     why_not, kernel = p.can.attention(backend, precision, shape, masked)
-    if why_not and compute.attention_backend not in ("auto", "sdpa"):  # sdpa has a last resort
+    if why_not and compute.attention_backend not in ("auto", "sdpa"):  # sdpa falls back
         raise UsageError(
             "NO-ATTENTION",
             f"--attention_backend {backend} cannot be used here: {why_not}",
