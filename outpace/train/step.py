@@ -102,9 +102,9 @@ def train_step(
     all processes follow, and `on_micro_step` gets the micro-step's number. Returns None if the code
     was STOP; raises TooLarge if a process ran out of memory. In both cases nothing has changed.
     """
-    tokens = sum(b.targets.numel() for b in batches)
+    targets = sum(b.targets.numel() for b in batches)
     # The mean over this process's targets. DDP averages over processes, all with equally many.
-    scale = 1.0 / tokens
+    per_target = 1.0 / targets
     loss_sum = torch.zeros((), device=t.device)
     code = CONTINUE
     for i, batch in enumerate(batches):
@@ -115,7 +115,7 @@ def train_step(
         if t.dropout:
             seed_micro_step(t.seed, step, batch.position)
         try:
-            loss_sum += _backward(t, batch, scale, synchronise=synchronise)
+            loss_sum += _backward(t, batch, per_target, synchronise=synchronise)
         except (RuntimeError, MemoryError) as error:
             # Other processes already wait inside the last, synchronising backward.
             if synchronise or not is_out_of_memory(error):
@@ -131,7 +131,7 @@ def train_step(
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if t.grad_clip:
         _clip(t, parameters, grad_norm)
-    loss = t.group.sum(loss_sum) / (tokens * t.group.ranks.world_size)
+    loss = t.group.sum(loss_sum) / (targets * t.group.ranks.world_size)
     skipped = torch.zeros((), device=t.device)
     if t.guard or t.scaler.is_enabled():
         good = torch.isfinite(grad_norm) & torch.isfinite(loss)
@@ -145,13 +145,15 @@ def train_step(
     return StepResult(loss, grad_norm, skipped)
 
 
-def _backward(t: Trainable, batch: MicroBatch, scale: float, *, synchronise: bool) -> torch.Tensor:
-    """Add `scale` times the gradient of a micro-batch's summed loss to the accumulated gradient;
+def _backward(
+    t: Trainable, batch: MicroBatch, per_target: float, *, synchronise: bool
+) -> torch.Tensor:
+    """Add `per_target` times the gradient of a micro-batch's summed loss to the accumulated one;
     with `synchronise`, average it over all processes. Returns the summed loss."""
     with t.ddp.no_sync() if t.ddp and not synchronise else contextlib.nullcontext():
         with autocast(t.device, t.precision):
             loss = t.forward(batch.inputs, batch.targets)
-        t.scaler.scale(loss * scale).backward()
+        t.scaler.scale(loss * per_target).backward()
     return loss.detach()
 
 
@@ -159,8 +161,8 @@ def _clip(t: Trainable, parameters: list[torch.nn.Parameter], grad_norm: torch.T
     """Scale the gradient to a norm of at most `grad_clip`, as torch.nn.utils.clip_grad_norm_ does.
     A fused optimiser divides by `grad_scale` as it reads the gradient, which saves a pass."""
     if t.optimizer.defaults.get("fused"):
-        scale = ((grad_norm + CLIP_EPS) / t.grad_clip).clamp_min(1.0)
-        t.optimizer.grad_scale = scale  # type: ignore[attr-defined]
+        divisor = ((grad_norm + CLIP_EPS) / t.grad_clip).clamp_min(1.0)
+        t.optimizer.grad_scale = divisor  # type: ignore[attr-defined]
     else:
         torch.nn.utils.clip_grads_with_norm_(parameters, t.grad_clip, grad_norm)
 
