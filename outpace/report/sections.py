@@ -84,7 +84,7 @@ def comparison(runs: Sequence[Run]) -> str:
     head = ["", *map(_named, range(len(runs)), runs)]
     rows = [
         ["state", *(escape(s.state) for s in summaries)],
-        ["validation loss", *_best([s.val_loss for s in summaries], 3)],
+        ["validation loss", *_loss_cells(runs, summaries)],
         *_score_rows([s.hellaswag for s in summaries]),
         ["steps", *(whole(s.steps) for s in summaries)],
         ["tokens", *(units.count(s.tokens) if s.tokens else NONE for s in summaries)],
@@ -237,11 +237,23 @@ def _score_cell(score: Score | None, with_questions: bool) -> str:
     return percent(score.value) + spread + asked
 
 
-def _best(values: Sequence[float | None], places: int) -> list[str]:
-    least = min((v for v in values if v is not None), default=None)
-    texts = [decimals(v, places) for v in values]
-    best = decimals(least, places)
-    return [f'<span class="best">{t}</span>' if t == best != NONE else t for t in texts]
+def _loss_cells(runs: Sequence[Run], summaries: Sequence[Summary]) -> list[str]:
+    """Validation losses. The lowest is marked if all are over the same tokens, and their number is
+    given if it is not the same for all: on a CPU it depends on the size of the model."""
+    losses = [s.val_loss for s in summaries]
+    known = [(run, s) for run, s in zip(runs, summaries, strict=True) if s.val_loss is not None]
+    counts = {s.val_tokens for _, s in known}
+    same = len(counts) == 1 == len({run.dataset.get("fingerprint") for run, _ in known})
+    best = decimals(min((v for v in losses if v is not None), default=None), 3)
+    cells = []
+    for s in summaries:
+        text = decimals(s.val_loss, 3)
+        if same and text == best:
+            text = f'<span class="best">{text}</span>'
+        elif len(counts) > 1 and s.val_tokens:
+            text += f" over {units.count(s.val_tokens)} tokens"
+        cells.append(text)
+    return cells
 
 
 def _named(i: int, run: Run) -> str:

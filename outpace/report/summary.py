@@ -48,6 +48,8 @@ class Summary:
     train_loss: float | None
     val_loss: float | None
     best_val_loss: float | None
+    val_tokens: float | None
+    """Tokens that the last validation loss is the mean over."""
     val_perplexity: float | None
     val_bits_per_byte: float | None
     unigram_entropy: float | None
@@ -78,6 +80,7 @@ def summarise(run: Run) -> Summary:
         train_loss=_last(_all(run.metrics, "loss")),
         val_loss=_last(losses),
         best_val_loss=min(losses, default=None),
+        val_tokens=number(last, "tokens_scored"),
         val_perplexity=number(last, "perplexity"),
         val_bits_per_byte=number(last, "bits_per_byte"),
         unigram_entropy=number(run.dataset, "unigram_entropy"),

@@ -195,6 +195,22 @@ def test_several_runs_are_overlaid_and_only_what_differs_is_listed(tmp_path: Pat
     assert best == [f"{summarise(load_run(runs[1])).val_loss:.3f}"]
 
 
+def test_the_lowest_loss_is_only_marked_if_all_are_over_the_same_tokens(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "slow", lr=3e-4), make_run(tmp_path / "quick")]
+    other = make_run(tmp_path / "other", data_set="fineweb-edu")
+    low = f"{summarise(load_run(runs[1])).val_loss:.3f}"
+    plan = json.loads((other / "plan.json").read_text())
+    plan["dataset"]["fingerprint"] = "another"
+    (other / "plan.json").write_text(json.dumps(plan))
+    text = page(load_runs([runs[0], other]))
+    assert low in text and 'class="best"' not in text and "tokens</td>" not in text
+    evals = (runs[1] / "evals.jsonl").read_text().replace("10485760", "29696")
+    (runs[1] / "evals.jsonl").write_text(evals)
+    text = page(load_runs(runs))
+    assert 'class="best"' not in text
+    assert f"{low} over 29.7k tokens</td>" in text and " over 10.5M tokens</td>" in text
+
+
 def test_settings_that_no_plan_holds_are_compared_too(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / side) for side in ("left", "right")]
     for run, decay in zip(runs, (0.1, 0.5), strict=True):
