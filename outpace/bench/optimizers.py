@@ -3,6 +3,7 @@ from the same weights over the same batches. Speed alone does not tell whether a
 update is worth it.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ from outpace.core.log import say, warn
 from outpace.core.runfolder import RunFolder
 from outpace.train.plan import Plan
 
+LEAST_EVALS = 10
+"""Evaluations a run from which `sooner` is right to about 1%. With 2 of the 20 points of
+benchmarks/results/optimizers-cpu.json it says 2.00 instead of 2.31, with 10 of them 2.30."""
+
 
 @dataclass(frozen=True)
 class Race:
@@ -42,6 +47,12 @@ def race(r: Race, output: Path | None) -> Path:
     """Train, print, and write the result after each run, so that an interrupted race keeps its
     results; the same call continues it. OutpaceError if no run of an optimiser was completed."""
     check_writable(name := f"optimizers-{r.plan.device}", output)
+    every, steps = r.plan.eval_every_steps, r.plan.max_steps
+    if steps < LEAST_EVALS * (every or steps):
+        warn(
+            f"with {steps // every if every else 1} evaluations a run, the tokens to reach a loss "
+            f"are a guess: set --eval_every_steps {math.ceil(steps / 20)}"
+        )
     recipe = r.work / "recipe.toml"
     r.work.mkdir(parents=True, exist_ok=True)
     replace_file(recipe, to_toml(r.config, r.set_by))

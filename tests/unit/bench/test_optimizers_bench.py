@@ -67,6 +67,7 @@ def test_the_command_trains_each_and_goes_on_where_it_was(
     said = capsys.readouterr()
     assert "adamw's final loss" in said.out
     assert "adamw is best at 0.003, the end of the rates tried" in said.err
+    assert "with 3 evaluations a run, the tokens" in said.err and "steps 1\n" in said.err
 
     written = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("metrics.jsonl")}
     assert len(written) == 4
