@@ -200,6 +200,8 @@ def _score(
             scored = evaluate(model, asked, hidden=out.hidden, keep_going=bar, **out.how)
         assert scored is not None
         record, examples = scored
+        if options.subset and task.name == "hellaswag":
+            record["subset"] = options.subset
         if dirty and dirty.task == task.name:
             record["clean"] = dirty.clean(examples)
         out.add(record, task_line(record), *parts_lines(record))

@@ -7,11 +7,13 @@ from outpace.core.units import count
 
 
 def task_line(record: dict[str, Any]) -> str:
-    """One task's record as a line."""
+    """One task's record as a line; GPT-2's scores beside it are those of the whole task."""
     task, protocol, n = record["task"], record["protocol"], record["questions"]
     name = "HellaSwag" if task == "hellaswag" else task
     metrics: list[str] = [m for m in ("acc_norm", "acc_bytes", "acc", "perplexity") if m in record]
     scores = ", ".join(_score(record, metric) for metric in metrics)
+    if part := record.get("subset"):
+        return f"{name} ({protocol}, {n:,} questions of {part}): {scores}"
     return f"{name} ({protocol}, {n:,} questions): {scores}{_beside(task, protocol, metrics)}"
 
 

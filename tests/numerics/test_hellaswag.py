@@ -27,6 +27,7 @@ from outpace.evals.tasks import hellaswag
 from outpace.interop import huggingface
 from outpace.model.gpt2 import GPT2
 from outpace.tokenizer import get_tokenizer
+from outpace.train.score_lines import task_line
 
 SMALL = GPT2Shape(1, 2, 32, 1024, SMALL_VOCABULARY)
 SHAPE = GPT2Shape(2, 4, 64, 1024, 50257)
@@ -205,8 +206,12 @@ def test_evaluate_writes_results_and_a_line_an_example(model, path, tmp_path):
         "--protocol", "both", "--subset", "wikihow,zeroshot",
         "--output", "r.json", "--details", "d.jsonl", cwd=tmp_path,
     ).stdout  # fmt: skip
-    assert "GPT-2 124M: acc_norm 0.2955" in out and "acc_norm 0.3114" in out
+    assert "4 questions of wikihow,zeroshot): acc_norm" in out
+    assert "GPT-2" not in out, "its published scores are those of all questions"
     records = json.loads((tmp_path / "r.json").read_text())["results"]
+    assert {record.pop("subset") for record in records} == {"wikihow,zeroshot"}
+    for record, published in zip(records, ("0.2955", "0.3114"), strict=True):
+        assert f"GPT-2 124M: acc_norm {published}" in task_line(record)
     lines = [json.loads(line) for line in (tmp_path / "d.jsonl").read_text().splitlines()]
     for record, protocol in zip(records, hellaswag.PROTOCOLS, strict=True):
         mine = [x for x in lines if x["protocol"] == protocol]
