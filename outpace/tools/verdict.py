@@ -93,8 +93,9 @@ def check(
     model: Side, against: Side, asked: Sequence[tuple[Task, str]], metric: str = ""
 ) -> list[str]:
     """The metric to compare in each (task, protocol) of `asked`: the named one, else acc_norm if it
-    exists, else acc. Called before the slow scoring: DataError if a side's answers lack a task,
-    UsageError if it lacks the metric or does not read GPT-2's tokens."""
+    exists, else acc. Called before the slow scoring: DataError if a side's answers lack a task, or
+    a part of it that a published score is about, UsageError if it lacks the metric or does not read
+    GPT-2's tokens."""
     for one in (model, against):
         if one.loaded and one.loaded.tokenizer != "gpt2":
             reads = one.loaded.tokenizer
@@ -121,6 +122,8 @@ def check(
             )
         if against.kind == PUBLISHED:
             _published(task.name, protocol, wanted)
+            if model.kind == "details":
+                _check_sources(model.name, model.answers_to(task.name, protocol))
         chosen.append(wanted)
     return chosen
 
@@ -238,6 +241,19 @@ def _published(task: str, protocol: str, metric: str) -> PublishedScore:
             do="give its weights or answers with --against",
         )
     return found
+
+
+def _check_sources(name: str, mine: Answers) -> None:
+    """DataError if the answers are to one of HellaSwag's sources alone: a published score is of
+    both, which need not be equally hard."""
+    kinds = {source.partition("~")[0] for source in mine.sources}
+    if mine.task == "hellaswag" and len(kinds) == 1 < len(mine):
+        raise DataError(
+            "SUBSET",
+            f"{name} has answers to the questions of {kinds.pop()} alone, and the published score "
+            "is of all",
+            do="score the whole split, or give the baseline's answers with --against",
+        )
 
 
 def _told(comparison: Comparison) -> JsonObject:

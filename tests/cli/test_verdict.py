@@ -18,9 +18,13 @@ from .helpers import Run
 PASSAGE = "The keeper counts the boats in the harbour twice before he lights the lamp, then"
 
 
+def kind(i: int) -> str:
+    return "wikihow" if i % 3 else "activitynet"
+
+
 def details(path: Path, pattern: str, protocols: tuple[str, ...] = ("completion",)) -> Path:
     rows: list[dict[str, Any]] = [
-        {"task": "hellaswag", "protocol": protocol, "ind": i, "source_id": f"wikihow~{i}",
+        {"task": "hellaswag", "protocol": protocol, "ind": i, "source_id": f"{kind(i)}~{i}",
          "label": 1, "pred": int(c), "pred_norm": int(c), "log_likelihoods": [0.0] * 4}
         for protocol in protocols
         for i, c in enumerate(pattern)
@@ -139,6 +143,18 @@ def test_without_the_hub_the_published_scores_stand_in_unless_it_was_named(
     named = run("verdict", path, "--against", "hf:gpt2")
     assert named.code == 10
     assert named.error.startswith("error[HUB]: ")
+
+
+def test_answers_to_one_source_are_not_compared_with_a_score_of_both(
+    refused, run: Run, folder: Path, files: tuple[Path, Path]
+):
+    """Else GPT-2 itself could beat its own published score."""
+    rows = [row for row in files[0].read_text().splitlines(keepends=True) if "activitynet" in row]
+    (folder / "part.jsonl").write_text("".join(rows))
+    one = ["verdict", "part.jsonl", "--protocol", "completion", "--against"]
+    told = refused(3, "SUBSET", *one, "published")
+    assert "activitynet alone" in told.error
+    assert run(*one, files[1]).code == 0, "both answered them"
 
 
 def record_of_one(answered: Path, path: Path) -> Path:
@@ -291,7 +307,7 @@ def test_where_every_question_is_contaminated_the_whole_is_compared_all_the_same
 ):
     good, _ = files
     found = {"format": 1, "task": "hellaswag", "dataset": "d", "fingerprint": "f",
-             "contaminated": {f"wikihow {i}": {} for i in range(100)}}  # fmt: skip
+             "contaminated": {f"{kind(i)} {i}": {} for i in range(100)}}  # fmt: skip
     (folder / "all.json").write_text(json.dumps(found))
     done = run("verdict", good, "--against", against, "--protocol", "completion",
                "--contamination", "all.json", "--output", "v.json")  # fmt: skip
