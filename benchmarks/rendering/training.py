@@ -51,8 +51,8 @@ def compare(r: Result) -> str:
         f"**{r['ratio_tokens_per_second']:.2f} times the tokens per second; validation losses "
         f"differ by {r['validation_loss_difference']:+.4f} nats.**",
         f"The same {r['parameters'] / 1e6:.1f}M-parameter GPT-2 ({s['n_layer']} layers, "
-        f"{s['n_embd']} channels, context {s['context']}), the same {r['tokens'] / 1e6:.2f}M "
-        f"tokens of English novels, {s['max_steps']:,} steps of "
+        f"{s['n_embd']} channels, context {s['context']}), {r['tokens'] / 1e6:.2f}M tokens of "
+        f"the same English novels, {s['max_steps']:,} steps of "
         f"{s['micro_batch_size'] * s['context']:,} tokens, AdamW {s['lr']:g}, cosine. nanoGPT "
         f"(commit {(r['nanogpt_commit'] or '')[:10]}) at its best CPU flags: compiled, fp32, "
         "because its autocast is for GPUs only. outpace: compiled, bf16. Side by side, each on "
