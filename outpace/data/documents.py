@@ -6,6 +6,8 @@ modded-nanogpt's training loader cuts its rows this way, in `BOSFinder`
 (KellerJordan/modded-nanogpt, train_gpt_medium.py).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from outpace.data.arrays import Int64
@@ -32,12 +34,16 @@ def aligned_samples(starts: Int64, tokens: int, context: int) -> Int64:
     return starts[np.array(chosen, np.int64)]
 
 
-def unread(mixture: Mixture, context: int) -> float:
-    """Share of the training tokens that aligned samples do not read; datasets weigh by their share
-    of the samples."""
-    total = 0.0
-    for dataset, share in zip(mixture.datasets, mixture.shares, strict=True):
-        tokens = max(1, dataset.tokens("train"))
-        taken = len(aligned_samples(document_starts(dataset, "train"), tokens, context))
-        total += float(share) * (1 - taken * context / tokens)
-    return total
+def read_tokens(mixture: Mixture, context: int) -> list[int]:
+    """Training tokens of each dataset that its aligned samples read in an epoch."""
+    return [
+        context * len(aligned_samples(document_starts(d, "train"), d.tokens("train"), context))
+        for d in mixture.datasets
+    ]
+
+
+def unread(mixture: Mixture, read: Sequence[int]) -> float:
+    """Share of the training tokens that is not read; datasets weigh by their share of the
+    samples."""
+    of_each = zip(mixture.datasets, mixture.shares, read, strict=True)
+    return sum(float(share) * (1 - n / max(1, d.tokens("train"))) for d, share, n in of_each)

@@ -86,16 +86,18 @@ class Mixture:
     def tokens(self, split: str) -> int:
         return sum(dataset.tokens(split) for dataset in self.datasets)
 
-    @property
-    def tokens_to_first_end(self) -> int:
-        """Training tokens until the first of the datasets is read to its end."""
-        ends = zip(self.datasets, self.shares, strict=True)
-        return min(int(dataset.tokens("train") / share) for dataset, share in ends)
+    def tokens_to_first_end(self, each: Sequence[int] | None = None) -> int:
+        """Training tokens until the first of the datasets is read to its end. `each` is how many an
+        epoch of each has, if not all."""
+        each = each or [dataset.tokens("train") for dataset in self.datasets]
+        return min(int(n / share) for n, share in zip(each, self.shares, strict=True))
 
-    def passes(self, tokens: int) -> list[float]:
+    def passes(self, tokens: int, each: Sequence[int] | None = None) -> list[float]:
         """How often each dataset is read in training on that many tokens."""
-        read = zip(self.datasets, self.shares, strict=True)
-        return [float(share) * tokens / max(1, dataset.tokens("train")) for dataset, share in read]
+        each = each or [dataset.tokens("train") for dataset in self.datasets]
+        return [
+            float(share) * tokens / max(1, n) for n, share in zip(each, self.shares, strict=True)
+        ]
 
     def record(self) -> dict[str, Any]:
         """For plan.json."""

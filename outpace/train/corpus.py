@@ -12,7 +12,7 @@ from outpace.core.errors import DataError, RunInUse, UsageError
 from outpace.core.log import note, warn
 from outpace.core.registry import nearest
 from outpace.core.runfolder import RunFolder
-from outpace.data.documents import unread
+from outpace.data.documents import read_tokens, unread
 from outpace.data.mixture import Mixture
 from outpace.data.prepare import PrepareOptions, prepare
 from outpace.data.shards import JOURNAL, MANIFEST, Dataset, open_dataset
@@ -131,12 +131,13 @@ def _from_here(text: str, beside: Path) -> str:
 
 def facts_of(mixture: Mixture, config: RunConfig) -> DatasetFacts:
     """What the plan needs to know of the data."""
+    read = read_tokens(mixture, config.model.context) if config.data.bos_aligned else None
     return DatasetFacts(
         mixture.name,
         mixture.vocab_size,
-        mixture.tokens_to_first_end,
+        mixture.tokens_to_first_end(read),
         mixture.tokens("val"),
-        unread(mixture, config.model.context) if config.data.bos_aligned else 0.0,
+        unread(mixture, read) if read else 0.0,
         mixture.tokens("train") + mixture.tokens("val"),
     )
 

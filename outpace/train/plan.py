@@ -28,8 +28,8 @@ class DatasetFacts:
     name: str
     vocab_size: int
     train_tokens: int
-    """Training tokens after which all of it has been read once; of a mixture, after which the first
-    of its datasets has."""
+    """Training tokens after which all of it has been read once, but for what is left unread; of a
+    mixture, after which the first of its datasets has."""
     val_tokens: int
     unread: float = 0.0
     """Share of the text that `--bos_aligned` leaves out."""
@@ -38,8 +38,8 @@ class DatasetFacts:
 
     @property
     def pass_tokens(self) -> int:
-        """Training tokens in one epoch, without what is left unread."""
-        return max(1, round(self.train_tokens * (1 - self.unread)))
+        """Training tokens in one epoch."""
+        return max(1, self.train_tokens)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from outpace.core.log import note, say, warn
 from outpace.core.runfolder import RunFolder
 from outpace.core.units import count, gib
+from outpace.data.documents import read_tokens
 from outpace.data.mixture import Mixture
 from outpace.runtime.hardware import Machine
 from outpace.train.corpus import OPENWEBTEXT
@@ -18,7 +19,8 @@ def data_line(mixture: Mixture, plan: Plan | None = None) -> str:
         f"validation tokens, unigram entropy {mixture.unigram_entropy:.4f} nats per token"
     )
     if plan is not None and len(mixture.datasets) > 1:
-        passes = mixture.passes(plan.max_tokens)
+        read = read_tokens(mixture, plan.context) if plan.bos_aligned else None
+        passes = mixture.passes(plan.max_tokens, read)
         for dataset, share, times in zip(mixture.datasets, mixture.shares, passes, strict=True):
             text += (
                 f"\n  {float(share):.2%} of the samples from {dataset.folder}: "

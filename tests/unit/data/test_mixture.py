@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from outpace.config.load import load
 from outpace.core.errors import DataError
-from outpace.data.documents import aligned_samples, document_starts, unread
+from outpace.data.documents import aligned_samples, document_starts, read_tokens, unread
 from outpace.data.loader import BatchShape, Loader
 from outpace.data.mixture import Mixture
 from outpace.data.order import OrderSpec
 from outpace.data.shards import Dataset, open_dataset
 from outpace.data.staging import Staging
+from outpace.train.corpus import facts_of
 
 from .helpers import prepared, read_documents, read_shard, write_dataset
 
@@ -77,8 +79,8 @@ def test_without_weights_all_datasets_end_together(three):
     tokens = [d.tokens("train") for d in three]
     assert mixture.shares == [Fraction(n, sum(tokens)) for n in tokens]
     assert mixture.passes(2 * sum(tokens)) == pytest.approx([2.0] * 3)
-    assert mixture.tokens_to_first_end == sum(tokens)
-    assert Mixture.of(three, SHARES).tokens_to_first_end == int(1500 / Fraction("0.6"))
+    assert mixture.tokens_to_first_end() == sum(tokens)
+    assert Mixture.of(three, SHARES).tokens_to_first_end() == int(1500 / Fraction("0.6"))
 
 
 def test_fingerprints_know_datasets_order_and_shares(three):
@@ -132,7 +134,24 @@ def test_aligned_samples_are_those_of_a_walk_over_the_documents(documents):
             end = start + T
     assert aligned_samples(starts, tokens, T).tolist() == walked
     share = 1 - len(walked) * T / tokens
-    assert unread(Mixture.of([documents]), T) == pytest.approx(share)
+    alone = Mixture.of([documents])
+    assert read_tokens(alone, T) == [len(walked) * T]
+    assert unread(alone, read_tokens(alone, T)) == pytest.approx(share)
+
+
+def test_a_pass_over_aligned_samples_ends_where_one_is_read_again(tmp_path):
+    """Long documents are cut off, short ones are read whole."""
+    long = prepared(tmp_path / "long", ["x" * 500 + str(n) for n in range(100)], val_fraction=0)
+    short = prepared(tmp_path / "short", [f"{n:0{T - 1}}" for n in range(3000)], val_fraction=0)
+    mixture = Mixture.of([long, short])
+    read = read_tokens(mixture, T)
+    end = mixture.tokens_to_first_end(read)
+    loader = loader_of(mixture, bos_aligned=True)
+    samples = loader.order.samples(0, end // T + 4)
+    assert samples.epoch[: end // T - 4].max() == 0 and samples.epoch.max() == 1
+    assert max(mixture.passes(end, read)) == pytest.approx(1, rel=0.01)
+    facts = facts_of(mixture, load(["--bos_aligned", "--context", str(T)])[0])
+    assert facts.pass_tokens == end < mixture.tokens_to_first_end() / 10
 
 
 def test_every_aligned_sample_begins_with_a_document_and_is_read_once_an_epoch(documents):

@@ -134,7 +134,7 @@ def test_the_order_is_in_the_plan_and_makes_another_run():
     assert len(set(seen)) == 5
     spec = plan(["--order_chunk", "64", "--no_phase"]).order
     assert (spec.context, spec.chunk, spec.phase, spec.bos_aligned) == (1024, 64, False, False)
-    half = DatasetFacts("x", 50257, 1_000_000_000, 5_000, unread=0.47)
+    half = DatasetFacts("x", 50257, 530_000_000, 5_000, unread=0.47)
     made = plan(["--bos_aligned"], data=half)
     assert "leaves 47% of the text" in chosen(made)["bos_aligned"]
     assert "4 passes over 530M tokens" in chosen(made)["max_steps"] and 3.9 < made.epochs <= 4
