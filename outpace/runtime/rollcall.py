@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
@@ -87,7 +88,8 @@ def will_not_join(exit_code: int) -> None:
 def _connect(rank: int, world_size: int, timeout_s: float) -> Any:
     """The store at MASTER_ADDR and MASTER_PORT, which torchrun keeps, or else process 0."""
     ours = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    return dist.TCPStore(  # type: ignore[attr-defined]
+    connect = partial(
+        dist.TCPStore,  # type: ignore[attr-defined]
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         world_size,
@@ -96,6 +98,8 @@ def _connect(rank: int, world_size: int, timeout_s: float) -> Any:
         wait_for_workers=False,
         multi_tenant=True,
     )
+    # What is there may be another program: the store waits for its first answer without end.
+    return within(timeout_s + LOOK_AGAIN_S, connect)
 
 
 def _call(store: Any, rank: int, world_size: int, patience_s: float, code: int) -> str:

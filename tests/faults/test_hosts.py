@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -186,6 +187,17 @@ def test_a_process_that_finds_no_other_says_where_it_looked(hosts):
     assert codes(ranks) == [9, 9]
     assert "error[NOT-ALL-CAME]: process 1 did not come" in ranks[0].err
     assert "error[NO-ANSWER]: nothing answers at no-such-host.invalid:" in ranks[1].err
+
+
+def test_another_program_where_the_processes_meet_is_not_waited_for_without_end(hosts):
+    """Its port is taken, by a program that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        there = {"MASTER_PORT": str(taken.getsockname()[1])}
+        flags = train(5, "--peer_timeout_minutes", "0.05")
+        ranks = call_ranks(2, *flags, cwd=hosts, env=[there, there])
+    assert codes(ranks) == [9, 9]
+    assert "error[PORT-IN-USE]" in ranks[0].err
+    assert "error[NO-ANSWER]: nothing answers at 127.0.0.1:" in ranks[1].err
 
 
 @pytest.fixture
