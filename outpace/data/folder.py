@@ -3,6 +3,7 @@ after a signal or an error.
 """
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -28,9 +29,9 @@ from outpace.data.shards import JOURNAL, MANIFEST
 LOCK, REMOVED = ".lock", "removed.jsonl"
 
 
-class Signalled(BaseException):
-    """Raised by a signal handler, caught in `stop_on_signals`. A BaseException, because an
-    Exception would be caught on the way: Thread.start does, which breaks the thread just started.
+class Signalled(KeyboardInterrupt):
+    """Raised by a signal handler, caught in `stop_on_signals`. Not an Exception, which would be
+    caught on the way: Thread.start does, which breaks the thread just started.
     """
 
 
@@ -99,8 +100,10 @@ def stop_on_signals(output: Path) -> Iterator[None]:
         if time.monotonic() - first > SAME_STOP_S:
             leave_at_once(number)
 
-    before = {number: signal.signal(number, stop) for number in stop_signals()}
+    before: dict[int, Any] = {}
     try:
+        for handled in stop_signals():
+            before[handled] = signal.signal(handled, stop)
         yield
     except Signalled as name:
         raise Stopped(
@@ -110,6 +113,7 @@ def stop_on_signals(output: Path) -> Iterator[None]:
             do="run the same command again to continue",
         ) from None
     finally:
+        first = first or math.inf  # one that comes now is too late: the work is done
         for number, handler in before.items():
             signal.signal(number, handler)
 

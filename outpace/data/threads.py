@@ -14,7 +14,6 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from outpace.data.encode import Piece, Work, batches, encode
-from outpace.data.folder import Signalled
 from outpace.data.sources import Batch, Chunk
 
 STOP_S = 2
@@ -24,8 +23,6 @@ AHEAD = 64
 while the consumer hashes a finished shard."""
 MOST_HELD = 64 * 2**20
 """Approximate limit on the bytes of tokens waiting for the consumer."""
-INTERRUPTS = KeyboardInterrupt, Signalled
-"""Not errors of a piece: they end the consumer at once."""
 Task = tuple[int, Chunk, int]
 """(number of the chunk, the chunk, how many of its documents to skip)."""
 
@@ -141,7 +138,7 @@ class _Run:
         piece: Piece | BaseException
         try:
             piece = encode(chunk.chunk, batch[0], batch[1], self._work)
-        except INTERRUPTS:
+        except KeyboardInterrupt:  # not an error of the piece: it ends the consumer at once
             raise
         except BaseException as error:  # tiktoken's panics are not Exceptions
             piece = error
@@ -190,7 +187,7 @@ class _Run:
         fault: BaseException | None = None
         try:
             batch = next(chunk.batches, None)
-        except INTERRUPTS:
+        except KeyboardInterrupt:
             raise
         except BaseException as error:
             fault = error

@@ -7,6 +7,7 @@ import json
 import math
 import random
 import shutil
+import signal
 import threading
 import time
 from pathlib import Path
@@ -18,14 +19,14 @@ import pytest
 from conftest import files
 
 from outpace.cli.main import main
-from outpace.core.errors import DataError, StorageError, UsageError
+from outpace.core.errors import DataError, Stopped, StorageError, UsageError
 from outpace.data import encode as encode_module
 from outpace.data import nanogpt_split
 from outpace.data.decontaminate import Benchmark
 from outpace.data.encode import Work, encode_chunk
 from outpace.data.exports import EXPORTS
 from outpace.data.filters import parse_filter
-from outpace.data.folder import other_dataset
+from outpace.data.folder import Signalled, other_dataset, stop_on_signals
 from outpace.data.info import lengths_of, samples_of
 from outpace.data.prepare import PrepareOptions, prepare
 from outpace.data.seen import Seen
@@ -34,7 +35,7 @@ from outpace.data.sketch import NearDuplicates, sketch
 from outpace.data.sources import Batch
 from outpace.data.sources.files import FilesSource
 from outpace.data.sources.readers import Reading
-from outpace.data.threads import AHEAD, INTERRUPTS, ThreadEngine
+from outpace.data.threads import AHEAD, ThreadEngine
 
 from .helpers import Texts, prepared, read_documents, read_texts, texts_in
 
@@ -489,7 +490,7 @@ def test_a_panic_of_a_library_ends_the_work_and_does_not_hang_it(monkeypatch):
         run(ThreadEngine(2), [Slow("a", 3)])
 
 
-@pytest.mark.parametrize("interrupt", INTERRUPTS)
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, Signalled])
 def test_an_interrupt_of_the_consumer_at_work_waits_for_no_piece(monkeypatch, interrupt):
     """Faults come in their place. A signal's exception must not: another thread may hang."""
     consumer, hanging, let_go = threading.current_thread(), threading.Event(), threading.Event()
@@ -510,6 +511,32 @@ def test_an_interrupt_of_the_consumer_at_work_waits_for_no_piece(monkeypatch, in
         run(ThreadEngine(2), [Slow("a", 1000, 0.001)])
     assert not let_go_in_time
     let_go.set()
+
+
+def test_a_signal_while_the_handlers_are_set_stops_the_work(tmp_path, monkeypatch):
+    def signals():
+        yield signal.SIGUSR1
+        signal.raise_signal(signal.SIGUSR1)
+
+    monkeypatch.setattr("outpace.data.folder.stop_signals", signals)
+    before = signal.getsignal(signal.SIGUSR1)
+    with pytest.raises(Stopped, match="SIGUSR1"), stop_on_signals(tmp_path):
+        pass
+    assert signal.getsignal(signal.SIGUSR1) is before
+
+
+def test_a_signal_while_the_handlers_are_given_back_comes_too_late(tmp_path, monkeypatch):
+    monkeypatch.setattr("outpace.data.folder.stop_signals", lambda: [signal.SIGHUP, signal.SIGUSR1])
+    give_back = signal.signal
+    with stop_on_signals(tmp_path):
+
+        def interrupted(number, handler):
+            if number == signal.SIGHUP:
+                signal.raise_signal(signal.SIGUSR1)
+            return give_back(number, handler)
+
+        monkeypatch.setattr(signal, "signal", interrupted)
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
 
 
 def test_few_bytes_wait_for_a_slow_consumer(monkeypatch):
