@@ -91,12 +91,13 @@ def stop_on_signals(output: Path) -> Iterator[None]:
         yield
         return
     first: float | None = None
+    name = ""
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        nonlocal first
+        nonlocal first, name
         if first is None:
-            first = time.monotonic()
-            raise Signalled(signal.Signals(number).name)
+            first, name = time.monotonic(), signal.Signals(number).name
+            raise Signalled(name)
         if time.monotonic() - first > SAME_STOP_S:
             leave_at_once(number)
 
@@ -105,7 +106,10 @@ def stop_on_signals(output: Path) -> Iterator[None]:
         for handled in stop_signals():
             before[handled] = signal.signal(handled, stop)
         yield
-    except Signalled as name:
+    except BaseException:
+        if not name:
+            raise
+        # Whatever else it is by now: raised inside a library's lock, say, it comes out as an error.
         raise Stopped(
             "STOPPED",
             f"{name} received",

@@ -525,6 +525,15 @@ def test_a_signal_while_the_handlers_are_set_stops_the_work(tmp_path, monkeypatc
     assert signal.getsignal(signal.SIGUSR1) is before
 
 
+def test_a_signal_that_becomes_another_error_on_its_way_still_stops_the_work(tmp_path):
+    """threading's own locks do that when it comes between two of their lines."""
+    with pytest.raises(Stopped, match="SIGUSR1"), stop_on_signals(tmp_path):
+        try:
+            signal.raise_signal(signal.SIGUSR1)
+        finally:
+            threading.Lock().release()
+
+
 def test_a_signal_while_the_handlers_are_given_back_comes_too_late(tmp_path, monkeypatch):
     monkeypatch.setattr("outpace.data.folder.stop_signals", lambda: [signal.SIGHUP, signal.SIGUSR1])
     give_back = signal.signal
