@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from outpace.checkpoint import store
 from outpace.config.load import SetBy, to_toml
@@ -18,6 +19,7 @@ from outpace.core.errors import (
     STOPPED_RESUMABLE,
     DataError,
     OutpaceError,
+    RunInUse,
     StorageError,
     UsageError,
 )
@@ -110,6 +112,7 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str], stop: StopRequest) ->
         tell_of_others(config, folder, argv)
     environment = describe_environment(plan, machine)
     lock = None
+    looked_at = store.paths(folder.checkpoints)
     if ranks.is_main:
         check_startable(config, plan, folder, mixture, run_identity, environment)
         tell_of_other_code(folder)
@@ -140,7 +143,7 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str], stop: StopRequest) ->
         if ranks.is_main:
             tell_of_other_size(session)
             folder.create()
-            lock = folder.lock()
+            lock = _lock(folder, looked_at)
             store.sweep(folder.root)
             store.sweep(folder.checkpoints)
             was_finished = _is_finished(folder, plan)
@@ -186,6 +189,21 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str], stop: StopRequest) ->
                 session.loader.close()
                 if session.shard_check is not None:
                     session.shard_check.close()
+
+
+def _lock(folder: RunFolder, looked_at: list[Path]) -> FileLock:
+    """The run's lock. RunInUse if another process has it, or had it since `looked_at` were the
+    checkpoints, which is when it was decided that this command may continue from them."""
+    lock = folder.lock()
+    if store.paths(folder.checkpoints) != looked_at:
+        lock.release()
+        raise RunInUse(
+            "RUN-IN-USE",
+            f"another process has trained in {folder.root} while this one started",
+            kept="the run",
+            do="run the same command again",
+        )
+    return lock
 
 
 def _check_hellaswag(config: RunConfig, set_by: SetBy, plan: Plan, mixture: Mixture) -> None:

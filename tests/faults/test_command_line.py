@@ -313,6 +313,33 @@ def test_u4_a_second_run_in_the_same_folder_is_refused_and_the_first_unaffected(
     assert len(events(run, "started")) == 1
 
 
+def wait_before_the_lock(here: str) -> None:
+    """Say so, and go on when told to."""
+    create = RunFolder.create
+
+    def wait_and_create(self: RunFolder) -> None:
+        Path(here, "waiting").touch()
+        while not Path(here, "go on").exists():
+            time.sleep(0.01)
+        create(self)
+
+    RunFolder.create = wait_and_create  # type: ignore[method-assign]
+
+
+def test_a_run_that_another_process_trained_meanwhile_is_looked_at_again(tiny_dataset, tmp_path):
+    """Between the check of its settings and its lock lies the wait for the other processes."""
+    run, late = tmp_path / "r", ("--lr", "0.5")
+    second = train(tiny_dataset, tmp_path, *late, setup=wait_before_the_lock, args=(str(tmp_path),))
+    second.until((tmp_path / "waiting").exists)
+    assert train(tiny_dataset, tmp_path, steps=2).wait() == 0
+    before = tree(run)
+    (tmp_path / "go on").touch()
+    assert second.wait() == 8, second.err
+    assert "has trained in" in second.err.splitlines()[-1]
+    assert tree(run) == before
+    assert train(tiny_dataset, tmp_path, *late).wait() == 4, "the settings are refused now"
+
+
 def test_u5_after_kill_9_the_lock_is_free_and_the_status_says_killed(tiny_dataset, tmp_path):
     run = tmp_path / "r"
     first = train(tiny_dataset, tmp_path, "--save_every_steps", "2", steps=4000)
