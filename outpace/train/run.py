@@ -140,6 +140,7 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str], stop: StopRequest) ->
             watchdog=watchdog,
             fresh=not group.broadcast(will_resume(config, folder)),
         )
+        stop.listen()  # from here on a signal saves; before, there is nothing to save
         if ranks.is_main:
             tell_of_other_size(session)
             folder.create()
@@ -149,7 +150,6 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str], stop: StopRequest) ->
             was_finished = _is_finished(folder, plan)
             if not was_finished:
                 _write_start(session, set_by, machine, environment, argv)
-        stop.listen()  # from here on a signal saves; before, there is nothing to save
         watchdog.start()
         progress = resume(session, environment)
         progress.run = group.broadcast(progress.run)  # a new one was made up by each process

@@ -224,6 +224,14 @@ def test_s3_a_signal_while_the_last_samples_are_made(straight, tiny_dataset, tmp
     assert len(list(read_json_lines(run / "samples.jsonl"))) == 2
 
 
+def test_a_signal_as_soon_as_the_status_says_running_stops_resumable(tiny_dataset, tmp_path):
+    run = tmp_path / "run"
+    fault = Fault("open", "SIGUSR1", path="events.jsonl")
+    child = call(*command(tiny_dataset, run), cwd=tmp_path, faults=[fault])
+    assert child.code == 75, child.err
+    assert status(run)["state"] == "stopped"
+
+
 def test_s3_a_signal_while_the_report_is_written(straight, tiny_dataset, tmp_path):
     """The run is finished then, and stays so."""
     run = tmp_path / "run"
