@@ -171,6 +171,8 @@ def run(config: RunConfig, set_by: SetBy, argv: list[str], stop: StopRequest) ->
         known = distributed.lost_peer(error, ranks) or explain(error, folder.root)
         if group is not None:
             known = group.exchange_failure(known) or known
+        if session is not None:
+            session.saver.join()  # it writes STATUS.json, too
         if lock is not None:  # the run folder is ours to write in
             with contextlib.suppress(OSError, OutpaceError):  # its disk may be what failed
                 _write_failure(folder, known)

@@ -41,6 +41,7 @@ from outpace.checkpoint import store
 from outpace.checkpoint.saver import Saver
 from outpace.core.runfolder import RunFolder
 from outpace.data.loader import Loader
+from outpace.train import loop
 
 KILL_SEED = int(os.environ.get("KILL_SEED", "20260101"))
 
@@ -271,6 +272,28 @@ def test_k6_a_slow_writer_is_waited_for_by_the_next_save(tiny_dataset, tmp_path)
     assert child.code == 0, child.err
     order = [int(s) for s in re.findall(r"/\.tmp-(\d+)-", log.read_text())]
     assert order == sorted(order) and set(order) == set(range(1, 7))
+
+
+def fail_before_the_loop() -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    loop.Evaluation = fail  # type: ignore[assignment, misc]
+
+
+def test_a_run_that_fails_as_it_begins_waits_for_its_writer(tiny_dataset, tmp_path):
+    """Else the folder's next process begins, and sweeps, beside one that still writes there, and
+    STATUS.json at last says that it is running."""
+    assert call(*command(tiny_dataset, tmp_path / "first", steps=2), cwd=tmp_path).code == 0
+    [newest] = (tmp_path / "first").glob("checkpoints/step-00000002")
+    run, slow = tmp_path / "run", Fault("fsync", "sleep:1", 1, "/.tmp-2-")
+    argv = command(tiny_dataset, run, "--resume", str(newest), steps=4)  # saved in this run first
+    child = call(*argv, cwd=tmp_path, faults=[slow], setup=fail_before_the_loop)
+    assert child.code == 5, child.err
+    assert status(run)["state"] == "failed"
+    assert status(run)["last_verified_checkpoint"] == newest.name
+    assert_nothing_lost(run)
+    assert_left_clean(run)
 
 
 def test_k7_what_is_saved_is_what_was_there_when_the_save_began(tmp_path):
