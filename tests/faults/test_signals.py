@@ -254,6 +254,44 @@ def test_s3_a_signal_in_a_preparation_stops_resumable(tmp_path):
     verify_dataset(open_dataset(tmp_path / "data"))
 
 
+PYDOCS_OF_SITE = """
+import sys
+from pathlib import Path
+from outpace.cli.main import main
+from outpace.data.sources import pydocs
+pydocs._roots = lambda: [Path("site")]
+sys.exit(main(["prepare", "pydocs", "--tokenizer", "bytes", "--output", "data"]))
+"""
+
+
+def test_a_signal_while_files_are_parsed_does_not_wait_for_all_of_them(tmp_path):
+    """The first file and the last are pipes, whose readers wait until somebody writes."""
+    (tmp_path / "site").mkdir()
+    for i in range(1000):
+        (tmp_path / "site" / f"{i:04d}.py").write_text("")
+    first, last = (tmp_path / "site" / f"{name}.py" for name in ("0", "z"))
+    os.mkfifo(first)
+    os.mkfifo(last)
+    with subprocess.Popen(
+        [sys.executable, "-c", PYDOCS_OF_SITE], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            writer = None
+            while writer is None and process.poll() is None:
+                with contextlib.suppress(OSError):  # nobody reads it yet
+                    writer = os.open(first, os.O_WRONLY | os.O_NONBLOCK)
+                time.sleep(0.01)
+            process.send_signal(signal.SIGTERM)
+            assert process.stderr is not None and writer is not None
+            assert "STOPPED" in process.stderr.readline()
+            os.close(writer)
+            assert process.wait(60) == 75
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
 def test_s4_a_signal_before_the_first_step_leaves_nothing_half_made(
     straight, tiny_dataset, tmp_path, number

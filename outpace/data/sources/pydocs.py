@@ -17,17 +17,21 @@ import sys
 import sysconfig
 import threading
 import warnings
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from functools import cached_property
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
 from outpace.core.limits import usable_cores
+from outpace.core.signals import stop_signals
 from outpace.data.sources import WholeSource
 
 PACKAGE_LIMIT = 3_000_000
+AT_ONCE = 32
+"""Files that a worker parses at once."""
 SHORTEST = 40
 """Shorter docstrings, in characters, say too little to keep."""
 LONG_RUN = re.compile(r" {3,}")
@@ -70,7 +74,7 @@ class PydocsSource(WholeSource):
         # Spawned, because a fork would copy the locks that other threads happen to hold.
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, spawn, _start_worker) as pool:
-            parsed = pool.map(_docstrings, [f for _, f in self._files], chunksize=32)
+            parsed = _parse(pool, [file for _, file in self._files], 2 * workers)
             for (package, file), docstrings in zip(self._files, parsed, strict=True):
                 parts = [_module_name(file)]
                 for heading, text in docstrings:
@@ -84,6 +88,23 @@ class PydocsSource(WholeSource):
         return documents
 
 
+def _parse(pool: ProcessPoolExecutor, files: list[Path], most: int) -> Iterator[list[Docstring]]:
+    """The docstrings of each file. At most `most` batches are given to the workers at once: after
+    an interruption the interpreter waits until all that they were given is done."""
+    given = deque[Future[list[list[Docstring]]]]()
+    for first in range(0, len(files), AT_ONCE):
+        if len(given) == most:
+            yield from given.popleft().result()
+        given.append(pool.submit(_docstrings_of, files[first : first + AT_ONCE]))
+    for batch in given:
+        yield from batch.result()
+
+
+def _docstrings_of(files: list[Path]) -> list[list[Docstring]]:
+    """Runs in a worker."""
+    return [_docstrings(file) for file in files]
+
+
 def _roots() -> list[Path]:
     paths = sysconfig.get_paths()
     return list(dict.fromkeys(Path(paths[k]) for k in ("stdlib", "purelib", "platlib")))
@@ -92,7 +113,7 @@ def _roots() -> list[Path]:
 def _start_worker() -> None:
     """Leave signals to the parent and end when it ends; ignore warnings about other people's
     sources."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in stop_signals():
         signal.signal(number, signal.SIG_IGN)
     warnings.simplefilter("ignore")
     if parent := multiprocessing.parent_process():
