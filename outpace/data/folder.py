@@ -113,7 +113,7 @@ def stop_on_signals(output: Path) -> Iterator[None]:
         raise Stopped(
             "STOPPED",
             f"{name} received",
-            kept=f"the finished shards in {output}",
+            kept=f"what is finished in {output}",
             do="run the same command again to continue",
         ) from None
     finally:

@@ -7,6 +7,7 @@ usual, with an engine that takes the pieces from the files. The result has the s
 one process.
 """
 
+import contextlib
 import dataclasses
 import io
 import itertools
@@ -26,6 +27,7 @@ from outpace.core.files import sha256_json, storage_error
 from outpace.core.limits import usable_cores
 from outpace.core.log import note, warn
 from outpace.data.encode import Piece, Work
+from outpace.data.folder import stop_on_signals
 from outpace.data.prepare import PrepareOptions, prepare, work_of
 from outpace.data.shards import MANIFEST, Dataset
 from outpace.data.sources import Chunk, Source
@@ -91,7 +93,8 @@ def prepare_share(
         return dataset
     chunks = source.chunks()
     folder = output / PARTS / _key(source, chunks, work, options)
-    _write_parts(folder, chunks, range(rank, len(chunks), world_size), work, workers)
+    with stop_on_signals(output):
+        _write_parts(folder, chunks, range(rank, len(chunks), world_size), work, workers)
     missing = sum(not part_of(folder, number).exists() for number in range(len(chunks)))
     if missing and not (output / MANIFEST).exists():  # else another rank has merged just now
         note(
@@ -134,12 +137,12 @@ def _write_parts(
     ]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        pieces = ThreadEngine(workers or usable_cores())(tasks, work)
         left = iter(wanted)
-        for number, group in itertools.groupby(pieces, lambda found: found[0]):
-            for empty in itertools.takewhile(lambda n, at=number: n != at, left):  # type: ignore[misc]
-                write_part(part_of(folder, empty), [])
-            write_part(part_of(folder, number), (piece for _, piece in group))
+        with contextlib.closing(ThreadEngine(workers or usable_cores())(tasks, work)) as pieces:
+            for number, group in itertools.groupby(pieces, lambda found: found[0]):
+                for empty in itertools.takewhile(lambda n, at=number: n != at, left):  # type: ignore[misc]
+                    write_part(part_of(folder, empty), [])
+                write_part(part_of(folder, number), (piece for _, piece in group))
         for empty in left:
             write_part(part_of(folder, empty), [])
     except OSError as error:

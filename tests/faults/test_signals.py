@@ -254,6 +254,18 @@ def test_s3_a_signal_in_a_preparation_stops_resumable(tmp_path):
     verify_dataset(open_dataset(tmp_path / "data"))
 
 
+def test_a_signal_to_one_of_the_processes_that_share_a_preparation(tmp_path):
+    text = write_corpus(tmp_path / "text")
+    arguments = ["prepare", "files", "--input", str(text / "*.txt"), "--tokenizer", "bytes"]
+    shared = [*arguments, "--output", "data", "--world_size", "2", "--rank"]
+    fault = Fault("replace", "SIGTERM", path=".zip")
+    child = call(*shared, "0", cwd=tmp_path, faults=[fault])
+    assert child.code == 75, child.err
+    assert not list(tmp_path.glob("data/.parts/*/*.tmp"))
+    assert [call(*shared, rank, cwd=tmp_path).code for rank in "10"] == [0, 0]
+    verify_dataset(open_dataset(tmp_path / "data"))
+
+
 PYDOCS_OF_SITE = """
 import sys
 from pathlib import Path
