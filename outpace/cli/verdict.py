@@ -9,9 +9,9 @@ import tyro
 from outpace.config.load import parse_flags
 from outpace.config.ranges import Range
 from outpace.config.schema import HELLASWAG_PATH
-from outpace.core.errors import NotMet, UsageError
+from outpace.core.errors import NotMet, StorageError, UsageError
 from outpace.core.files import check_writable, replace_json
-from outpace.core.log import show, show_json
+from outpace.core.log import show, show_json, warn
 from outpace.core.runfolder import RunFolder
 
 
@@ -122,14 +122,21 @@ def run(argv: list[str]) -> int:
 
 
 def _tell(options: Options, record: dict[str, Any]) -> None:
-    folder = RunFolder(Path(options.model))
-    if folder.plan.is_file():
-        replace_json(folder.verdict, record)
-    if options.output:
-        replace_json(options.output, record)
     if options.json:
         show_json(record)
-        return
+    else:
+        _say(record)
+    folder = RunFolder(Path(options.model))
+    if folder.plan.is_file():
+        try:
+            replace_json(folder.verdict, record)
+        except StorageError as error:  # another user's run; scoring may have taken hours
+            warn(f"{error.what}; --output keeps the verdict elsewhere")
+    if options.output:
+        replace_json(options.output, record)
+
+
+def _say(record: dict[str, Any]) -> None:
     for comparison in record["comparisons"]:
         show(comparison["sentence"])
     for source in record["baseline"]["sources"]:

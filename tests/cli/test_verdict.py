@@ -168,6 +168,22 @@ def record_of_one(answered: Path, path: Path) -> Path:
     return path
 
 
+def test_an_answer_that_the_run_cannot_keep_is_told(
+    run: Run, folder: Path, shared: Path, tiny_gpt2: Path
+):
+    """As with another user's run: a folder in the way, because to root every folder is writable."""
+    model = Path(shutil.copytree(tiny_gpt2, folder / "run"))
+    (model / "plan.json").write_text("{}")
+    (model / "verdict.json").mkdir()
+    done = run("verdict", model, "--against", "published", "--protocol", "completion", "--limit",
+               "4", "--hellaswag_path", shared / "hellaswag" / "hellaswag_val.jsonl", "--device",
+               "cpu", "--output", folder / "out.json")  # fmt: skip
+    assert done.code == 0, done.err
+    assert "4 questions" in done.out
+    assert "warning: cannot write run/verdict.json" in done.err.replace(str(folder) + "/", "")
+    assert json.loads((folder / "out.json").read_text())["sentence"] in done.out
+
+
 def test_two_models_are_scored_once_and_the_run_keeps_the_answer(
     run: Run, folder: Path, shared: Path, tiny_gpt2: Path
 ):
