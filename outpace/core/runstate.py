@@ -42,6 +42,10 @@ def read_state(folder: RunFolder) -> JsonObject:
         status = {"state": "running", "reason": "it has no readable STATUS.json"}
     if status["state"] == "running" and not held:
         status |= {"state": INTERRUPTED, "reason": _why_gone(status)}
+        if any(folder.checkpoints.glob("step-*")):
+            status["reason"] += "; the same command continues it"
+        elif status.get("last_verified_checkpoint") is None:
+            status["reason"] += " before the first checkpoint; the same command starts again"
     status["held"] = held
     if status.get("resumable") and not any(folder.checkpoints.glob("step-*")):
         status["resumable"] = False  # the checkpoints were deleted since
@@ -133,14 +137,12 @@ def _why_gone(status: JsonObject) -> str:
     """Why a run that says it is running may have no process."""
     pid, host, boot = (status.get(key) for key in ("pid", "host", "boot_id"))
     if host not in (None, socket.gethostname()):
-        how = f"its process {pid} on {host} is gone"
-    elif boot not in (None, boot_id()):
-        how = "the machine was restarted"
-    elif pid is None:
-        how = "its process is gone"
-    else:
-        how = f"its process {pid} was killed (kill -9, or the system ran out of memory)"
-    return f"{how}; the same command continues it"
+        return f"its process {pid} on {host} is gone"
+    if boot not in (None, boot_id()):
+        return "the machine was restarted"
+    if pid is None:
+        return "its process is gone"
+    return f"its process {pid} was killed (kill -9, or the system ran out of memory)"
 
 
 def _is_alive(status: JsonObject) -> bool:

@@ -68,6 +68,12 @@ def load_model(reference: str, device: torch.device) -> LoadedModel:
         return _loaded(*openai.read_folder(path), device, reference)
     if checkpoint := store.latest(RunFolder(path).checkpoints, set_aside=False):
         return _from_checkpoint(checkpoint, device)
+    if RunFolder(path).plan.is_file():
+        raise CheckpointError(
+            "NO-MODEL",
+            f"the run in {reference} has no whole checkpoint",
+            do=f"let it save one; outpace status {reference} shows how far it is",
+        )
     raise CheckpointError(
         "NO-MODEL",
         f"{reference} holds neither a checkpoint nor a GPT-2 of Hugging Face or OpenAI"

@@ -2,6 +2,7 @@
 they, and a report, change nothing they are not asked to."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,27 @@ def test_a_stopped_run_says_so_and_continues_to_the_same_weights(run, tiny, fini
         json.loads((p / "STATUS.json").read_text()) for p in (Path("r"), finished)
     )  # fmt: skip
     assert mine["weights_sha256"] == theirs["weights_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("saved", "then"), [(True, "continues it"), (False, "starts again"), (None, "")]
+)
+def test_what_a_killed_run_does_next_depends_on_what_it_saved(saved, then, run, done):
+    """None: what it saved is gone, so that its command is refused."""
+    record = json.loads((done / "STATUS.json").read_text())
+    record |= {"state": "running", "resumable": bool(saved)}
+    if saved is False:
+        record["last_verified_checkpoint"] = None
+    if not saved:
+        shutil.rmtree(done / "checkpoints")
+    (done / "STATUS.json").write_text(json.dumps(record))
+    told = run("status", "run").out
+    assert told.startswith("run: interrupted")
+    assert ("the same command" in told) == bool(then) and then in told
+    if not saved:
+        missing = run("sample", "run")
+        assert missing.code == 4
+        assert "the run in run has no whole checkpoint" in missing.error
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"3", b"{}", b"\xff\xfe"])

@@ -105,7 +105,7 @@ def test_a_line_cut_by_a_crash_is_left_out(tmp_path: Path) -> None:
     assert "Validation loss so far" in text
     assert "It was still running at its last record" in text
     text = text_of(page([load_run(root)]))  # once its process is gone
-    assert "still running" not in text and "the same command continues it" in text
+    assert "still running" not in text and "its process 4242 on node7 is gone" in text
 
 
 @pytest.mark.parametrize("kept", ["plan.json", "STATUS.json", "metrics.jsonl", "config.toml"])
