@@ -50,7 +50,7 @@ FRAME = re.compile(r"^╭.*╮$|^╰.*╯$|^│ ?| ?│$", re.MULTILINE)
 RULE = re.compile(r"^ *[─-]{20,} *$", re.MULTILINE)
 """Between the parts of a box. In ASCII it has no frame, and one under its title."""
 MISSING = re.compile(r"^( *)Missing from (.*):")
-SWITCHED = re.compile(r"Unrecognized options: (true|false|yes|no|on|off)", re.IGNORECASE)
+SWITCHED = re.compile(r"Unrecognized options: (true|false|yes|no|on|off|0|1)", re.IGNORECASE)
 TYPES = re.compile(
     r"Error parsing (--\w+): no type matching (\S+) could be instantiated from \[(.*)\]\."
 )

@@ -72,7 +72,10 @@ def print_plan(
         f"{gib(plan.predicted_memory_bytes)} of tensors"
     )
     for choice in plan.choices:
-        reason(f"  {choice.setting} = {choice.value}: {choice.reason}")
+        value = choice.value
+        if isinstance(value, bool):  # as its flag takes it
+            value = "on" if value else "off"
+        reason(f"  {choice.setting} = {value}: {choice.reason}")
     for warning in plan.warnings:
         warn(warning)
     if folder is not None:

@@ -1,6 +1,7 @@
 """Data, models and run folders that cannot be used: one line, the exit code, nothing changed."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -241,6 +242,14 @@ def test_a_context_beyond_a_pretrained_models_positions_is_refused(refused, tiny
     error = refused(2, "CONTEXT", *TRAIN, "--init_from", pretrained, "--context", "65").error
     assert "--context 65 is beyond the 64 positions" in error
     assert "--context 64 or less" in error
+
+
+def test_a_plan_gives_its_choices_as_the_flags_take_them(run, tiny):
+    planned = run(*PLAN).out
+    assert "  deterministic = on: " in planned
+    flags = re.findall(r"^  (\w+) = (\S+?)(?: \(\w+\))?: ", planned, re.MULTILINE)
+    again = run(*PLAN, *(word for setting, value in flags for word in (f"--{setting}", value)))
+    assert again.code == 0, again.err
 
 
 def test_a_pretrained_model_of_another_shape_is_refused(refused, tiny, pretrained):

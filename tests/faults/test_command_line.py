@@ -176,8 +176,9 @@ def test_u2_what_is_missing_is_told_by_name_alone(refused):
     assert "outpace verdict needs MODEL;" in refused(2, "FLAGS", "verdict").error
 
 
-def test_u2_a_switch_that_is_given_a_value_says_how_it_is_written(refused):
-    error = refused(2, "FLAGS", *TRAIN, "--use_flash_attention", "True").error
+@pytest.mark.parametrize("value", ["True", "1"])
+def test_u2_a_switch_that_is_given_a_value_says_how_it_is_written(value, refused):
+    error = refused(2, "FLAGS", *TRAIN, "--use_flash_attention", value).error
     assert "a switch takes no value" in error and "--no_NAME" in error
 
 
