@@ -165,5 +165,5 @@ def damaged(path: Path, what: str) -> DataError:
     return DataError(
         "DATA-DAMAGED",
         f"{path}: {what}",
-        do=f"{DELETE} and prepare it again",
+        do=f"restore it from a copy, or {DELETE} and prepare it again",
     )

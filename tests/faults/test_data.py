@@ -829,6 +829,12 @@ def test_a_dataset_is_not_prepared_into_a_run(run, resumable):
     assert tree(resumable) == before
 
 
+def test_p6_of_a_dataset_that_was_moved_the_remedy_is_not_only_to_delete_it(refused, folder, tiny):
+    (tiny / "val_000000.bin").rename(folder / "elsewhere.bin")
+    error = refused("DATA-DAMAGED", *train(folder / "run", tiny)).error
+    assert "val_000000.bin: No such file or directory; do: restore it from a copy, or " in error
+
+
 def test_p6_a_shard_missing_from_the_sequence_is_refused(refused, folder):
     write_corpus(folder / "text", 30)
     argv = [*prepare_files("text"), "--shard_tokens", "3000"]
