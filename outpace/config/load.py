@@ -191,7 +191,9 @@ def _with_recipe(schema: type[RunConfig], recipe: str) -> tuple[RunConfig, set[s
     for section, settings in _read_toml(recipe).items():
         if section == "recipe":
             continue
-        if section not in sections or not isinstance(settings, dict):
+        if not isinstance(settings, dict):
+            raise _fault(recipe, f"{section!r} is in no section{_hint(section, sections)}")
+        if section not in sections:
             raise _fault(recipe, f"no section [{section}]{nearest(section, sections)}")
         kinds = get_type_hints(type(sections[section]))
         for name, value in settings.items():
