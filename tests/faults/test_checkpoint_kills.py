@@ -275,7 +275,7 @@ def test_k6_a_slow_writer_is_waited_for_by_the_next_save(tiny_dataset, tmp_path)
 
 
 def fail_before_the_loop() -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     loop.Evaluation = fail  # type: ignore[assignment, misc]

@@ -31,5 +31,6 @@ def test_the_plan_says_which_of_several_datasets_the_validation_loss_leaves_out(
     mixture = Mock(where="a,b", unigram_entropy=1.0, shares=[0.5, 0.5])
     mixture.datasets = [dataset("a", 0), dataset("b", 90)]
     mixture.tokens.return_value, mixture.passes.return_value = 1800, [1.0, 1.0]
-    _, a, b = data_line(mixture, Mock(max_tokens=1800)).splitlines()
+    plan = Mock(max_tokens=1800, bos_aligned=False)
+    _, a, b = data_line(mixture, plan).splitlines()
     assert "none of it is in the validation loss" in a and "validation" not in b
