@@ -44,7 +44,6 @@ def ladder(r: Result) -> str:
     gone = [row for row in r["rungs"] if "tokens_per_second" not in row]
     missing = r["skipped"] | {row["name"]: _why(row) for row in gone}
     left_out = "; ".join(f"`{k}`: {v}" for k, v in missing.items())
-    sharp = " from weights with sharp attention" if "score_std" in r else ""
     without = [row for row in r["leave_one_out"] if "tokens_per_second" in row]
     top = _top(r)
     worth = [
@@ -60,7 +59,7 @@ def ladder(r: Result) -> str:
         f"{'; '.join(numbers) or 'Neither number was measured'}.",
         f"{_model(r)}. Each rung adds a few flags to the rungs above it and runs in its own "
         f"process; {_windows(rows)}. Drift is the loss after {r['drift_steps']} steps on the "
-        f"same batches{sharp}, minus that of the first rung.",
+        "same batches, minus that of the first rung.",
         table(
             ("rung", "what", "tokens/s", "times", "step, ms (p20, p80)", "memory", "drift"),
             [

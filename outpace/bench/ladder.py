@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from outpace.bench.one_rung import SCORE_STD, RungJob
+from outpace.bench.one_rung import RungJob
 from outpace.bench.result import RESULTS, check_writable, write_result
 from outpace.bench.rungs import (
     BY_DEVICE,
@@ -245,7 +245,6 @@ def _body(
         "parameters": parameters(c.shape),
         "threads": torch.get_num_threads(),
         "drift_steps": c.drift_steps,
-        "score_std": SCORE_STD,
         "window_s": c.window_s,
         "minutes": c.minutes,
         "dataset": {"name": c.dataset.name, "fingerprint": c.dataset.fingerprint},
