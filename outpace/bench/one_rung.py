@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -20,7 +20,6 @@ from outpace.bench.result import spread
 from outpace.config.load import load
 from outpace.core.errors import DataError, OutOfMemory, UsageError
 from outpace.core.files import replace_json
-from outpace.model.gpt2 import GPT2, Block
 from outpace.ops.fastest import synchronise
 from outpace.optim.schedules import multiplier as lr_multiplier
 from outpace.runtime.distributed import Group, Ranks
@@ -33,8 +32,6 @@ from outpace.train.step import TooLarge, train_step
 
 MOST_STEPS = 1 << 40
 KERNELS = 15
-SCORE_STD = 3.0
-"""Standard deviation of the attention scores at the beginning of the compared steps."""
 
 
 @dataclass(frozen=True)
@@ -98,23 +95,11 @@ class Stepper:
         self.batches.close()
 
 
-@torch.no_grad()
-def sharpen(model: GPT2) -> None:
-    """Widen q, k and v until the scores have a standard deviation of SCORE_STD. With GPT-2's own
-    initial weights they are nearly 0, each token sees the mean of the others, and after 50 steps a
-    wrong scale, or no causal mask, has changed the loss hardly more than bf16 does."""
-    for block in cast(list[Block], model.h):
-        weight = block.attn.c_attn.weight  # (3C, C)
-        weight.mul_(math.sqrt(SCORE_STD / weight.size(1)) / weight.std())
-
-
 def measure(job: RungJob) -> dict[str, Any]:
     """The result; `skipped` with the reason if this machine cannot run the setting."""
     losses: list[float] = []
     try:
         stepper = Stepper(job.drift_argv or job.argv)
-        if job.drift_argv is not None:
-            sharpen(stepper.trainable.model)
         first_step_s = stepper.seconds(1)
         if job.drift_argv is not None:
             losses = [*stepper.losses, *stepper.run(job.drift_steps - 1)]
